@@ -1,0 +1,1 @@
+"""SimMIM, masked image modelling, in JAX/Flax."""

@@ -1,0 +1,1 @@
+"""Encoders, the pixel decoder and the classifier, as Flax Linen modules."""
