@@ -34,8 +34,8 @@ class MetricWriter:
 
     `metrics.jsonl` has one JSON object a line, which always has "step". A value
     that is not finite is written as null: JSON has no NaN. TensorBoard files go to
-    `<workdir>/tensorboard` when tensorboardX is installed, and to Weights & Biases
-    when `wandb` asks for it.
+    `<workdir>/tensorboard` when tensorboardX is installed; Weights & Biases gets
+    them too when `wandb` asks for it.
 
     A resumed run leaves the file that an uninterrupted one would have left: lines
     after `resume_step`, and a last line cut short by a crash, are dropped. With
@@ -89,7 +89,7 @@ class MetricWriter:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append `values` (numbers, or arrays with one element) for `step`."""
+        """Append `values` (numbers or scalar arrays) for `step`."""
         if not self._is_main:
             return
         numbers = {name: float(value) for name, value in values.items()}
@@ -132,7 +132,7 @@ class MetricWriter:
             width = shutil.get_terminal_size().columns - 1
             done = step / max(self._total_steps, 1)
             line = _fit(f"{self._title} {done:4.0%}", done, fields, width)
-            self._stream.write("\r" + line.ljust(len(self._live_line)))
+            self._stream.write("\r" + line.ljust(len(self._live_line))[:width])
             self._stream.flush()
             self._live_line = line
             return

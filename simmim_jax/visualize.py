@@ -53,7 +53,7 @@ def reconstruction_grid(
       images: uint8[n h w c]; of more than three channels the first three are shown,
         of fewer their mean, in grey.
       masks: bool[n h w], True = masked.
-      reconstructions: float[n h w c], 0..255; clipped to that range.
+      reconstructions: float[n h w c], 0..255; clipped to that range, NaN black.
       path: the file to write; its folder is created.
 
     Returns: the path. Raises ValueError for shapes other than these.
