@@ -1,0 +1,91 @@
+"""Names and layouts of the official PyTorch code, and ours.
+
+Official: github.com/microsoft/SimMIM (models/vision_transformer.py, models/simmim.py).
+Our parameters carry the official names but for what this page renames.
+"""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+# Ours -> official, in order; paths are joined by "/".
+_RENAMES = (
+    (r"/qkv_kernel$", "/qkv/weight"),
+    (r"/(kernel|scale)$", "/weight"),
+    (r"\bpatch_embed/", "patch_embed/proj/"),
+    (r"\bblocks_(\d+)", r"blocks/\1"),
+    (r"^decoder/", "decoder/0/"),
+)
+# Official buffers, which follow from the shapes.
+_BUFFERS = ("relative_position_index",)
+
+
+def official_name(path: str, *, classifier: bool) -> str:
+    """Official name of the parameter at `path`, such as `encoder/blocks_0/norm1/scale`.
+
+    Only pre-training models keep the `encoder.` prefix.
+    """
+    if classifier:
+        path = path.removeprefix("encoder/")
+    for pattern, replacement in _RENAMES:
+        path = re.sub(pattern, replacement, path)
+    return path.replace("/", ".")
+
+
+def to_official(params: Mapping) -> dict[str, np.ndarray]:
+    """Our parameters -> official state dict, without its index buffers.
+
+    Kernels become weights: linear (in out) -> (out in), convolutions HWIO -> OIHW, the
+    decoder's -> a 1x1 convolution's.
+    """
+    flat = flatten_dict(params, sep="/")
+    classifier = "decoder/kernel" not in flat
+    state = {}
+    for path, leaf in flat.items():
+        value = np.asarray(leaf)
+        if path.endswith("kernel"):
+            value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+        if path == "decoder/kernel":
+            value = value[:, :, None, None]
+        name = official_name(path, classifier=classifier)
+        state[name] = np.ascontiguousarray(value)
+    return state
+
+
+def from_official(state: Mapping[str, np.ndarray], like: Mapping) -> dict:
+    """Official state dict -> parameters in the structure of `like`.
+
+    like: parameters of our model, or their shapes (`jax.eval_shape`). The inverse of
+    `to_official`, bit for bit. ValueError that lists every name missing in `state`,
+    unknown to the model, or of another shape.
+    """
+    flat = flatten_dict(like, sep="/")
+    classifier = "decoder/kernel" not in flat
+    params, problems, used = {}, [], set()
+    for path, leaf in flat.items():
+        name = official_name(path, classifier=classifier)
+        used.add(name)
+        if name not in state:
+            problems.append(f"{name} is missing")
+            continue
+        value = np.asarray(state[name])
+        if path == "decoder/kernel":
+            value = value[:, :, 0, 0]
+        if path.endswith("kernel"):
+            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+        if value.shape != leaf.shape:
+            problems.append(f"{name} gives {value.shape}, expected {leaf.shape}")
+        params[path] = value
+    problems += [
+        f"{name} is not in the model"
+        for name in state
+        if name not in used and name.rsplit(".", 1)[-1] not in _BUFFERS
+    ]
+    if problems:
+        raise ValueError(
+            "The checkpoint does not fit the model; check its size and position "
+            "settings in config.model:\n  " + "\n  ".join(problems)
+        )
+    return unflatten_dict(params, sep="/")

@@ -1,0 +1,39 @@
+"""An encoder with a linear classification head."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from simmim_jax.models.layers import Linear, scaled, truncated_normal
+
+# The official head starts this close to zero (`init_scale`).
+HEAD_SCALE = 0.001
+
+
+class Classifier(nn.Module):
+    """Pools the encoder's tokens and classifies them (official fine-tuning models).
+
+    pool: "mean" averages the patch tokens, "cls" takes the class token.
+    pool_norm: normalise what was pooled (`fc_norm`), for encoders without final norm.
+    """
+
+    encoder: nn.Module
+    num_classes: int
+    pool: str = "mean"
+    pool_norm: bool = True
+    norm_eps: float = 1e-6
+
+    def layer_id(self, path: tuple[str, ...]) -> int:
+        """Layer of a parameter, as the encoder counts them; the head's is the last."""
+        return self.encoder.layer_id(path[1:] if path[0] == "encoder" else path)
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """images: float[b h w c], normalised -> float32[b num_classes], logits."""
+        encoded = self.encoder(images, train=train)
+        features = encoded.cls if self.pool == "cls" else encoded.grid.mean((1, 2))
+        features = features.astype(jnp.float32)
+        if self.pool_norm:
+            features = nn.LayerNorm(self.norm_eps, name="fc_norm")(features)
+        init = scaled(truncated_normal(), HEAD_SCALE)
+        return Linear(self.num_classes, init, name="head")(features)

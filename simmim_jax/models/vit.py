@@ -1,0 +1,275 @@
+"""The Vision Transformer of SimMIM (BEiT's blocks; official `VisionTransformer`)."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from simmim_jax.models.attention import attention
+from simmim_jax.models.layers import (
+    DropPath,
+    Initializer,
+    Linear,
+    Mlp,
+    PatchEmbed,
+    scaled,
+    truncated_normal,
+)
+
+
+class Encoded(NamedTuple):
+    """What an encoder returns: patch features on their grid, and the class token."""
+
+    grid: jax.Array  # float[b h w d]
+    cls: jax.Array | None  # float[b d]; None where the encoder has no class token
+
+
+def relative_position_index(height: int, width: int) -> np.ndarray:
+    """Row of the bias table for every (query, key), the class token being number 0.
+
+    returns: int[1+h*w 1+h*w]. Rows of the table: (2h-1)(2w-1) offsets between patches,
+    then class-to-patch, patch-to-class and class-to-class (BEiT; official
+    `RelativePositionBias`).
+    """
+    offsets = (2 * height - 1) * (2 * width - 1)
+    y, x = np.divmod(np.arange(height * width), width)
+    dy = y[:, None] - y[None, :] + height - 1
+    dx = x[:, None] - x[None, :] + width - 1
+    index = np.empty((1 + height * width,) * 2, np.int32)
+    index[1:, 1:] = dy * (2 * width - 1) + dx
+    index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
+    return index
+
+
+def relative_position_bias(
+    module: nn.Module, num_heads: int, grid: tuple[int, int]
+) -> jax.Array:
+    """A learned bias for every head and offset between tokens: a parameter of `module`.
+
+    returns: float32[heads n n] for n = 1+h*w tokens, all zero at first.
+    """
+    height, width = grid
+    table = module.param(
+        "relative_position_bias_table",
+        nn.initializers.zeros,
+        ((2 * height - 1) * (2 * width - 1) + 3, num_heads),
+    )
+    index = relative_position_index(height, width)
+    return rearrange(table[index], "q k heads -> heads q k")
+
+
+class SharedRelativePositionBias(nn.Module):
+    """One table for all blocks."""
+
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, grid: tuple[int, int]) -> jax.Array:
+        """As `relative_position_bias`."""
+        return relative_position_bias(self, self.num_heads, grid)
+
+
+class Attention(nn.Module):
+    """Self-attention whose keys have no bias; the query scale is in the weights."""
+
+    num_heads: int
+    qkv_bias: bool
+    rel_pos_bias: bool
+    kernel_init: Initializer
+    out_init: Initializer
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        bias: jax.Array | None,
+        scale: jax.Array | None,
+        batch: int,
+        grid: tuple[int, int],
+    ) -> jax.Array:
+        """x: float[b*n d]; bias: float[heads n n]; scale: float[d], LayerScale."""
+        width = x.shape[-1]
+        kernel = self.param("qkv_kernel", self.kernel_init, (width, 3 * width))
+        query_scale = jnp.concatenate(
+            [jnp.full(width, (width // self.num_heads) ** -0.5), jnp.ones(2 * width)]
+        )
+        qkv = x @ (kernel * query_scale).astype(self.dtype)
+        if self.qkv_bias:
+            q_bias = self.param("q_bias", nn.initializers.zeros, (width,))
+            v_bias = self.param("v_bias", nn.initializers.zeros, (width,))
+            qkv_bias = jnp.concatenate([q_bias, jnp.zeros(width), v_bias])
+            qkv += (qkv_bias * query_scale).astype(self.dtype)
+        if self.rel_pos_bias:
+            own = relative_position_bias(self, self.num_heads, grid)
+            bias = own if bias is None else bias + own
+        x = attention(qkv, bias, batch=batch, num_heads=self.num_heads)
+        return Linear(width, self.out_init, dtype=self.dtype, name="proj")(x, scale)
+
+
+class Block(nn.Module):
+    """x += drop_path(γ₁·attention(norm(x))); x += drop_path(γ₂·mlp(norm(x)))."""
+
+    num_heads: int
+    mlp_ratio: float
+    qkv_bias: bool
+    rel_pos_bias: bool
+    layer_scale: float | None
+    drop_path_rate: float
+    norm_eps: float
+    kernel_init: Initializer
+    out_init: Initializer
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        bias: jax.Array | None,
+        batch: int,
+        grid: tuple[int, int],
+        train: bool,
+    ) -> jax.Array:
+        """x: float[b*n d]; bias: float[heads n n], shared by all blocks -> as x."""
+        width = x.shape[-1]
+
+        def gamma(name: str) -> jax.Array | None:
+            if self.layer_scale is None:
+                return None
+            init = nn.initializers.constant(self.layer_scale)
+            return self.param(name, init, (width,))
+
+        def norm(name: str) -> nn.LayerNorm:
+            return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name=name)
+
+        attend = Attention(
+            self.num_heads,
+            self.qkv_bias,
+            self.rel_pos_bias,
+            self.kernel_init,
+            self.out_init,
+            self.dtype,
+            name="attn",
+        )
+        mlp = Mlp(
+            int(width * self.mlp_ratio),
+            self.kernel_init,
+            self.out_init,
+            self.dtype,
+            name="mlp",
+        )
+        drop_path = DropPath(self.drop_path_rate)
+        branch = attend(norm("norm1")(x), bias, gamma("gamma_1"), batch, grid)
+        x = x + drop_path(branch, batch, train)
+        branch = mlp(norm("norm2")(x), gamma("gamma_2"))
+        return x + drop_path(branch, batch, train)
+
+
+class ViT(nn.Module):
+    """Vision Transformer with a mask token; any image size, any number of channels.
+
+    The defaults are the official pre-training ViT-B/16. Its classifier has a table a
+    block (`use_rel_pos_bias`), no final norm where tokens are averaged, and no cut of
+    the initial weights.
+    """
+
+    patch_size: tuple[int, int] = (16, 16)
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    use_abs_pos_emb: bool = False
+    use_rel_pos_bias: bool = False  # one table for each block
+    use_shared_rel_pos_bias: bool = True  # one table for all of them
+    layer_scale: float | None = 0.1  # initial value; None: no LayerScale
+    drop_path_rate: float = 0.0  # of the last block; rises linearly from 0
+    final_norm: bool = True
+    norm_eps: float = 1e-6
+    init_cut: float = 1.0  # initial weights are cut at this many standard deviations
+    dtype: jnp.dtype = jnp.float32  # of activations and products; parameters: float32
+
+    def layer_id(self, path: tuple[str, ...]) -> int:
+        """Layer of an encoder parameter, for layer-wise learning-rate decay.
+
+        0 for embeddings, i+1 for block i, depth+1 for the rest, which moves with the
+        head (official `get_vit_layer`).
+        """
+        if path[0] in ("cls_token", "pos_embed", "mask_token", "patch_embed"):
+            return 0
+        if path[0].startswith("blocks_"):
+            return int(path[0].removeprefix("blocks_")) + 1
+        return self.depth + 1
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, mask: jax.Array | None = None, train: bool = False
+    ) -> Encoded:
+        """images: float[b h w c], normalised; mask: bool[b h/p w/q], True = masked.
+
+        Masked patches are replaced by the mask token after the patch embedding and
+        before positions; every token goes through every block. `train` turns on drop
+        path (rng stream `drop_path`). ValueError where sizes do not divide.
+        """
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim={self.embed_dim} does not divide into "
+                f"num_heads={self.num_heads}: choose a multiple."
+            )
+        kernel_init = truncated_normal(self.init_cut)
+        patches = PatchEmbed(
+            self.patch_size,
+            self.embed_dim,
+            kernel_init,
+            dtype=self.dtype,
+            name="patch_embed",
+        )(images)
+        batch, height, width, _ = patches.shape
+        token_shape = (1, 1, self.embed_dim)
+        tokens = rearrange(patches, "b h w d -> b (h w) d")
+        if mask is not None:
+            if mask.shape != (batch, height, width):
+                raise ValueError(
+                    f"mask has shape {mask.shape}, expected {(batch, height, width)}: "
+                    "one value for each patch."
+                )
+            mask_token = self.param("mask_token", kernel_init, token_shape)
+            masked = rearrange(mask, "b h w -> b (h w) 1")
+            tokens = jnp.where(masked, mask_token.astype(self.dtype), tokens)
+        cls_token = self.param("cls_token", kernel_init, token_shape).astype(self.dtype)
+        cls_token = jnp.broadcast_to(cls_token, (batch, 1, self.embed_dim))
+        tokens = jnp.concatenate([cls_token, tokens], axis=1)
+        if self.use_abs_pos_emb:
+            pos_shape = (1, tokens.shape[1], self.embed_dim)
+            pos_embed = self.param("pos_embed", kernel_init, pos_shape)
+            tokens += pos_embed.astype(self.dtype)
+
+        bias = None
+        if self.use_shared_rel_pos_bias:
+            shared = SharedRelativePositionBias(self.num_heads, name="rel_pos_bias")
+            bias = shared((height, width))
+        x = rearrange(tokens, "b n d -> (b n) d")
+        drop_path_rates = np.linspace(0, self.drop_path_rate, self.depth)
+        for i in range(self.depth):
+            x = Block(
+                self.num_heads,
+                self.mlp_ratio,
+                self.qkv_bias,
+                self.use_rel_pos_bias,
+                self.layer_scale,
+                float(drop_path_rates[i]),
+                self.norm_eps,
+                kernel_init,
+                # Keeps the variance of the residual stream level with depth (BEiT).
+                scaled(kernel_init, (2 * (i + 1)) ** -0.5),
+                self.dtype,
+                name=f"blocks_{i}",
+            )(x, bias, batch, (height, width), train)
+        if self.final_norm:
+            x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
+        tokens = rearrange(x, "(b n) d -> b n d", b=batch)
+        grid = rearrange(tokens[:, 1:], "b (h w) d -> b h w d", h=height)
+        return Encoded(grid, tokens[:, 0])

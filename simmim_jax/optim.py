@@ -1,0 +1,139 @@
+"""AdamW as the official code groups and schedules it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = Any
+# (step, scale) -> learning rate; `scale` multiplies the peak, not the floors.
+Schedule = Callable[[jax.Array | int, float], jax.Array]
+
+# Recipes give learning rates for this batch size and scale them linearly.
+REFERENCE_BATCH = 512
+
+
+def learning_rate(
+    *,
+    decay: str,
+    peak: float,
+    warmup_lr: float,
+    min_lr: float,
+    total_steps: int,
+    warmup_steps: int,
+    milestones: Sequence[int] = (),
+    official: bool,
+) -> Schedule:
+    """Linear warm-up, then "cosine", "multistep" or "constant".
+
+    Multistep divides the rate by ten at each milestone.
+
+    `official` reproduces two habits of the official code: a rate is applied one update
+    late, and the cosine counts from step 0, so that the rate jumps down where the
+    warm-up ends. Otherwise rates are on time and the cosine starts after the warm-up.
+    Floors are absolute: layer-wise decay scales the peak only (official
+    `build_scheduler`).
+    """
+
+    def schedule(step: jax.Array | int, scale: float = 1.0) -> jax.Array:
+        t = jnp.maximum(step - 1, 0) if official else jnp.asarray(step)
+        top = peak * scale
+        warm = warmup_lr + t * (top - warmup_lr) / max(warmup_steps, 1)
+        if decay == "cosine":
+            start = 0 if official else warmup_steps
+            progress = (t - start) / max(total_steps - start, 1)
+            rate = min_lr + (top - min_lr) * (1 + jnp.cos(jnp.pi * progress)) / 2
+        elif decay == "multistep":
+            passed = sum((t >= milestone) * 1 for milestone in milestones)
+            rate = top * 0.1**passed
+        elif decay == "constant":
+            rate = top
+        else:
+            raise ValueError(
+                f"config.optim.decay={decay!r}: expected 'cosine', 'multistep' or "
+                "'constant'."
+            )
+        return jnp.where(t < warmup_steps, warm, rate)
+
+    return schedule
+
+
+def path_names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The names along a jax key path."""
+    return tuple(key.key for key in path)
+
+
+def decay_mask(params: Params, groups: str) -> Params:
+    """True for the parameters that weight decay applies to.
+
+    Matrices decay; biases, norms, LayerScale, the class token and absolute positions do
+    not. "official" also decays the mask token and relative position tables: the
+    official code means to spare them, but its keywords never match ("intended").
+    """
+    spared = {"cls_token", "pos_embed"}
+    if groups == "intended":
+        spared |= {"mask_token", "relative_position_bias_table"}
+    elif groups != "official":
+        raise ValueError(
+            f"config.optim.decay_groups={groups!r}: expected 'official' or 'intended'."
+        )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, p: p.ndim > 1 and path_names(path)[-1] not in spared, params
+    )
+
+
+def layer_scales(
+    params: Params, layer_id: Callable[[tuple[str, ...]], int], decay: float
+) -> Params:
+    """Factor on the peak learning rate of every parameter: decay^(layers to the head).
+
+    layer_id: maps the names on a parameter's path to its layer, embeddings being 0.
+    """
+    ids = jax.tree_util.tree_map_with_path(
+        lambda path, _: layer_id(path_names(path)), params
+    )
+    top = max(jax.tree.leaves(ids))
+    return jax.tree.map(lambda i: decay ** (top - i), ids)
+
+
+def scale_by_schedule(
+    schedule: Schedule, scales: Params
+) -> optax.GradientTransformation:
+    """Turns a direction into a step: times minus each parameter's learning rate."""
+
+    def update(updates, state, params=None):
+        del params
+        rates = {s: schedule(state.count, s) for s in set(jax.tree.leaves(scales))}
+        updates = jax.tree.map(lambda u, s: -rates[s] * u, updates, scales)
+        return updates, optax.ScaleByScheduleState(count=state.count + 1)
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+    return optax.GradientTransformation(init, update)
+
+
+def adamw(
+    schedule: Schedule,
+    *,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    clip_norm: float,
+    mask: Params,
+    scales: Params,
+) -> optax.GradientTransformation:
+    """AdamW with decoupled decay, after clipping gradients to a global L2 norm.
+
+    clip_norm 0 does not clip. mask: `decay_mask`; scales: `layer_scales`.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.scale_by_adam(b1, b2, eps),
+        optax.add_decayed_weights(weight_decay, mask),
+        scale_by_schedule(schedule, scales),
+    )

@@ -1,0 +1,56 @@
+"""One mesh for everything, from one CPU to a pod, and where arrays lie on it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+# Smaller parameters stay whole on every device: gathering them costs more than it saves.
+MIN_FSDP_SIZE = 2**18
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """A ("data", "fsdp") mesh over all devices; -1 takes what the other axis leaves."""
+    devices = jax.device_count()
+    shape = [data, fsdp]
+    if -1 in shape:
+        shape[shape.index(-1)] = devices // abs(data * fsdp)
+    if shape[0] * shape[1] != devices:
+        raise ValueError(
+            f"config.mesh asks for data={data} x fsdp={fsdp} devices, but there are "
+            f"{devices}: the product must be that number (-1 takes the rest)."
+        )
+    return jax.make_mesh(tuple(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Splits the first axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def state_sharding(state: Any, mesh: Mesh) -> Any:
+    """Shardings for a tree of shapes: large arrays split over "fsdp", the rest whole.
+
+    An array is split along its largest axis that divides. Optimiser moments have the
+    shapes of their parameters, and so lie where those do.
+    """
+    fsdp = mesh.shape["fsdp"]
+
+    def spec(array: jax.ShapeDtypeStruct) -> NamedSharding:
+        axes: list[str | None] = [None] * array.ndim
+        divisible = [i for i, n in enumerate(array.shape) if n % fsdp == 0]
+        if fsdp > 1 and array.size >= MIN_FSDP_SIZE and divisible:
+            axes[max(divisible, key=lambda i: array.shape[i])] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return jax.tree.map(spec, state)
+
+
+def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's part of a batch -> arrays over all devices of all processes."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }

@@ -1,0 +1,166 @@
+"""Pure step functions: (state, batch) -> (state, metrics). No files, no globals.
+
+Everything random in a step comes from fold_in(key(seed), step) and a purpose, so that
+a run repeats itself on any number of devices and after any restart.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from einops import rearrange
+
+from simmim_jax import augment, losses, masking
+from simmim_jax.models.classifier import Classifier
+from simmim_jax.models.simmim import SimMIM
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+# Draws a batch's flips and masks: (batch, key) -> inputs of the loss.
+Prepare = Callable[[Batch, jax.Array], Batch]
+# (params, inputs, key of dropped paths) -> loss, metrics.
+Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training changes."""
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+
+
+def purpose(key: jax.Array, name: str) -> jax.Array:
+    """A key of its own for each named use of randomness."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    prepare: Prepare,
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    seed: int,
+    accumulation: int = 1,
+) -> tuple[TrainState, Metrics]:
+    """One update of the parameters.
+
+    accumulation: the batch is worked through in so many parts, one after the other, to
+    need less memory; masks and gradient clipping are those of the whole batch.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    inputs = prepare(batch, key)
+    grad = jax.value_and_grad(loss, has_aux=True)
+
+    def part(carry, xs):
+        inputs, key = xs
+        (_, metrics), grads = grad(state.params, inputs, key)
+        return jax.tree.map(jnp.add, carry, (grads, metrics)), None
+
+    if accumulation == 1:
+        (_, metrics), grads = grad(state.params, inputs, purpose(key, "drop_path"))
+    else:
+        # Sample i goes to part i % accumulation: no sample leaves its device.
+        parts = jax.tree.map(
+            lambda x: rearrange(x, "(b a) ... -> a b ...", a=accumulation), inputs
+        )
+        keys = jax.random.split(purpose(key, "drop_path"), accumulation)
+        first = jax.tree.map(lambda x: x[0], (parts, keys))
+        zero = jax.tree.map(
+            jnp.zeros_like, jax.eval_shape(lambda xs: part(0, xs), first)
+        )
+        del zero
+        shapes = jax.eval_shape(grad, state.params, *first)
+        carry = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0][1])
+        )
+        total, _ = jax.lax.scan(part, carry, (parts, keys))
+        grads, metrics = jax.tree.map(lambda x: x / accumulation, total)
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics |= {"grad_norm": optax.tree.norm(grads)}
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+def pretrain_prepare(
+    *,
+    patch_size: tuple[int, int],
+    mask_unit: tuple[int, int],
+    mask_ratio: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    flip: bool,
+) -> Prepare:
+    """Flips, normalises and draws a mask for each image.
+
+    mask_unit: height and width in pixels of what is hidden together.
+    """
+    unit = (mask_unit[0] // patch_size[0], mask_unit[1] // patch_size[1])
+
+    def prepare(batch: Batch, key: jax.Array) -> Batch:
+        images = batch["image"]
+        grid = (images.shape[1] // patch_size[0], images.shape[2] // patch_size[1])
+        if flip:
+            images = augment.random_flip(purpose(key, "flip"), images)
+        mask = masking.random_mask(
+            purpose(key, "mask"), len(images), grid, unit, mask_ratio
+        )
+        return {"image": augment.normalize(images, mean, std), "mask": mask}
+
+    return prepare
+
+
+def pretrain_loss(model: SimMIM, train: bool = True) -> Loss:
+    """Masked L1 between the image and its reconstruction."""
+
+    def loss(params: Any, inputs: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        images, mask = inputs["image"], inputs["mask"]
+        prediction = model.apply(
+            {"params": params}, images, mask, train, rngs={"drop_path": key}
+        )
+        pixels = masking.upsample(mask, *images.shape[1:3])
+        value, _ = losses.masked_l1(prediction, images, pixels)
+        return value, {"loss": value}
+
+    return loss
+
+
+def finetune_prepare(
+    *,
+    num_classes: int,
+    label_smoothing: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    flip: bool,
+) -> Prepare:
+    """Flips, normalises and smooths labels."""
+
+    def prepare(batch: Batch, key: jax.Array) -> Batch:
+        images = batch["image"]
+        if flip:
+            images = augment.random_flip(purpose(key, "flip"), images)
+        targets = losses.smooth_labels(batch["label"], num_classes, label_smoothing)
+        return {"image": augment.normalize(images, mean, std), "target": targets}
+
+    return prepare
+
+
+def finetune_loss(model: Classifier) -> Loss:
+    """Cross-entropy with soft targets."""
+
+    def loss(params: Any, inputs: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        logits = model.apply(
+            {"params": params}, inputs["image"], True, rngs={"drop_path": key}
+        )
+        value = losses.cross_entropy(logits, inputs["target"]).mean()
+        return value, {"loss": value}
+
+    return loss
