@@ -103,8 +103,9 @@ def _check_raw(image: np.ndarray, channels: int) -> np.ndarray:
     if image.ndim == 2:
         image = image[:, :, None]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
+        dimensions = " ".join(map(str, image.shape))
         raise ValueError(
-            f"A raw image is {image.dtype}{list(image.shape)}: expected "
+            f"A raw image is {image.dtype}[{dimensions}]: expected "
             f"uint8[h w {channels}] since channels={channels}. Set channels to what "
             "the data has, or convert the data."
         )
