@@ -218,6 +218,7 @@ def subset(source: Source, num_labels: int, seed: int) -> Source:
 
 def _parse(dataset: str) -> tuple[str, str]:
     """Split into ("bundled" | "tfds" | "folder", the rest)."""
+    _check_local("dataset", dataset)
     prefix, colon, name = dataset.partition(":")
     if colon and prefix in ("bundled", "tfds") and name:
         return prefix, name
@@ -232,6 +233,14 @@ def _parse(dataset: str) -> tuple[str, str]:
         f"dataset={dataset!r} is not a directory: {expected}. Bundled are "
         f"{', '.join(_BUNDLED)}."
     )
+
+
+def _check_local(field: str, path: str) -> None:
+    if "://" in path:
+        raise ValueError(
+            f"{field}={path!r} is not a local path: data is read through the file "
+            "system. Mount the bucket (Cloud Storage: gcsfuse) and name its folder."
+        )
 
 
 # ---- Bundled -------------------------------------------------------------------------
@@ -458,6 +467,7 @@ def _find_prepared(name: str, split: str, data_dir: str) -> str:
 
     TFDS itself would try to download what is missing, for minutes.
     """
+    _check_local("data_dir", data_dir)
     name, _, version = name.partition(":")
     data_dir = os.path.expanduser(
         data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
@@ -522,7 +532,7 @@ def _open_tfds(folder: str, split: str) -> TfdsSource:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(folder)
-    features = builder.info.features
+    features = dict(builder.info.features.items())
     image_keys = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
     if not image_keys:
         raise ValueError(
