@@ -21,7 +21,9 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
             f"config.mesh asks for data={data} x fsdp={fsdp} devices, but there are "
             f"{devices}: the product must be that number (-1 takes the rest)."
         )
-    return jax.make_mesh(tuple(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh(
+        tuple(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -56,32 +56,27 @@ def train_step(
     need less memory; masks and gradient clipping are those of the whole batch.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    inputs = prepare(batch, key)
-    grad = jax.value_and_grad(loss, has_aux=True)
+    inputs, key = prepare(batch, key), purpose(key, "drop_path")
 
-    def part(carry, xs):
-        inputs, key = xs
-        (_, metrics), grads = grad(state.params, inputs, key)
-        return jax.tree.map(jnp.add, carry, (grads, metrics)), None
+    def gradients(inputs: Batch, key: jax.Array) -> tuple[Any, Metrics]:
+        grads, metrics = jax.grad(loss, has_aux=True)(state.params, inputs, key)
+        return grads, metrics
 
     if accumulation == 1:
-        (_, metrics), grads = grad(state.params, inputs, purpose(key, "drop_path"))
+        grads, metrics = gradients(inputs, key)
     else:
         # Sample i goes to part i % accumulation: no sample leaves its device.
         parts = jax.tree.map(
             lambda x: rearrange(x, "(b a) ... -> a b ...", a=accumulation), inputs
         )
-        keys = jax.random.split(purpose(key, "drop_path"), accumulation)
-        first = jax.tree.map(lambda x: x[0], (parts, keys))
-        zero = jax.tree.map(
-            jnp.zeros_like, jax.eval_shape(lambda xs: part(0, xs), first)
+        keys = jax.random.split(key, accumulation)
+        shapes = jax.eval_shape(jax.vmap(gradients), parts, keys)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape[1:], s.dtype), shapes)
+        total, _ = jax.lax.scan(
+            lambda total, xs: (jax.tree.map(jnp.add, total, gradients(*xs)), None),
+            zeros,
+            (parts, keys),
         )
-        del zero
-        shapes = jax.eval_shape(grad, state.params, *first)
-        carry = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0][1])
-        )
-        total, _ = jax.lax.scan(part, carry, (parts, keys))
         grads, metrics = jax.tree.map(lambda x: x / accumulation, total)
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -99,7 +99,7 @@ def build(arch: dict) -> SimMIM | Classifier:
         use_abs_pos_emb=arch["use_abs_pos_emb"],
         use_rel_pos_bias=arch["use_rel_pos_bias"],
         use_shared_rel_pos_bias=arch["use_shared_rel_pos_bias"],
-        layer_scale=arch["init_values"],
+        layer_scale=arch["init_values"] or 0.0,
         drop_path_rate=arch["drop_path_rate"],
         final_norm=not arch["use_mean_pooling"],
         norm_eps=arch["norm_eps"],

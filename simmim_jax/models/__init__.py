@@ -1,1 +1,35 @@
 """Encoders, the pixel decoder and the classifier, as Flax Linen modules."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from simmim_jax.models.classifier import Classifier
+from simmim_jax.models.simmim import SimMIM
+from simmim_jax.models.vit import ViT
+
+ENCODERS: dict[str, type[nn.Module]] = {"vit": ViT}
+
+
+def build_encoder(name: str, **fields: Any) -> nn.Module:
+    """The encoder of that name, with the fields of its class."""
+    if name not in ENCODERS:
+        raise ValueError(
+            f"config.model.name={name!r}: expected one of {sorted(ENCODERS)}."
+        )
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return ENCODERS[name](**fields)
+
+
+def build_simmim(*, dtype: str, **encoder: Any) -> SimMIM:
+    """The pre-training model around an encoder; dtype: that of its activations."""
+    return SimMIM(build_encoder(**encoder, dtype=jnp.dtype(dtype)), jnp.dtype(dtype))
+
+
+def build_classifier(
+    *, num_classes: int, pool: str, pool_norm: bool, dtype: str, **encoder: Any
+) -> Classifier:
+    """The fine-tuning model around an encoder."""
+    encoder_module = build_encoder(**encoder, dtype=jnp.dtype(dtype))
+    return Classifier(encoder_module, num_classes, pool, pool_norm)

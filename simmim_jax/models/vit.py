@@ -117,7 +117,7 @@ class Block(nn.Module):
     mlp_ratio: float
     qkv_bias: bool
     rel_pos_bias: bool
-    layer_scale: float | None
+    layer_scale: float
     drop_path_rate: float
     norm_eps: float
     kernel_init: Initializer
@@ -137,7 +137,7 @@ class Block(nn.Module):
         width = x.shape[-1]
 
         def gamma(name: str) -> jax.Array | None:
-            if self.layer_scale is None:
+            if not self.layer_scale:
                 return None
             init = nn.initializers.constant(self.layer_scale)
             return self.param(name, init, (width,))
@@ -185,7 +185,7 @@ class ViT(nn.Module):
     use_abs_pos_emb: bool = False
     use_rel_pos_bias: bool = False  # one table for each block
     use_shared_rel_pos_bias: bool = True  # one table for all of them
-    layer_scale: float | None = 0.1  # initial value; None: no LayerScale
+    layer_scale: float = 0.1  # initial value; 0: no LayerScale
     drop_path_rate: float = 0.0  # of the last block; rises linearly from 0
     final_norm: bool = True
     norm_eps: float = 1e-6

@@ -1,0 +1,179 @@
+"""What pre-training and fine-tuning configs share: every field, its default, its reason.
+
+A config file starts from one of these and changes what its run needs. Lengths of time
+are texts: "800 epochs", "1000 steps" or "500000 examples".
+"""
+
+from ml_collections import ConfigDict
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _base(mode: str) -> ConfigDict:
+    """Fields of both modes."""
+    config = ConfigDict()
+    config.mode = mode
+    # Everything random follows from it: weights, order of the data, crops, masks.
+    config.seed = 0
+    # Type of activations and matrix products: "bfloat16" or "float32". Parameters,
+    # optimiser, norms' statistics, softmax and losses are float32 in any case.
+    config.dtype = "bfloat16"
+    # How long to train.
+    config.duration = "100 epochs"
+
+    config.mesh = ConfigDict()
+    # Devices along which the batch is split; -1 takes all that the other axis leaves.
+    config.mesh.data = -1
+    # Devices along which large parameters and their moments are split as well.
+    config.mesh.fsdp = 1
+
+    config.data = ConfigDict()
+    # A folder of images, "tfds:NAME", or "bundled:NAME".
+    config.data.dataset = "tfds:imagenet2012"
+    # Where TFDS keeps prepared sets; "" is ~/tensorflow_datasets.
+    config.data.data_dir = ""
+    # Split to train on; for TFDS also a slice, "train[:10%]".
+    config.data.train_split = "train"
+    # Split to evaluate on.
+    config.data.eval_split = "validation"
+    # Images a step, over all devices of all hosts.
+    config.data.batch_size = 2048
+    # Height and width that the model sees, in pixels.
+    config.data.image_size = (224, 224)
+    # Channels of an image: 3 for colour, 1 for grey; any number for raw arrays.
+    config.data.channels = 3
+    # Random crops cover this share of an image's area; (): the whole image.
+    config.data.crop_scale = (0.67, 1.0)
+    # Width to height of a random crop.
+    config.data.crop_ratio = (3 / 4, 4 / 3)
+    # Resampling of crops to train on: "bilinear" or "bicubic".
+    config.data.interpolation = "bilinear"
+    # Evaluation resizes the short side to image_size / eval_crop, then crops the centre.
+    config.data.eval_crop = 224 / 256
+    # Mirror half of the images left to right.
+    config.data.flip = True
+    # Mean and standard deviation of pixels in 0..1, one a channel.
+    config.data.mean = IMAGENET_MEAN
+    config.data.std = IMAGENET_STD
+    # Processes that decode images; 0: threads of the main process.
+    config.data.num_workers = 0
+    # Threads that decode images, in each process.
+    config.data.num_threads = 8
+
+    config.optim = ConfigDict()
+    # Learning rates are for a batch of 512 and scale with data.batch_size.
+    config.optim.lr = 1e-4
+    # Where the linear warm-up starts.
+    config.optim.warmup_lr = 5e-7
+    # Where the cosine ends.
+    config.optim.min_lr = 0.0
+    # Length of the warm-up.
+    config.optim.warmup = "10 epochs"
+    # After the warm-up: "cosine", "multistep" or "constant".
+    config.optim.decay = "cosine"
+    # "multistep" divides the learning rate by ten at each of these.
+    config.optim.milestones = ()
+    # "official": rates one update late, cosine counted from step 0, as the published
+    # runs had it. "plain": on time, cosine counted from the end of the warm-up.
+    config.optim.schedule = "official"
+    # AdamW.
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.999
+    config.optim.eps = 1e-8
+    config.optim.weight_decay = 0.05
+    # "official" decays the mask token and relative position tables, as the official
+    # code does without meaning to; "intended" spares them.
+    config.optim.decay_groups = "official"
+    # Gradients are clipped to this global norm; 0: not.
+    config.optim.clip_norm = 5.0
+    # Work through a batch in so many parts, for less memory.
+    config.optim.accumulation = 1
+
+    # A line of metrics.jsonl every so often.
+    config.log_every = "50 steps"
+    # Evaluate, and save a checkpoint, every so often.
+    config.eval_every = "10 epochs"
+    # Save a checkpoint every so often between evaluations.
+    config.checkpoint_every = "1 epochs"
+    # Last checkpoints to keep, beside the best one.
+    config.keep_checkpoints = 3
+    # Send metrics to Weights & Biases (pip install wandb).
+    config.wandb = False
+    return config
+
+
+def _vit_base() -> ConfigDict:
+    """Fields of the ViT that both models have: ViT-B/16, 86M parameters."""
+    model = ConfigDict()
+    model.name = "vit"
+    # Height and width of a patch, in pixels.
+    model.patch_size = (16, 16)
+    # Width of the residual stream.
+    model.embed_dim = 768
+    model.depth = 12
+    model.num_heads = 12
+    # Width of the MLP, in embed_dim.
+    model.mlp_ratio = 4.0
+    # Biases of queries and values.
+    model.qkv_bias = True
+    # Learned absolute positions, added to the tokens.
+    model.use_abs_pos_emb = False
+    # Initial value of LayerScale; 0: no LayerScale.
+    model.layer_scale = 0.1
+    # Chance that the last block's residual branches are dropped; earlier ones less.
+    model.drop_path_rate = 0.1
+    model.norm_eps = 1e-6
+    return model
+
+
+def pretrain() -> ConfigDict:
+    """The official ViT-B/16 pre-training (SimMIM's simmim_pretrain__vit_base)."""
+    config = _base("pretrain")
+    config.model = _vit_base()
+    # Relative position bias: a table for each block, or one that all blocks share.
+    config.model.use_rel_pos_bias = False
+    config.model.use_shared_rel_pos_bias = True
+    # Normalise the encoder's output.
+    config.model.final_norm = True
+    # Initial weights are cut at this many standard deviations.
+    config.model.init_cut = 1.0
+
+    config.mask = ConfigDict()
+    # Height and width of what is hidden together, in pixels.
+    config.mask.unit_size = (32, 32)
+    # Share of units that are hidden, rounded up to whole units.
+    config.mask.ratio = 0.6
+
+    # Reconstructions drawn at each evaluation.
+    config.pictures = 8
+    return config
+
+
+def finetune() -> ConfigDict:
+    """The official ViT-B/16 fine-tuning (SimMIM's simmim_finetune__vit_base)."""
+    config = _base("finetune")
+    # Workdir or checkpoint of a pre-training run; "": from scratch.
+    config.init_from = ""
+    config.data.crop_scale = (0.08, 1.0)
+    config.data.interpolation = "bicubic"
+    # Train on this many examples, equally many a class; 0: on all.
+    config.data.num_labels = 0
+    config.model = _vit_base()
+    config.model.use_rel_pos_bias = True
+    config.model.use_shared_rel_pos_bias = False
+    config.model.final_norm = False
+    config.model.init_cut = float("inf")
+    # Classify the "mean" of the patch tokens or the "cls" token.
+    config.model.pool = "mean"
+    # Normalise what was pooled.
+    config.model.pool_norm = True
+    config.optim.lr = 1.25e-3
+    config.optim.warmup_lr = 2.5e-7
+    config.optim.min_lr = 2.5e-7
+    config.optim.warmup = "20 epochs"
+    # Each layer's peak learning rate is this times that of the layer above it.
+    config.optim.layer_decay = 0.65
+    # Share of each target that is spread over all classes.
+    config.label_smoothing = 0.1
+    return config

@@ -1,0 +1,157 @@
+"""Checkpoints of a run: written in the background, whole or not at all, by Orbax.
+
+A checkpoint has four items: `params`, `optimizer` (step and moments), `data` (where the
+input stream was) and `meta` (the config, the versions, the classes).
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+ITEMS = ("params", "optimizer", "data", "meta")
+# Stored with the metrics of a checkpoint: more is better.
+_QUALITY = "quality"
+
+
+def _quality(metrics: Mapping[str, float]) -> float:
+    return metrics[_QUALITY]
+
+
+class Checkpointer:
+    """Saves and restores the checkpoints of one run, in <workdir>/checkpoints.
+
+    Keeps the last `keep` and the best by the metric `best` ("max" or "min" of it).
+    """
+
+    def __init__(self, workdir: str | Path, *, keep: int, best: str, mode: str) -> None:
+        self._best, self._sign = best, {"max": 1, "min": -1}[mode]
+        preserve = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(keep),
+                policies.BestN(
+                    n=1, get_metric_fn=_quality, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            Path(workdir).absolute() / "checkpoints",
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preserve,
+                best_fn=_quality,  # without it, Orbax does not store metrics
+                cleanup_tmp_directories=True,
+            ),
+            item_names=ITEMS,
+        )
+
+    def steps(self) -> list[int]:
+        """Steps that have a whole checkpoint, in order."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step whose metrics were best, None where none has metrics."""
+        rated = {
+            step: _quality(metrics)
+            for step in self.steps()
+            if (metrics := self._manager.metrics(step))
+        }
+        return max(rated, key=rated.__getitem__) if rated else None
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """What evaluation gave at `step`; empty where it did not run."""
+        metrics = dict(self._manager.metrics(step) or {})
+        metrics.pop(_QUALITY, None)
+        return metrics
+
+    def save(
+        self,
+        step: int,
+        *,
+        params: Any,
+        optimizer: Any,
+        data: dict[str, Any],
+        meta: dict[str, Any],
+        metrics: Mapping[str, float] | None,
+    ) -> None:
+        """Starts to write a checkpoint; arrays may be changed once this returns."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                optimizer=ocp.args.StandardSave(optimizer),
+                data=ocp.args.JsonSave(data),
+                meta=ocp.args.JsonSave(meta),
+            ),
+            metrics=metrics and {**metrics, _QUALITY: self._sign * metrics[self._best]},
+            force=True,
+        )
+
+    def restore(
+        self, step: int, *, params: Any, optimizer: Any
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """Reads params, optimizer and data position.
+
+        params, optimizer: trees of shapes with the shardings to restore onto, which may
+        differ from those at the time of writing.
+        """
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(params),
+                optimizer=ocp.args.StandardRestore(optimizer),
+                data=ocp.args.JsonRestore(),
+            ),
+        )
+        return restored.params, restored.optimizer, restored.data
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for pending writes and stops the threads behind them."""
+        self._manager.close()
+
+
+def load(path: str | Path) -> tuple[dict, dict[str, Any]]:
+    """Parameters (numpy, on the host) and meta of a run or of one checkpoint.
+
+    path: a workdir, for its best checkpoint or else its last, or a folder
+    <workdir>/checkpoints/<step>. FileNotFoundError where there is none.
+    """
+    path = Path(path).expanduser().absolute()
+    if not (path / "params").is_dir():
+        path = _best_or_last(path)
+    with ocp.PyTreeCheckpointer() as reader:
+        like = reader.metadata(path / "params").item_metadata
+        restore_args = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like.tree
+        )
+        params = reader.restore(path / "params", restore_args=restore_args)
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return params, reader.restore(path / "meta")
+
+
+def _best_or_last(workdir: Path) -> Path:
+    folder = workdir / "checkpoints"
+    steps = [
+        p for p in folder.glob("*") if p.name.isdigit() and (p / "params").is_dir()
+    ]
+    if not steps:
+        raise FileNotFoundError(
+            f"no checkpoint in '{workdir}': expected the workdir of a run, with "
+            "checkpoints/<step>/ in it, or one of those step folders."
+        )
+
+    def rank(step: Path) -> tuple[float, int]:
+        file = step / "metrics" / "metrics"
+        metrics = json.loads(file.read_text()) if file.exists() else {}
+        return metrics.get(_QUALITY, -math.inf), int(step.name)
+
+    return max(steps, key=rank)

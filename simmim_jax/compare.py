@@ -1,0 +1,94 @@
+"""Is it worth it? Pre-train, then fine-tune with and without it, side by side."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from simmim_jax import train_loop, visualize
+from simmim_jax.finetune import finetune
+from simmim_jax.metrics import read_metrics
+from simmim_jax.predict import Predictor
+from simmim_jax.pretrain import pretrain
+
+PREDICTIONS = 8
+
+
+def compare(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs config.pretrain, then config.finetune from scratch and from what it learned.
+
+    Each goes on with what lies in its folder of `workdir`. Prints a table and returns
+    what it also writes to <workdir>/summary.json; accuracies are those of the last
+    step, not of the best one, since no further images are held out to choose it by.
+    """
+    begin = time.perf_counter()
+    pretrain(config.pretrain, workdir / "pretrain")
+    scratch = finetune(config.finetune, workdir / "scratch")
+    restored = ConfigDict(config.finetune)
+    restored.init_from = str(workdir / "pretrain")
+    simmim = finetune(restored, workdir / "simmim")
+    if jax.process_index():
+        return {}
+    pictures = sorted((workdir / "pretrain" / "reconstructions").glob("*.png"))
+    summary = {
+        "scratch_top1": scratch.last["top1"],
+        "simmim_top1": simmim.last["top1"],
+        "labels": config.finetune.data.num_labels,
+        "seconds": round(time.perf_counter() - begin, 1),
+        "reconstructions": str(pictures[-1]) if pictures else None,
+        "curves": str(draw_curves(workdir)),
+        "predictions": str(draw_predictions(restored, workdir)),
+    }
+    train_loop.write_json(workdir / "summary.json", summary)
+    print(
+        f"\n{summary['labels']:,} labels           top-1 accuracy\n"
+        f"from scratch       {summary['scratch_top1']:.1%}\n"
+        f"with SimMIM        {summary['simmim_top1']:.1%}\n"
+    )
+    for name in ("reconstructions", "curves", "predictions"):
+        print(f"{name:<17}  {summary[name]}")
+    print(f"{'summary':<17}  {workdir / 'summary.json'}")
+    return summary
+
+
+def draw_curves(workdir: Path) -> Path:
+    """Losses of pre-training and accuracies of both fine-tunings, in one picture."""
+
+    def curve(run: str, metric: str) -> tuple[list[int], list[float]]:
+        lines = read_metrics(workdir / run / "metrics.jsonl")
+        points = [(line["step"], line[metric]) for line in lines if metric in line]
+        return [step for step, _ in points], [value for _, value in points]
+
+    runs = {"from scratch": "scratch", "with SimMIM": "simmim"}
+    panels = {
+        "Pre-training: masked L1": {
+            "training": curve("pretrain", "loss"),
+            "held out": curve("pretrain", "eval_loss"),
+        },
+        "Fine-tuning: cross-entropy": {
+            name: curve(run, "loss") for name, run in runs.items()
+        },
+        "Fine-tuning: top-1 on held-out images": {
+            name: curve(run, "top1") for name, run in runs.items()
+        },
+    }
+    return visualize.curves(panels, workdir / "curves.png")
+
+
+def draw_predictions(config: ConfigDict, workdir: Path) -> Path:
+    """What the SimMIM classifier says of some held-out images."""
+    source = train_loop.open_split(config, config.data.eval_split)
+    predictor = Predictor.load(workdir / "simmim")
+    chosen = np.random.default_rng(config.seed).choice(
+        len(source), min(PREDICTIONS, len(source)), replace=False
+    )
+    examples = [source[int(i)] for i in chosen]
+    images = np.stack([predictor.prepare(example["image"]) for example in examples])
+    names, probabilities = predictor.top(predictor(images))
+    true_names = [predictor.class_names[example["label"]] for example in examples]
+    return visualize.prediction_grid(
+        images, names, probabilities, workdir / "predictions.png", true_names
+    )

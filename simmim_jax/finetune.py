@@ -1,0 +1,112 @@
+"""Fine-tuning: teach a pre-trained encoder, or a fresh one, to classify."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from simmim_jax import augment, checkpoint, losses, sharding, steps, train_loop
+from simmim_jax.data.pipeline import EvalBatches
+from simmim_jax.data.sources import Source, subset
+from simmim_jax.models import build_classifier
+from simmim_jax.models.classifier import Classifier
+from simmim_jax.transfer import transfer
+
+
+def finetune(config: ConfigDict, workdir: Path) -> train_loop.Trained:
+    """Fine-tunes as `config` says, or goes on with what lies in `workdir`."""
+    source = train_loop.open_split(config, config.data.train_split)
+    class_names = check_classes(config, source)
+    if config.data.num_labels:
+        source = subset(source, config.data.num_labels, config.seed)
+    held_out = train_loop.open_split(config, config.data.eval_split)
+    model = build_classifier(
+        num_classes=len(class_names), dtype=config.dtype, **config.model
+    )
+    images = jnp.zeros((1, *config.data.image_size, config.data.channels))
+    task = train_loop.Task(
+        source=source,
+        init=lambda key: model.init(key, images)["params"],
+        prepare=steps.finetune_prepare(
+            num_classes=len(class_names),
+            label_smoothing=config.label_smoothing,
+            mean=config.data.mean,
+            std=config.data.std,
+            flip=config.data.flip,
+        ),
+        loss=steps.finetune_loss(model),
+        evaluate=evaluation(config, model, train_loop.eval_pass(config, held_out)),
+        best="top1",
+        mode="max",
+        layer_id=model.layer_id,
+        layer_decay=config.optim.layer_decay,
+        restore=functools.partial(restore, config.init_from)
+        if config.init_from
+        else None,
+        meta={"class_names": list(class_names)},
+    )
+    return train_loop.train(config, workdir, task)
+
+
+def check_classes(config: ConfigDict, source: Source) -> tuple[str, ...]:
+    """The names of the classes; ValueError where there are none to learn."""
+    if len(source.class_names) < 2:
+        raise ValueError(
+            f"config.data.dataset={config.data.dataset!r} has classes "
+            f"{list(source.class_names)}: fine-tuning needs labelled images of at "
+            "least two classes, such as a folder with a sub-folder for each."
+        )
+    return source.class_names
+
+
+def restore(init_from: str, params: Any) -> Any:
+    """`params` with the encoder of a pre-training run; prints what became of it."""
+    pretrained, meta = checkpoint.load(init_from)
+    restored, report = transfer(pretrained, params)
+    if jax.process_index() == 0:
+        print(f"from {init_from} (step {meta['step']}):\n{report}")
+    return restored
+
+
+def evaluation(
+    config: ConfigDict, model: Classifier, batches: EvalBatches
+) -> Callable[[Any, int], dict[str, float]]:
+    """(params, step) -> {"top1", "top5", "eval_loss"} over exactly the held-out images.
+
+    top1 and top5 are shares in 0..1; top5 is left out below six classes.
+    """
+    mesh = sharding.make_mesh(**config.mesh)
+
+    @functools.partial(jax.jit, out_shardings=jax.NamedSharding(mesh, jax.P()))
+    def totals(params: Any, batch: steps.Batch) -> dict[str, jax.Array]:
+        images = augment.normalize(batch["image"], config.data.mean, config.data.std)
+        logits = model.apply({"params": params}, images)
+        labels, weight = batch["label"], batch["weight"]
+        _, best = jax.lax.top_k(logits, min(5, model.num_classes))
+        hits = best == labels[:, None]
+        loss = losses.cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[1]))
+        sums = {
+            "top1": hits[:, 0] * weight,
+            "top5": hits.any(1) * weight,
+            "eval_loss": loss * weight,
+            "examples": weight,
+        }
+        return jax.tree.map(jnp.sum, sums)
+
+    def evaluate(params: Any, step: int) -> dict[str, float]:
+        del step
+        results = [
+            totals(params, sharding.to_devices(batch, mesh)) for batch in batches
+        ]
+        sums = jax.tree.map(lambda *x: float(np.sum(x)), *jax.device_get(results))
+        examples = sums.pop("examples")
+        if model.num_classes < 6:
+            sums.pop("top5")
+        return {name: total / examples for name, total in sums.items()}
+
+    return evaluate

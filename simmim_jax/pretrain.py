@@ -1,0 +1,109 @@
+"""Pre-training: learn to predict the pixels of what is hidden."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from simmim_jax import augment, losses, masking, sharding, steps, train_loop, visualize
+from simmim_jax.data.pipeline import EvalBatches
+from simmim_jax.models import build_simmim
+from simmim_jax.models.simmim import SimMIM
+
+
+def pretrain(config: ConfigDict, workdir: Path) -> train_loop.Trained:
+    """Pre-trains as `config` says, or goes on with what lies in `workdir`."""
+    source = train_loop.open_split(config, config.data.train_split)
+    held_out = train_loop.open_split(config, config.data.eval_split)
+    model = build_simmim(dtype=config.dtype, **config.model)
+    prepare = functools.partial(
+        steps.pretrain_prepare,
+        patch_size=config.model.patch_size,
+        mask_unit=config.mask.unit_size,
+        mask_ratio=config.mask.ratio,
+        mean=config.data.mean,
+        std=config.data.std,
+    )
+    evaluate = evaluation(
+        config,
+        workdir,
+        model,
+        prepare(flip=False),
+        train_loop.eval_pass(config, held_out),
+    )
+    task = train_loop.Task(
+        source=source,
+        init=functools.partial(init, config, model),
+        prepare=prepare(flip=config.data.flip),
+        loss=steps.pretrain_loss(model),
+        evaluate=evaluate,
+        best="eval_loss",
+        mode="min",
+    )
+    return train_loop.train(config, workdir, task)
+
+
+def init(config: ConfigDict, model: SimMIM, key: jax.Array) -> Any:
+    """Fresh parameters."""
+    height, width = config.data.image_size
+    images = jnp.zeros((1, height, width, config.data.channels))
+    p, q = config.model.patch_size
+    mask = jnp.zeros((1, height // p, width // q), bool)
+    return model.init(key, images, mask)["params"]
+
+
+def evaluation(
+    config: ConfigDict,
+    workdir: Path,
+    model: SimMIM,
+    prepare: steps.Prepare,
+    batches: EvalBatches,
+) -> Callable[[Any, int], dict[str, float]]:
+    """(params, step) -> {"eval_loss"}: masked L1 over all held-out images.
+
+    The masks are the same every time, so that losses compare. Draws the first images
+    to <workdir>/reconstructions/<step>.png.
+    """
+    mesh = sharding.make_mesh(**config.mesh)
+    whole = jax.NamedSharding(mesh, jax.P())
+
+    def apply(params: Any, batch: steps.Batch, index: jax.Array) -> tuple:
+        key = jax.random.fold_in(jax.random.key(config.seed), index)
+        inputs = prepare(batch, steps.purpose(key, "eval"))
+        images = inputs["image"]
+        prediction = model.apply({"params": params}, images, inputs["mask"])
+        mask = masking.upsample(inputs["mask"], *images.shape[1:3])
+        return images, prediction, mask
+
+    @functools.partial(jax.jit, out_shardings=whole)
+    def batch_loss(params: Any, batch: steps.Batch, index: jax.Array) -> jax.Array:
+        images, prediction, mask = apply(params, batch, index)
+        weight = batch["weight"][:, None, None]
+        return jnp.stack(losses.masked_l1(prediction, images, mask * weight))
+
+    @functools.partial(jax.jit, out_shardings=whole)
+    def reconstruct(params: Any, batch: steps.Batch) -> tuple:
+        _, prediction, mask = apply(params, batch, jnp.int32(0))
+        pixels = augment.denormalize(prediction, config.data.mean, config.data.std)
+        shown = slice(config.pictures)
+        return batch["image"][shown], mask[shown], pixels[shown]
+
+    def evaluate(params: Any, step: int) -> dict[str, float]:
+        results = []
+        for index, batch in enumerate(batches):
+            on_devices = sharding.to_devices(batch, mesh)
+            if index == 0 and config.pictures:
+                picture = jax.device_get(reconstruct(params, on_devices))
+                if jax.process_index() == 0:
+                    path = workdir / "reconstructions" / f"{step:07d}.png"
+                    visualize.reconstruction_grid(*picture, path)
+            results.append(batch_loss(params, on_devices, jnp.int32(index)))
+        loss, pixels = np.array(jax.device_get(results), np.float64).T
+        return {"eval_loss": float((loss * pixels).sum() / pixels.sum())}
+
+    return evaluate
