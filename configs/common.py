@@ -1,4 +1,4 @@
-"""What pre-training and fine-tuning configs share: every field, its default, its reason.
+"""What pre-training and fine-tuning configs share: every field with its reason.
 
 A config file starts from one of these and changes what its run needs. Lengths of time
 are texts: "800 epochs", "1000 steps" or "500000 examples".
@@ -49,7 +49,7 @@ def _base(mode: str) -> ConfigDict:
     config.data.crop_ratio = (3 / 4, 4 / 3)
     # Resampling of crops to train on: "bilinear" or "bicubic".
     config.data.interpolation = "bilinear"
-    # Evaluation resizes the short side to image_size / eval_crop, then crops the centre.
+    # Evaluation resizes the short side to image_size / eval_crop and crops the centre.
     config.data.eval_crop = 224 / 256
     # Mirror half of the images left to right.
     config.data.flip = True

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def normalize(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float]
+    images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]
 ) -> jax.Array:
     """uint8[b h w c] -> float32, (x/255 - mean) / std; one mean and std a channel."""
-    return (images.astype(jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)
+    pixels = jnp.asarray(images, jnp.float32) / 255
+    return (pixels - jnp.array(mean)) / jnp.array(std)
 
 
 def denormalize(

@@ -1,12 +1,11 @@
 """Command line: python -m simmim_jax.main --config=configs/quickstart.py."""
 
-import difflib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from simmim_jax.data.sources import check_source
@@ -20,7 +19,7 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Where checkpoints, metrics and pictures go; a run goes on with what lies there. "
+    "Where checkpoints, metrics and pictures go; a run goes on from what lies there. "
     "Default: runs/<name of the config>.",
 )
 # Exit status of a run that was asked to stop and can go on (EX_TEMPFAIL).
@@ -41,7 +40,12 @@ def main(argv: Sequence[str]) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
-    start_jax()
+    # Orbax tells every file that it writes; only what went wrong is worth a line.
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)
+    # Compiled programs are kept, so that a second run starts at once.
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "simmim_jax")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.expanduser()))
     from simmim_jax import train_loop
     from simmim_jax.compare import compare
     from simmim_jax.finetune import finetune
@@ -57,16 +61,6 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def start_jax() -> None:
-    """Imports JAX with a cache of compiled programs, for faster second runs."""
-    import jax
-
-    if not jax.config.jax_compilation_cache_dir:
-        cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-        folder = Path(cache, "simmim_jax").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
 def default_workdir() -> str:
     """runs/quickstart for configs/quickstart.py, runs/quickstart-smoke for :smoke."""
     file, _, argument = config_flags.get_config_filename(
@@ -77,62 +71,51 @@ def default_workdir() -> str:
 
 def check(config: ConfigDict) -> None:
     """ValueError or FileNotFoundError for what is wrong before anything is compiled."""
-    modes = ("pretrain", "finetune", "compare")
-    if config.get("mode") not in modes:
-        raise ValueError(
-            f"config.mode={config.get('mode')!r}: expected one of {modes}."
-        )
-    for run in (
-        [config.pretrain, config.finetune] if config.mode == "compare" else [config]
-    ):
+    mode, modes = config.get("mode"), ("pretrain", "finetune", "compare")
+    if mode not in modes:
+        raise ValueError(f"config.mode={mode!r}: expected one of {modes}.")
+    runs = [config.pretrain, config.finetune] if mode == "compare" else [config]
+    for run in runs:
         data = run.data
         for split in (data.train_split, data.eval_split):
             check_source(data.dataset, split, data_dir=data.data_dir)
+        sizes = {
+            "data.image_size": data.image_size,
+            "model.patch_size": run.model.patch_size,
+        }
+        if "mask" in run:
+            sizes["mask.unit_size"] = run.mask.unit_size
+        for name, size in sizes.items():
+            if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+                raise ValueError(
+                    f"config.{name}={size!r}: expected height and width in pixels, "
+                    f"such as --config.{name}='(64, 64)'."
+                )
+        for name in ("mean", "std"):
+            if len(data[name]) != data.channels:
+                raise ValueError(
+                    f"config.data.{name}={data[name]!r}: expected one number for each "
+                    f"of config.data.channels={data.channels}."
+                )
         init_from = run.get("init_from")
         if init_from and not Path(init_from).expanduser().is_dir():
             raise FileNotFoundError(
-                f"config.init_from={init_from!r} does not exist: expected the workdir of "
-                "a pre-training run or one of its checkpoints/<step> folders."
+                f"config.init_from={init_from!r} does not exist: expected the workdir "
+                "of a pre-training run or one of its checkpoints/<step> folders."
             )
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Flags as absl parses them, with a sentence instead of a traceback on mistakes."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except (
-        AttributeError,
-        KeyError,
-        OSError,
-        TypeError,
-        ValueError,
-        config_flags.UnsupportedOperationError,
-    ) as error:
-        sys.exit("\n".join(unknown_fields(argv)) or f"{type(error).__name__}: {error}")
-
-
-def unknown_fields(argv: list[str]) -> Iterator[str]:
-    """A sentence for each --config.FIELD that the config does not have."""
-    config = flags.FLAGS["config"].value
-    if not isinstance(config, ConfigDict):
-        return
-    known = list(field_names(config))
-    for arg in argv[1:]:
-        name = arg.lstrip("-").partition("=")[0]
-        if name.startswith("config.") and name.removeprefix("config.") not in known:
-            close = difflib.get_close_matches(
-                name.removeprefix("config."), known, 3, 0.5
-            )
-            hint = f" Did you mean {' or '.join(close)}?" if close else ""
-            yield f"unknown field {name}.{hint}"
-
-
-def field_names(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all fields, those of sections included."""
-    for name, value in config.items():
-        yield prefix + name
-        if isinstance(value, ConfigDict):
-            yield from field_names(value, f"{prefix}{name}.")
+        rest = flags.FLAGS(argv)
+        getattr(CONFIG.value, "mode", None)  # loads it, or raises what went wrong
+        return rest
+    except (AttributeError, KeyError) as error:
+        sys.exit(f"unknown config field {' '.join(str(error.args[0]).split())}")
+    except Exception as error:  # whatever a config file raises, too
+        # A config's own error comes with its traceback; what it says ends it.
+        sys.exit(str(error).strip().splitlines()[-1].strip())
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ def learning_rate(
         t = jnp.maximum(step - 1, 0) if official else jnp.asarray(step)
         top = peak * scale
         warm = warmup_lr + t * (top - warmup_lr) / max(warmup_steps, 1)
+        rate: jax.Array | float
         if decay == "cosine":
             start = 0 if official else warmup_steps
             progress = (t - start) / max(total_steps - start, 1)

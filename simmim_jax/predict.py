@@ -40,8 +40,8 @@ class Predictor:
         config, class_names = meta["config"], meta.get("class_names")
         if not class_names:
             raise ValueError(
-                f"'{path}' is a {config['mode']} run, which learns no classes: expected "
-                "the workdir of a run with config.mode='finetune'."
+                f"'{path}' is a {config['mode']} run, which learns no classes: "
+                "expected the workdir of a run with config.mode='finetune'."
             )
         model = build_classifier(
             num_classes=len(class_names), dtype=config["dtype"], **config["model"]

@@ -98,10 +98,10 @@ def evaluation(
         for index, batch in enumerate(batches):
             on_devices = sharding.to_devices(batch, mesh)
             if index == 0 and config.pictures:
-                picture = jax.device_get(reconstruct(params, on_devices))
+                images, masks, pixels = jax.device_get(reconstruct(params, on_devices))
                 if jax.process_index() == 0:
                     path = workdir / "reconstructions" / f"{step:07d}.png"
-                    visualize.reconstruction_grid(*picture, path)
+                    visualize.reconstruction_grid(images, masks, pixels, path)
             results.append(batch_loss(params, on_devices, jnp.int32(index)))
         loss, pixels = np.array(jax.device_get(results), np.float64).T
         return {"eval_loss": float((loss * pixels).sum() / pixels.sum())}

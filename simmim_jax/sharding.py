@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-# Smaller parameters stay whole on every device: gathering them costs more than it saves.
+# Smaller parameters stay whole on every device: they are not worth gathering.
 MIN_FSDP_SIZE = 2**18
 
 

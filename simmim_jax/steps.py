@@ -98,6 +98,11 @@ def pretrain_prepare(
 
     mask_unit: height and width in pixels of what is hidden together.
     """
+    if mask_unit[0] % patch_size[0] or mask_unit[1] % patch_size[1]:
+        raise ValueError(
+            f"config.mask.unit_size={mask_unit} must be a multiple of "
+            f"config.model.patch_size={patch_size}: whole patches are hidden."
+        )
     unit = (mask_unit[0] // patch_size[0], mask_unit[1] // patch_size[1])
 
     def prepare(batch: Batch, key: jax.Array) -> Batch:

@@ -153,8 +153,10 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
     state_shapes = jax.eval_shape(init, key)
     shardings = sharding.state_sharding(state_shapes, mesh)
 
-    # ---- State: 1. the last checkpoint of this run; 2. a pre-trained encoder in a fresh
-    # model; 3. a fresh model ----------------------------------------------------------
+    # ---- State -----------------------------------------------------------------------
+    # 1. The last checkpoint of this run; else
+    # 2. a fresh model with a pre-trained encoder; else
+    # 3. a fresh model.
     iterator = train_batches(config, task.source)
     checkpoints = Checkpointer(
         workdir, keep=config.keep_checkpoints, best=task.best, mode=task.mode
@@ -228,8 +230,8 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
                 checkpoints.wait()
                 writer.message(f"stopped by {stop_signal[0]}, saved at step {step}")
                 raise Interrupted(
-                    f"{stop_signal[0]} at step {step} of {total}: a checkpoint is saved, "
-                    "the same command goes on from it."
+                    f"{stop_signal[0]} at step {step} of {total}: a checkpoint is "
+                    "saved, the same command goes on from it."
                 )
         checkpoints.wait()
         iterator.close()

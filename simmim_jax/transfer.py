@@ -34,7 +34,8 @@ def transfer(
     if not sources:
         raise ValueError(
             "nothing in the checkpoint matches the model's encoder. It holds "
-            f"{', '.join(sorted(old)[:3])}, …; expected {', '.join(sorted(new)[:3])}, …. "
+            f"{', '.join(sorted(old)[:3])}, …; expected "
+            f"{', '.join(sorted(new)[:3])}, …. "
             "Is config.model the encoder that config.init_from was trained with?"
         )
     misfits = [
