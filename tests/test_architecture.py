@@ -219,7 +219,7 @@ def test_main_does_not_import_jax():
         ("steps.py", "from configs import common", "stands alone"),
         ("main.py", "from simmim_jax import pretrain", "within main"),
         ("metrics.py", "import tensorflow as tf", "without TensorFlow"),
-        ("data/decode.py", "from jax import numpy", "never start JAX"),
+        ("data/decode.py", "from jax import numpy", "no JAX"),
         ("predict.py", "from absl import flags", "flags are main's"),
         ("data/pipeline.py", "from absl import app", "flags are main's"),
         (
