@@ -1,0 +1,55 @@
+"""The notebook runs from top to bottom, on the smoke settings."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parents[1] / "colab" / "simmim_quickstart.ipynb"
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebook")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SIMMIM_SMOKE", "1")
+        NotebookClient(
+            notebook,
+            timeout=300,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(folder)}},
+        ).execute()
+    return folder, {cell.id: cell for cell in notebook.cells}
+
+
+def text_of(cell) -> str:
+    return "".join(o.text for o in cell.outputs if o.output_type == "stream")
+
+
+@pytest.mark.parametrize("cell", ["reconstructions", "curves", "predict"])
+def test_pictures_are_shown(executed, cell):
+    _, cells = executed
+    (result,) = (o for o in cells[cell].outputs if o.output_type == "execute_result")
+    assert "image/png" in result.data
+
+
+def test_nothing_is_installed_where_the_package_is(executed):
+    folder, cells = executed
+    assert not cells["install"].outputs
+    assert [path.name for path in folder.iterdir()] == ["runs"]
+
+
+def test_fine_tuning_starts_from_the_pre_trained_encoder(executed):
+    _, cells = executed
+    assert "restored" in text_of(cells["finetune"])
+    assert "top-1 on held-out images" in text_of(cells["finetune"])
+
+
+def test_no_outputs_are_committed():
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code), (
+        "clear the outputs before committing: Edit > Clear All Outputs"
+    )
