@@ -124,6 +124,8 @@ def _vit_base() -> ConfigDict:
     # Chance that the last block's residual branches are dropped; earlier ones less.
     model.drop_path_rate = 0.1
     model.norm_eps = 1e-6
+    # Standard deviation of initial weights; narrower models want more.
+    model.init_std = 0.02
     return model
 
 
@@ -176,4 +178,22 @@ def finetune() -> ConfigDict:
     config.optim.layer_decay = 0.65
     # Share of each target that is spread over all classes.
     config.label_smoothing = 0.1
+    return config
+
+
+def is_smoke(arg: str) -> bool:
+    """Whether a config's argument asks for the smoke test; ValueError if unknown."""
+    if arg not in ("", "smoke"):
+        raise ValueError(f"config argument {arg!r}: expected 'smoke' or nothing.")
+    return arg == "smoke"
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """Ten steps of eight small bundled images, with the config's own model."""
+    config.data.dataset = "bundled:climate"
+    config.data.image_size = (64, 64)
+    config.data.batch_size = 8
+    config.duration = "10 steps"
+    config.optim.warmup = "2 steps"
+    config.log_every = "1 steps"
     return config

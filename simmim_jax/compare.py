@@ -71,7 +71,7 @@ def draw_curves(workdir: Path) -> Path:
         "Fine-tuning: cross-entropy": {
             name: curve(run, "loss") for name, run in runs.items()
         },
-        "Fine-tuning: top-1 on held-out images": {
+        "Fine-tuning: held-out top-1": {
             name: curve(run, "top1") for name, run in runs.items()
         },
     }

@@ -91,9 +91,9 @@ def curves(
     """
     if not panels:
         raise ValueError("panels is empty: expected {title: {name: (xs, ys)}}")
-    columns = min(len(panels), 2)
+    columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    height = 3.1 * rows if columns == 2 else 4.2
+    height = 3.1 * rows if columns > 1 else 4.2
     figure = _figure(FIGURE_WIDTH, height)
     grid = figure.add_gridspec(rows, columns, wspace=0.06, hspace=0.06)
     for index, (title, lines) in enumerate(panels.items()):

@@ -13,19 +13,15 @@ from einops import rearrange
 
 Initializer = Callable[..., jax.Array]
 
-# The official modules draw every weight that is not a bias with this spread.
-INIT_STD = 0.02
-
-
-def truncated_normal(cut: float = float("inf")) -> Initializer:
-    """Normal weights of std 0.02, cut at `cut` times that.
+def truncated_normal(std: float = 0.02, cut: float = float("inf")) -> Initializer:
+    """Normal weights of that standard deviation, cut at `cut` times it.
 
     The official SimMIM ViT cuts at one standard deviation, which leaves an effective
     0.0108; its Swin and its classifiers cut at an absolute 2.0, which cuts nothing.
     """
     if cut == float("inf"):
-        return nn.initializers.normal(INIT_STD)
-    return nn.initializers.truncated_normal(INIT_STD, lower=-cut, upper=cut)
+        return nn.initializers.normal(std)
+    return nn.initializers.truncated_normal(std, lower=-cut, upper=cut)
 
 
 def scaled(initializer: Initializer, factor: float) -> Initializer:

@@ -189,6 +189,7 @@ class ViT(nn.Module):
     drop_path_rate: float = 0.0  # of the last block; rises linearly from 0
     final_norm: bool = True
     norm_eps: float = 1e-6
+    init_std: float = 0.02  # of initial weights; the official one, for width 768
     init_cut: float = 1.0  # initial weights are cut at this many standard deviations
     dtype: jnp.dtype = jnp.float32  # of activations and products; parameters: float32
 
@@ -219,7 +220,7 @@ class ViT(nn.Module):
                 f"embed_dim={self.embed_dim} does not divide into "
                 f"num_heads={self.num_heads}: choose a multiple."
             )
-        kernel_init = truncated_normal(self.init_cut)
+        kernel_init = truncated_normal(self.init_std, self.init_cut)
         patches = PatchEmbed(
             self.patch_size,
             self.embed_dim,

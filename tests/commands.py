@@ -1,0 +1,92 @@
+"""Runs the command line as a user does, in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from simmim_jax import checkpoint
+from simmim_jax.metrics import read_metrics
+
+ROOT = Path(__file__).parents[1]
+# What a clock decides differs from run to run.
+TIMINGS = {"images_per_second", "input_wait"}
+
+
+def start(*args: str | Path, devices: int = 1, module: str = "simmim_jax.main"):
+    """A running `python -m module args`, with so many virtual devices."""
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, args)],
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(*args: str | Path, status: int = 0, **options) -> str:
+    """The output of the command, which must end with `status`."""
+    process = start(*args, **options)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == status, output
+    return output
+
+
+def tiny(mode: str, workdir: Path, *overrides: str) -> list[str]:
+    """Arguments of a run of tests/tiny_config.py."""
+    fields = [f"--config.{override}" for override in overrides]
+    return [f"--config=tests/tiny_config.py:{mode}", f"--workdir={workdir}", *fields]
+
+
+def interrupt(process: subprocess.Popen, when: Callable[[], bool], number: int) -> str:
+    """Sends a signal as soon as `when()` holds, and returns what the process said."""
+    while not when():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+    process.send_signal(number)
+    return process.communicate(timeout=120)[0]
+
+
+def kill(process: subprocess.Popen, when: Callable[[], bool]) -> None:
+    """SIGKILL, which no handler sees."""
+    interrupt(process, when, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+
+def params(workdir: Path, step: int) -> dict:
+    """The parameters of one checkpoint."""
+    return checkpoint.load(workdir / "checkpoints" / str(step))[0]
+
+
+def metrics(workdir: Path) -> list[dict]:
+    """Lines of metrics.jsonl without timings."""
+    lines = read_metrics(workdir / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines]
+
+
+def summary(workdir: Path) -> dict:
+    """<workdir>/summary.json."""
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def assert_same(a, b, **tolerance: float) -> None:
+    """Trees of arrays are equal, bit for bit without a tolerance."""
+    import jax
+
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if tolerance:
+            np.testing.assert_allclose(x, y, **tolerance)
+        else:
+            np.testing.assert_array_equal(x, y)

@@ -1,0 +1,62 @@
+"""Mistakes on the command line end at once, with a sentence that helps."""
+
+import time
+
+import commands
+import pytest
+import tiny_config
+
+from simmim_jax.pretrain import pretrain
+
+PRETRAIN = "--config=tests/tiny_config.py:pretrain"
+FINETUNE = "--config=tests/tiny_config.py:finetune"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "--config is missing: try --config=configs/quickstart.py"),
+        (["--config=configs/nope.py"], "No such file or directory: 'configs/nope.py'"),
+        (["--config=configs/quickstart.py:x"], "expected 'smoke' or nothing"),
+        ([PRETRAIN, "--config.optim.lrr=1"], 'Did you mean "lr"'),
+        ([PRETRAIN, "--config.optim.lr=fast"], "could not convert string to float"),
+        ([PRETRAIN, "--config.data.dataset=/none"], "'/none' is not a directory"),
+        (
+            ["--config=configs/vit_base.py", "--config.data.data_dir=/none"],
+            "download_and_prepare",
+        ),
+        ([PRETRAIN, "--config.data.image_size=28"], "expected height and width"),
+        ([PRETRAIN, "--config.data.channels=3"], "expected one number for each"),
+        ([PRETRAIN, "--config.mode=train"], "config.mode='train': expected one of"),
+        ([FINETUNE, "--config.init_from=/none"], "'/none' does not exist"),
+        ([PRETRAIN, "--wrkdir=x"], "Did you mean: workdir"),
+        ([PRETRAIN, "x"], "unexpected arguments ['x']"),
+    ],
+)
+def test_mistakes(args, says, tmp_path):
+    begin = time.monotonic()
+    output = commands.run(*args, f"--workdir={tmp_path / 'run'}", status=1)
+    assert says in output
+    assert "Traceback" not in output
+    # A second on an idle machine; JAX alone takes longer to import than that.
+    assert time.monotonic() - begin < 5
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("model.patch_size", (9, 9), "must be a multiple of config.model.patch_size"),
+        ("data.image_size", (30, 28), "must be multiples"),
+        ("optim.accumulation", 3, "config.data.batch_size=16 must be a multiple of 3"),
+        ("optim.schedule", "new", "expected 'official' or 'plain'"),
+        ("optim.decay", "linear", "expected 'cosine', 'multistep' or 'constant'"),
+        ("optim.decay_groups", "x", "expected 'official' or 'intended'"),
+        ("model.name", "vgg", "expected one of \\['vit'\\]"),
+    ],
+)
+def test_mistakes_found_before_anything_is_compiled(field, value, says, tmp_path):
+    config = tiny_config.get_config("pretrain")
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=says):
+        pretrain(config, tmp_path)

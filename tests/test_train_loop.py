@@ -1,0 +1,111 @@
+"""Runs that are killed, stopped, or go wrong, and what is left of them."""
+
+import signal
+
+import commands
+import pytest
+
+from simmim_jax.train_loop import num_steps
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    commands.run(*commands.tiny("pretrain", workdir))
+    return workdir
+
+
+def assert_equal_runs(workdir, uninterrupted):
+    commands.assert_same(
+        commands.params(workdir, 12), commands.params(uninterrupted, 12)
+    )
+    assert commands.metrics(workdir) == commands.metrics(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["checkpoints/4", "checkpoints/8.orbax-checkpoint-tmp", "reconstructions"],
+)
+def test_killed_run_resumes_bit_for_bit(moment, uninterrupted, tmp_path):
+    args = commands.tiny("pretrain", tmp_path)
+    commands.kill(commands.start(*args), lambda: (tmp_path / moment).exists())
+    output = commands.run(*args)
+    assert "resumed at step" in output or not moment.startswith("checkpoints/4")
+    assert_equal_runs(tmp_path, uninterrupted)
+
+
+def test_killed_finetuning_resumes_bit_for_bit(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    commands.run(*commands.tiny("finetune", whole))
+    args = commands.tiny("finetune", killed)
+    commands.kill(commands.start(*args), lambda: (killed / "checkpoints/4").exists())
+    assert "resumed at step" in commands.run(*args)
+    assert_equal_runs(killed, whole)
+
+
+def test_sigterm_saves_exits_75_and_the_next_run_goes_on(uninterrupted, tmp_path):
+    args = commands.tiny("pretrain", tmp_path)
+    process = commands.start(*args)
+    metrics = tmp_path / "metrics.jsonl"
+    output = commands.interrupt(
+        process,
+        lambda: metrics.exists() and metrics.read_text().count("\n") >= 2,
+        signal.SIGTERM,
+    )
+    assert process.returncode == 75, output
+    assert "SIGTERM at step" in output
+    assert "resumed at step" in commands.run(*args)
+    commands.assert_same(
+        commands.params(tmp_path, 12), commands.params(uninterrupted, 12)
+    )
+
+
+def test_finished_run_does_nothing_more(uninterrupted):
+    before = commands.metrics(uninterrupted)
+    output = commands.run(*commands.tiny("pretrain", uninterrupted))
+    assert "resumed at step 12 of 12" in output
+    assert commands.metrics(uninterrupted) == before
+
+
+def test_nan_stops_the_run_and_names_step_rate_and_checkpoint(tmp_path):
+    output = commands.run(
+        *commands.tiny("pretrain", tmp_path, "optim.lr=1e20", "optim.warmup=8 steps"),
+        status=1,
+    )
+    assert "not finite at step" in output
+    assert "learning rate" in output
+    assert "Last good checkpoint: step" in output or "none yet" in output
+
+
+def test_other_seed_is_another_run(uninterrupted, tmp_path):
+    commands.run(*commands.tiny("pretrain", tmp_path, "seed=1"))
+    assert commands.metrics(tmp_path) != commands.metrics(uninterrupted)
+
+
+def test_keeps_last_and_best_checkpoints(uninterrupted):
+    kept = {p.name for p in (uninterrupted / "checkpoints").iterdir()}
+    assert {"4", "8", "12"} <= kept
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [
+        ("800 epochs", 500_000),  # the official ImageNet run: 625 steps an epoch
+        ("10 steps", 10),
+        ("4096 examples", 2),
+        ("0 epochs", 0),
+        ("1 examples", 1),
+    ],
+)
+def test_durations(duration, steps):
+    assert num_steps(duration, batch_size=2048, num_examples=1_281_167) == steps
+
+
+def test_epochs_of_less_than_a_batch():
+    assert num_steps("10 epochs", batch_size=64, num_examples=32) == 5
+
+
+@pytest.mark.parametrize("duration", ["10", "ten epochs", "-1 steps", "10 days"])
+def test_bad_duration_says_what_is_expected(duration):
+    with pytest.raises(ValueError, match="expected a number and a unit"):
+        num_steps(duration, 64, 1000)

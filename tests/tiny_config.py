@@ -1,0 +1,33 @@
+"""A model that trains in seconds, on a bundled set: ":pretrain" or ":finetune"."""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(mode: str) -> ConfigDict:
+    """The config of that mode."""
+    config = {"pretrain": common.pretrain, "finetune": common.finetune}[mode]()
+    config.dtype = "float32"
+    config.data.dataset = "bundled:fashion_mnist_10k"
+    config.data.image_size = (28, 28)
+    config.data.channels = 1
+    config.data.batch_size = 16
+    config.data.eval_crop = 1.0
+    config.data.mean = (0.286,)
+    config.data.std = (0.353,)
+    config.model.patch_size = (14, 7)
+    config.model.embed_dim = 16
+    config.model.depth = 2
+    config.model.num_heads = 2
+    config.optim.warmup = "2 steps"
+    config.duration = "12 steps"
+    config.log_every = "1 steps"
+    config.eval_every = "8 steps"
+    config.checkpoint_every = "4 steps"
+    if mode == "pretrain":
+        config.mask.unit_size = (14, 7)
+        config.pictures = 2
+    else:
+        config.data.num_labels = 40
+    return config
