@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from simmim_jax import augment, checkpoint, losses, sharding, steps, train_loop
 from simmim_jax.data.pipeline import EvalBatches
-from simmim_jax.data.sources import Source, subset
+from simmim_jax.data.source import Source, subset
 from simmim_jax.models import build_classifier
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.transfer import transfer

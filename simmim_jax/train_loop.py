@@ -31,7 +31,8 @@ from simmim_jax.data.pipeline import (
     eval_batches,
     train_iterator,
 )
-from simmim_jax.data.sources import Source, open_source
+from simmim_jax.data.source import Source
+from simmim_jax.data.sources import open_source
 from simmim_jax.metrics import MetricWriter, StepTimer
 from simmim_jax.steps import TrainState
 

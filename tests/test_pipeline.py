@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from simmim_jax.data.pipeline import eval_batches, train_iterator
-from simmim_jax.data.sources import ArraySource, SubsetSource, open_source
+from simmim_jax.data.source import ArraySource, SubsetSource
+from simmim_jax.data.sources import open_source
 
 SMALL = {"image_size": (8, 8), "channels": 1, "interpolation": "bilinear"}
 NO_CROP = {**SMALL, "scale": None, "ratio": (1.0, 1.0)}

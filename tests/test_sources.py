@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simmim_jax.data.bundled_sets import _BUNDLED_DIR
 from simmim_jax.data.decode import decode
-from simmim_jax.data.sources import ArraySource, check_source, open_source, subset
+from simmim_jax.data.source import ArraySource, subset
+from simmim_jax.data.sources import check_source, open_source
+from simmim_jax.data.tfds_sets import find_prepared
 
 
 def write_image(path, value=0, size=(12, 10)):
@@ -61,9 +64,7 @@ def test_climate_has_unlabelled_patches_and_no_ground_in_two_splits():
     assert source[0]["label"] == -1
     assert source.images.std(axis=(1, 2, 3)).max() > 20  # Pictures, not blanks.
 
-    from simmim_jax.data import sources
-
-    with np.load(sources._BUNDLED_DIR / "climate-patches.npz") as patches:
+    with np.load(_BUNDLED_DIR / "climate-patches.npz") as patches:
         train, held_out = patches["unlabelled_corners"], patches["validation_corners"]
         assert set(map(tuple, patches["train_corners"])) <= set(map(tuple, train))
     distance = np.abs(train[:, None].astype(int) - held_out[None].astype(int))
@@ -97,11 +98,13 @@ def test_mistyped_data_sets(dataset, error, message):
             function(dataset, "train")
 
 
-def test_the_check_is_fast_because_it_loads_little():
+def test_the_check_is_fast_because_it_loads_little(tmp_path):
+    write_image(tmp_path / "1.png")
     code = (
         "import sys\n"
         "from simmim_jax.data.sources import check_source\n"
         "check_source('bundled:climate', 'train')\n"
+        f"check_source({str(tmp_path)!r}, 'train')\n"
         "try: check_source('tfds:mnist', 'train', data_dir='/nowhere')\n"
         "except FileNotFoundError: pass\n"
         "heavy = {'jax', 'grain', 'tensorflow', 'tensorflow_datasets', 'PIL'}\n"
@@ -165,6 +168,17 @@ def test_small_folders_have_a_validation_image_too(tmp_path):
         write_image(tmp_path / f"{i}.png")
     assert len(open_source(str(tmp_path), "validation")) == 1
     assert len(open_source(str(tmp_path), "train")) == 2
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, tfds_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_image(tmp_path / "photos" / "train" / "1.png")
+    (tmp_path / "sets").symlink_to(tfds_dir)
+    for function in (check_source, open_source):
+        function("~/photos", "train")
+        function("tfds:squares", "train", data_dir="~/sets")
+        with pytest.raises(FileNotFoundError, match=r"dataset='~/none' is not a dir"):
+            function("~/none", "train")
 
 
 def test_folder_errors(tmp_path):
@@ -347,11 +361,9 @@ def test_tfds_errors(tmp_path, tfds_dir):
 
 
 def test_tfds_takes_the_newest_version_and_the_only_config(tmp_path):
-    from simmim_jax.data import sources
-
     for version in ("2.0.0", "10.0.0", "9.1.0"):
         fake_prepared(tmp_path / "set" / "config" / version)
-    found = sources._find_prepared("set", "train", str(tmp_path))
+    found = find_prepared("set", "train", str(tmp_path))
     assert found == str(tmp_path / "set" / "config" / "10.0.0")
 
 

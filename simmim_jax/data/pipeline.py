@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from simmim_jax.data.decode import decode, random_resized_crop, resize_center_crop
-from simmim_jax.data.sources import ArraySource, Source
+from simmim_jax.data.source import NO_LABEL, ArraySource, Source
 
 Batch = dict[str, np.ndarray]
 
@@ -53,9 +53,9 @@ def train_iterator(
     raises: ValueError if the source is empty.
     """
     batches = _TrainBatches(
-        source=_check_not_empty(source),
+        source=source,
         batch_size=batch_size,
-        image_size=tuple(image_size),
+        image_size=image_size,
         channels=channels,
         scale=scale,
         ratio=ratio,
@@ -89,9 +89,9 @@ def eval_batches(
     raises: ValueError if the source is empty.
     """
     return EvalBatches(
-        source=_check_not_empty(source),
+        source=source,
         batch_size=batch_size,
-        image_size=tuple(image_size),
+        image_size=image_size,
         channels=channels,
         crop_fraction=crop_fraction,
         interpolation=interpolation,
@@ -101,15 +101,14 @@ def eval_batches(
     )
 
 
-class TrainIterator(grain.DatasetIterator[Batch]):
-    """A grain iterator whose state is the number of examples that all processes saw.
+class TrainIterator(Iterator[Batch]):
+    """An iterator whose state is the number of examples that all processes saw.
 
     Grain's own state counts what each worker did. A position in the stream says as
     much, and fits any number of workers, processes and any batch size.
     """
 
     def __init__(self, batches: "_TrainBatches", num_workers: int):
-        super().__init__()
         self._batches = batches
         self._num_workers = num_workers
         self._restart(first=0)
@@ -153,13 +152,8 @@ class TrainIterator(grain.DatasetIterator[Batch]):
         self._iterator.close()
         self._restart(state["examples_seen"])
 
-    def start_prefetch(self) -> None:
-        """Start to read ahead of the first `next`."""
-        self._iterator.start_prefetch()
-
     def close(self) -> None:
         """Stop threads and workers."""
-        super().close()
         self._iterator.close()
 
 
@@ -169,13 +163,17 @@ class _Batches:
 
     source: Source
     batch_size: int
-    image_size: tuple[int, ...]
+    image_size: tuple[int, int]
     channels: int
     interpolation: str
     process_index: int
     process_count: int
     num_threads: int
     first: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.source) == 0:
+            raise ValueError("The source is empty: expected at least one example.")
 
     @property
     def global_batch_size(self) -> int:
@@ -255,12 +253,11 @@ class _TrainBatches(_Batches):
         return self.fill(indices, lambda image, row: self._crop(image, positions[row]))
 
     def _crop(self, image: np.ndarray, position: int) -> np.ndarray:
-        size = (self.image_size[0], self.image_size[1])
         if self.scale is None:
-            return resize_center_crop(image, size, 1.0, self.interpolation)
+            return resize_center_crop(image, self.image_size, 1.0, self.interpolation)
         rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
         return random_resized_crop(
-            image, size, rng, self.scale, self.ratio, self.interpolation
+            image, self.image_size, rng, self.scale, self.ratio, self.interpolation
         )
 
 
@@ -284,8 +281,9 @@ class EvalBatches(_Batches):
         return {**batch, "weight": weight}
 
     def _crop(self, image: np.ndarray) -> np.ndarray:
-        size = (self.image_size[0], self.image_size[1])
-        return resize_center_crop(image, size, self.crop_fraction, self.interpolation)
+        return resize_center_crop(
+            image, self.image_size, self.crop_fraction, self.interpolation
+        )
 
 
 def _prefetched(batches: Any) -> grain.IterDataset[Batch]:
@@ -295,7 +293,7 @@ def _prefetched(batches: Any) -> grain.IterDataset[Batch]:
 
 def _gather(source: ArraySource, indices: np.ndarray) -> Batch:
     if source.labels is None:
-        labels = np.full(len(indices), -1, np.int32)
+        labels = np.full(len(indices), NO_LABEL, np.int32)
     else:
         labels = source.labels[indices].astype(np.int32)
     return {"image": source.images[indices], "label": labels}
@@ -306,9 +304,3 @@ def _gather(source: ArraySource, indices: np.ndarray) -> Batch:
 def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """int[n]: the examples of one epoch in their random order."""
     return np.random.default_rng([seed, epoch]).permutation(num_examples)
-
-
-def _check_not_empty(source: Source) -> Source:
-    if len(source) == 0:
-        raise ValueError("The source is empty: expected at least one example.")
-    return source
