@@ -1,0 +1,289 @@
+"""Training steps: accumulation, and randomness that depends on seed and step alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from simmim_jax import losses, masking, steps
+from simmim_jax.models.classifier import Classifier
+from simmim_jax.models.simmim import SimMIM
+from simmim_jax.models.vit import ViT
+from simmim_jax.steps import TrainState, purpose, train_step
+
+MODEL = SimMIM(ViT(patch_size=(4, 4), embed_dim=16, depth=1, num_heads=2))
+DROPPING = SimMIM(
+    ViT(patch_size=(4, 4), embed_dim=16, depth=2, num_heads=2, drop_path_rate=0.5)
+)
+PREPARE = {
+    "patch_size": (4, 4),
+    "mask_unit": (8, 8),
+    "mask_ratio": 0.5,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.25, 0.25, 0.25),
+}
+CLIP = 0.03  # below the norm of the first gradients here
+pretrain_prepare = functools.partial(steps.pretrain_prepare, **PREPARE)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (8, 16, 16, 3), np.uint8),
+        "label": np.arange(8, dtype=np.int32) % 3,
+    }
+
+
+def random_params(model, *inputs):
+    like = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda p: rng.normal(0, 0.2, p.shape).astype(np.float32), like)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(MODEL, jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 4, 4), bool))
+
+
+def start(params, tx, step=0):
+    return TrainState(jnp.int32(step), params, tx.init(params))
+
+
+def compiled(loss, tx, *, prepare=None, seed=0, accumulation=1):
+    return jax.jit(
+        functools.partial(
+            train_step,
+            prepare=prepare or pretrain_prepare(flip=True),
+            loss=loss,
+            tx=tx,
+            seed=seed,
+            accumulation=accumulation,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def one_step():
+    """An update without accumulation; clipped, so that clipping counts too."""
+    tx = optax.chain(optax.clip_by_global_norm(CLIP), optax.sgd(1.0))
+    return tx, compiled(steps.pretrain_loss(MODEL), tx)
+
+
+# ---- The update ----------------------------------------------------------------------
+
+
+def test_accumulation_gives_the_same_loss_and_parameters(batch, params, one_step):
+    tx, whole = one_step
+    parts = compiled(steps.pretrain_loss(MODEL), tx, accumulation=4)
+    state, metrics = whole(start(params, tx), batch)
+    other, other_metrics = parts(start(params, tx), batch)
+    assert metrics["grad_norm"] > CLIP  # else nothing would have been clipped
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-5)
+    for path, p in jax.tree_util.tree_leaves_with_path(state.params):
+        q = functools.reduce(lambda tree, key: tree[key.key], path, other.params)
+        np.testing.assert_allclose(
+            q, p, rtol=1e-5, atol=1e-6, err_msg=jax.tree_util.keystr(path)
+        )
+
+
+def test_step_is_repeatable_and_moves_on(batch, params, one_step):
+    tx, step = one_step
+    first, metrics = step(start(params, tx), batch)
+    again, same = step(start(params, tx), batch)
+    assert first.step == 1
+    assert metrics["loss"] == same["loss"]
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+    moved = jax.tree.map(lambda p, q: bool((p != q).any()), first.params, params)
+    assert all(jax.tree.leaves(moved))
+
+
+def test_masks_change_from_step_to_step(batch, params, one_step):
+    tx, step = one_step
+    _, first = step(start(params, tx, step=0), batch)
+    _, second = step(start(params, tx, step=1), batch)
+    assert first["loss"] != second["loss"]
+
+
+def test_loss_is_that_of_the_masks_and_flips_of_the_step(batch, params, one_step):
+    tx, step = one_step
+    _, metrics = step(start(params, tx, step=3), batch)
+    key = jax.random.fold_in(jax.random.key(0), 3)
+    inputs = pretrain_prepare(flip=True)(batch, key)
+    images, mask = inputs["image"], inputs["mask"]
+    prediction = jax.jit(MODEL.apply)({"params": params}, images, mask)
+    pixels = masking.upsample(mask, 16, 16)
+    expected, _ = losses.masked_l1(prediction, images, pixels)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+def test_gradient_norm_is_reported_before_clipping(batch, params, one_step):
+    tx, step = one_step
+    state, metrics = step(start(params, tx), batch)
+    change = jax.tree.map(jnp.subtract, params, state.params)
+    np.testing.assert_allclose(optax.tree.norm(change), CLIP, rtol=1e-3)
+    assert metrics["grad_norm"] > CLIP
+
+
+# ---- Randomness ----------------------------------------------------------------------
+
+
+def draws(*, step=0, seed=0, accumulation=1, batch_size=4):
+    """Random numbers that prepare and loss drew from their keys, and what loss saw."""
+
+    def prepare(batch, key):
+        return batch | {"draw": jnp.full(batch_size, jax.random.uniform(key))}
+
+    def loss(params, inputs, key):
+        value = params["w"] * jax.random.uniform(key)
+        return value, {"prepare": inputs["draw"].mean(), "loss": value}
+
+    tx = optax.sgd(0.0)
+    fn = compiled(loss, tx, prepare=prepare, seed=seed, accumulation=accumulation)
+    state = start({"w": jnp.float32(1)}, tx, step)
+    _, metrics = fn(state, {"x": jnp.arange(float(batch_size))})
+    return float(metrics["prepare"]), float(metrics["loss"])
+
+
+def test_keys_follow_seed_and_step_and_nothing_else():
+    assert draws() == draws()
+    values = [draws(), draws(step=1), draws(seed=1), draws(seed=1, step=1)]
+    assert len({number for pair in values for number in pair}) == 8
+
+
+def test_every_part_of_a_batch_drops_paths_of_its_own():
+    prepare, drop_path = draws(accumulation=2)
+    one_part_prepare, one_part = draws()
+    assert prepare == one_part_prepare  # masks are those of the whole batch
+    key = purpose(jax.random.fold_in(jax.random.key(0), 0), "drop_path")
+    parts = [float(jax.random.uniform(k)) for k in jax.random.split(key, 2)]
+    assert parts[0] != parts[1]
+    np.testing.assert_allclose(drop_path, np.mean(parts), rtol=1e-6)
+    np.testing.assert_allclose(one_part, jax.random.uniform(key), rtol=1e-6)
+
+
+def test_purposes_have_keys_of_their_own():
+    key = jax.random.key(0)
+    names = ("flip", "mask", "drop_path", "eval")
+    keys = {tuple(jax.random.key_data(purpose(key, name)).tolist()) for name in names}
+    assert len(keys | {tuple(jax.random.key_data(key).tolist())}) == 5
+
+
+def test_purposes_are_the_same_in_every_process():
+    # A process' own hash() would not be, and resumed runs would draw other masks.
+    expected = jax.random.fold_in(jax.random.key(0), 0x7F6FC330)
+    assert purpose(jax.random.key(0), "mask") == expected
+
+
+# ---- Pre-training --------------------------------------------------------------------
+
+
+def prepared(batch, step, flip=True):
+    key = jax.random.fold_in(jax.random.key(0), step)
+    return pretrain_prepare(flip=flip)(batch, key)
+
+
+def test_prepare_normalises_and_masks_whole_units_of_each_image(batch):
+    inputs = prepared(batch, 0, flip=False)
+    expected = (batch["image"] / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(inputs["image"], expected, rtol=1e-5, atol=1e-6)
+    units = inputs["mask"].reshape(8, 2, 2, 2, 2)
+    assert (units.all((2, 4)) == units.any((2, 4))).all()
+    assert (units.all((2, 4)).sum((1, 2)) == 2).all()
+
+
+def test_flips_and_masks_differ_from_step_to_step_and_repeat_for_one(batch):
+    first, again, other = (prepared(batch, step) for step in (0, 0, 1))
+    for name in ("image", "mask"):
+        np.testing.assert_array_equal(first[name], again[name])
+        assert (first[name] != other[name]).any(), name
+
+
+def test_flipping_does_not_change_the_masks(batch):
+    flipped, straight = prepared(batch, 0), prepared(batch, 0, flip=False)
+    np.testing.assert_array_equal(flipped["mask"], straight["mask"])
+    mirrored = straight["image"][:, :, ::-1]
+    same = (flipped["image"] == straight["image"]).all((1, 2, 3))
+    swapped = (flipped["image"] == mirrored).all((1, 2, 3))
+    assert (same ^ swapped).all()
+    assert 0 < swapped.sum() < 8
+
+
+def test_units_need_not_be_square(batch):
+    prepare = steps.pretrain_prepare(
+        **PREPARE | {"patch_size": (4, 2), "mask_unit": (4, 8)}, flip=False
+    )
+    mask = prepare(batch, jax.random.key(0))["mask"]
+    assert mask.shape == (8, 4, 8)
+    units = mask.reshape(8, 4, 2, 4)
+    assert (units.all(3) == units.any(3)).all()
+    assert (units.all(3).sum((1, 2)) == 4).all()
+
+
+def test_paths_drop_in_training_and_not_in_evaluation(batch):
+    inputs = prepared(batch, 0)
+    params = random_params(DROPPING, inputs["image"], inputs["mask"])
+
+    def values(train):
+        loss = jax.jit(steps.pretrain_loss(DROPPING, train))
+        return [float(loss(params, inputs, jax.random.key(k))[0]) for k in (0, 1, 0)]
+
+    first, second, again = values(train=True)
+    assert first == again != second
+    assert len(set(values(train=False))) == 1
+
+
+def test_pre_training_learns_a_batch_by_heart(batch, params):
+    tx = optax.adam(1e-2)
+    step = compiled(
+        steps.pretrain_loss(MODEL), tx, prepare=pretrain_prepare(flip=False)
+    )
+    smooth = np.broadcast_to(batch["image"][:, :1, :1], (8, 16, 16, 3))
+    state, history = start(params, tx), []
+    for _ in range(100):
+        state, metrics = step(state, {"image": smooth})
+        history.append(float(metrics["loss"]))
+    assert np.mean(history[-10:]) < 0.5 * history[0]
+
+
+# ---- Fine-tuning ---------------------------------------------------------------------
+
+
+def test_fine_tuning_loss_is_cross_entropy_with_smoothed_labels(batch):
+    model = Classifier(MODEL.encoder, num_classes=3)
+    prepare = steps.finetune_prepare(
+        num_classes=3,
+        label_smoothing=0.3,
+        mean=PREPARE["mean"],
+        std=PREPARE["std"],
+        flip=False,
+    )
+    inputs = prepare(batch, jax.random.key(0))
+    expected = np.full((8, 3), 0.1)
+    expected[np.arange(8), batch["label"]] = 0.8
+    np.testing.assert_allclose(inputs["target"], expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        inputs["image"], prepared(batch, 0, flip=False)["image"], rtol=1e-6
+    )
+    params = random_params(model, inputs["image"])
+    logits = jax.jit(model.apply)({"params": params}, inputs["image"])
+    logits -= jax.scipy.special.logsumexp(logits, axis=1, keepdims=True)
+    loss = jax.jit(steps.finetune_loss(model))
+    value, metrics = loss(params, inputs, jax.random.key(0))
+    np.testing.assert_allclose(value, -(expected * logits).sum(1).mean(), rtol=1e-5)
+    assert metrics["loss"] == value
+
+
+def test_fine_tuning_flips_some_images_of_a_batch(batch):
+    prepare = steps.finetune_prepare(
+        num_classes=3, label_smoothing=0.0, mean=(0,) * 3, std=(1,) * 3, flip=True
+    )
+    images = np.asarray(prepare(batch, jax.random.key(1))["image"]) * 255
+    swapped = np.isclose(images, batch["image"][:, :, ::-1]).all((1, 2, 3))
+    same = np.isclose(images, batch["image"]).all((1, 2, 3))
+    assert (same ^ swapped).all()
+    assert 0 < swapped.sum() < 8
