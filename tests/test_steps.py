@@ -224,14 +224,11 @@ def test_units_need_not_be_square(batch):
     assert (units.all(3).sum((1, 2)) == 4).all()
 
 
-@pytest.mark.xfail(strict=True, reason="rounded down to whole patches, or to none")
 @pytest.mark.parametrize("unit", [(6, 8), (8, 7), (2, 8)])
-def test_units_that_are_no_multiple_of_the_patch_raise_and_name_both(batch, unit):
-    prepare = functools.partial(
-        steps.pretrain_prepare, **PREPARE | {"mask_unit": unit}, flip=False
-    )
-    with pytest.raises(ValueError, match=f"{unit[0]}x{unit[1]}.*4x4"):
-        prepare()(batch, jax.random.key(0))
+def test_units_that_are_no_multiple_of_the_patch_raise_and_name_both(unit):
+    expected = rf"unit_size=\({unit[0]}, {unit[1]}\).*patch_size=\(4, 4\)"
+    with pytest.raises(ValueError, match=expected):
+        steps.pretrain_prepare(**PREPARE | {"mask_unit": unit}, flip=True)
 
 
 def test_paths_drop_in_training_and_not_in_evaluation(batch):
