@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from simmim_jax import losses, masking, steps
+from simmim_jax import augment, losses, masking, steps
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.models.vit import ViT
@@ -129,6 +129,18 @@ def test_gradient_norm_is_reported_before_clipping(batch, params, one_step):
     assert metrics["grad_norm"] > CLIP
 
 
+def test_sample_i_goes_to_part_i_modulo_their_number():
+    # Parts of neighbours would have to move between devices.
+    def highest(params, inputs, key):
+        value = params["w"] * inputs["x"].max()
+        return value, {"loss": value}
+
+    tx = optax.sgd(0.0)
+    step = compiled(highest, tx, prepare=lambda batch, key: batch, accumulation=2)
+    _, metrics = step(start({"w": jnp.float32(1)}, tx), {"x": jnp.arange(4.0)})
+    assert metrics["loss"] == (2 + 3) / 2  # of samples 0 2 and 1 3
+
+
 # ---- Randomness ----------------------------------------------------------------------
 
 
@@ -201,6 +213,16 @@ def test_flips_and_masks_differ_from_step_to_step_and_repeat_for_one(batch):
     for name in ("image", "mask"):
         np.testing.assert_array_equal(first[name], again[name])
         assert (first[name] != other[name]).any(), name
+
+
+def test_flips_and_masks_are_drawn_apart(batch):
+    inputs = prepared(batch, 5)
+    key = jax.random.fold_in(jax.random.key(0), 5)
+    mask = masking.random_mask(purpose(key, "mask"), 8, (4, 4), (2, 2), 0.5)
+    np.testing.assert_array_equal(inputs["mask"], mask)
+    flipped = augment.random_flip(purpose(key, "flip"), jnp.asarray(batch["image"]))
+    expected = augment.normalize(flipped, PREPARE["mean"], PREPARE["std"])
+    np.testing.assert_array_equal(inputs["image"], expected)
 
 
 def test_flipping_does_not_change_the_masks(batch):
