@@ -197,3 +197,57 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.optim.warmup = "2 steps"
     config.log_every = "1 steps"
     return config
+
+
+def comparison(
+    *,
+    dataset: str,
+    eval_split: str,
+    image_size: tuple[int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    patch_size: tuple[int, int],
+) -> ConfigDict:
+    """Pre-training, and fine-tuning with and without it, of a ViT for small images.
+
+    Width 128, depth 4, 0.8M parameters: what two CPU cores train in minutes. It differs
+    from ViT-B where a small model wants it: absolute positions, wider initial weights
+    and no LayerScale, each worth 2 to 4 points of accuracy from scratch.
+    """
+    config = ConfigDict()
+    config.mode = "compare"
+    config.pretrain = pretrain()
+    config.finetune = finetune()
+    for run in (config.pretrain, config.finetune):
+        run.dtype = "float32"
+        run.data.dataset = dataset
+        run.data.eval_split = eval_split
+        run.data.image_size = image_size
+        run.data.channels = len(mean)
+        run.data.mean = mean
+        run.data.std = std
+        run.data.crop_scale = (0.8, 1.0)
+        run.data.eval_crop = 1.0
+        run.data.interpolation = "bilinear"
+        run.model.patch_size = patch_size
+        run.model.embed_dim = 128
+        run.model.depth = 4
+        run.model.num_heads = 4
+        run.model.use_abs_pos_emb = True
+        run.model.layer_scale = 0.0
+        run.model.init_std = 0.06
+        run.model.init_cut = float("inf")
+        run.model.drop_path_rate = 0.0
+        run.optim.schedule = "plain"
+        run.optim.decay_groups = "intended"
+        run.optim.b2 = 0.95
+        run.optim.warmup_lr = 0.0
+    config.pretrain.data.batch_size = 128
+    config.pretrain.mask.unit_size = patch_size
+    config.pretrain.optim.lr = 8e-3
+    config.pretrain.optim.min_lr = 4e-5
+    config.finetune.data.batch_size = 64
+    config.finetune.optim.lr = 8e-3
+    config.finetune.optim.min_lr = 8e-6
+    config.finetune.optim.layer_decay = 0.75
+    return config

@@ -5,8 +5,12 @@ input stream was) and `meta` (the config, the versions, the classes).
 """
 
 import json
+import logging
 import math
+import platform
+import subprocess
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+# Orbax warns of what we mean to do: checkpoints without metrics, items read one by one.
+logging.getLogger("absl").addFilter(
+    lambda record: (
+        not record.getMessage().startswith(
+            ("Requested `tracked_metric`", "Metadata file does not exist")
+        )
+    )
+)
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 ITEMS = ("params", "optimizer", "data", "meta")
 # Stored with the metrics of a checkpoint: more is better.
 _QUALITY = "quality"
@@ -53,6 +67,10 @@ class Checkpointer:
     def steps(self) -> list[int]:
         """Steps that have a whole checkpoint, in order."""
         return sorted(self._manager.all_steps())
+
+    def last_step(self) -> int | None:
+        """The newest step that has a whole checkpoint, None where there is none."""
+        return self._manager.latest_step()
 
     def best_step(self) -> int | None:
         """The step whose metrics were best, None where none has metrics."""
@@ -114,7 +132,10 @@ class Checkpointer:
         """Blocks until everything is on disk."""
         self._manager.wait_until_finished()
 
-    def close(self) -> None:
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         """Waits for pending writes and stops the threads behind them."""
         self._manager.close()
 
@@ -155,3 +176,17 @@ def _best_or_last(workdir: Path) -> Path:
         return metrics.get(_QUALITY, -math.inf), int(step.name)
 
     return max(steps, key=rank)
+
+
+def describe_software() -> dict[str, Any]:
+    """Versions, and the git commit when the code runs from a checkout."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    versions = {name: version(name) for name in PACKAGES}
+    versions["python"] = platform.python_version()
+    return {"versions": versions, "git_commit": git.stdout.strip() or None}

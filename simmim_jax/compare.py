@@ -1,5 +1,6 @@
 """Is it worth it? Pre-train, then fine-tune with and without it, side by side."""
 
+import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from simmim_jax import train_loop, visualize
+from simmim_jax import inputs, visualize
 from simmim_jax.finetune import finetune
-from simmim_jax.metrics import read_metrics
+from simmim_jax.metrics import read_metrics, write_json
 from simmim_jax.predict import Predictor
 from simmim_jax.pretrain import pretrain
 
@@ -26,9 +27,8 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     begin = time.perf_counter()
     pretrain(config.pretrain, workdir / "pretrain")
-    scratch = finetune(config.finetune, workdir / "scratch")
-    restored = ConfigDict(config.finetune)
-    restored.init_from = str(workdir / "pretrain")
+    fresh, restored = arms(config.finetune, workdir / "pretrain")
+    scratch = finetune(fresh, workdir / "scratch")
     simmim = finetune(restored, workdir / "simmim")
     if jax.process_index():
         return {}
@@ -42,7 +42,7 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "curves": str(draw_curves(workdir)),
         "predictions": str(draw_predictions(restored, workdir)),
     }
-    train_loop.write_json(workdir / "summary.json", summary)
+    write_json(workdir / "summary.json", summary)
     print(
         f"\n{summary['labels']:,} labels           top-1 accuracy\n"
         f"from scratch       {summary['scratch_top1']:.1%}\n"
@@ -52,6 +52,18 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         print(f"{name:<17}  {summary[name]}")
     print(f"{'summary':<17}  {workdir / 'summary.json'}")
     return summary
+
+
+def arms(config: ConfigDict, pretrained: Path) -> tuple[ConfigDict, ConfigDict]:
+    """The fine-tuning from scratch, and from the run in `pretrained`.
+
+    They differ in layer-wise learning-rate decay, too: it protects what lower layers
+    have learned, and only holds back those that have yet to learn.
+    """
+    fresh, restored = copy.deepcopy(config), copy.deepcopy(config)
+    fresh.optim.layer_decay = 1.0
+    restored.init_from = str(pretrained)
+    return fresh, restored
 
 
 def draw_curves(workdir: Path) -> Path:
@@ -80,7 +92,7 @@ def draw_curves(workdir: Path) -> Path:
 
 def draw_predictions(config: ConfigDict, workdir: Path) -> Path:
     """What the SimMIM classifier says of some held-out images."""
-    source = train_loop.open_split(config, config.data.eval_split)
+    source = inputs.open_split(config, config.data.eval_split)
     predictor = Predictor.load(workdir / "simmim")
     chosen = np.random.default_rng(config.seed).choice(
         len(source), min(PREDICTIONS, len(source)), replace=False

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from simmim_jax import augment, checkpoint, losses, sharding, steps, train_loop
+from simmim_jax import (
+    augment,
+    checkpoint,
+    inputs,
+    losses,
+    sharding,
+    steps,
+    train_loop,
+)
 from simmim_jax.data.pipeline import EvalBatches
 from simmim_jax.data.source import Source, subset
 from simmim_jax.models import build_classifier
@@ -20,11 +28,11 @@ from simmim_jax.transfer import transfer
 
 def finetune(config: ConfigDict, workdir: Path) -> train_loop.Trained:
     """Fine-tunes as `config` says, or goes on with what lies in `workdir`."""
-    source = train_loop.open_split(config, config.data.train_split)
+    source = inputs.open_split(config, config.data.train_split)
     class_names = check_classes(config, source)
     if config.data.num_labels:
         source = subset(source, config.data.num_labels, config.seed)
-    held_out = train_loop.open_split(config, config.data.eval_split)
+    held_out = inputs.open_split(config, config.data.eval_split)
     model = build_classifier(
         num_classes=len(class_names), dtype=config.dtype, **config.model
     )
@@ -40,7 +48,7 @@ def finetune(config: ConfigDict, workdir: Path) -> train_loop.Trained:
             flip=config.data.flip,
         ),
         loss=steps.finetune_loss(model),
-        evaluate=evaluation(config, model, train_loop.eval_pass(config, held_out)),
+        evaluate=evaluation(config, model, inputs.eval_pass(config, held_out)),
         best="top1",
         mode="max",
         layer_id=model.layer_id,

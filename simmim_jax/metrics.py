@@ -311,3 +311,11 @@ def _fit(head: str, done: float, fields: list[str], width: int) -> str:
         filled = min(int(done * bar_width), bar_width)
         head += " [" + "=" * filled + " " * (bar_width - filled) + "]"
     return "  ".join([head, *fields])[:width]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)

@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from simmim_jax import augment, losses, masking, sharding, steps, train_loop, visualize
+from simmim_jax import (
+    augment,
+    inputs,
+    losses,
+    masking,
+    sharding,
+    steps,
+    train_loop,
+    visualize,
+)
 from simmim_jax.data.pipeline import EvalBatches
 from simmim_jax.models import build_simmim
 from simmim_jax.models.simmim import SimMIM
@@ -18,8 +27,8 @@ from simmim_jax.models.simmim import SimMIM
 
 def pretrain(config: ConfigDict, workdir: Path) -> train_loop.Trained:
     """Pre-trains as `config` says, or goes on with what lies in `workdir`."""
-    source = train_loop.open_split(config, config.data.train_split)
-    held_out = train_loop.open_split(config, config.data.eval_split)
+    source = inputs.open_split(config, config.data.train_split)
+    held_out = inputs.open_split(config, config.data.eval_split)
     model = build_simmim(dtype=config.dtype, **config.model)
     prepare = functools.partial(
         steps.pretrain_prepare,
@@ -34,7 +43,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> train_loop.Trained:
         workdir,
         model,
         prepare(flip=False),
-        train_loop.eval_pass(config, held_out),
+        inputs.eval_pass(config, held_out),
     )
     task = train_loop.Task(
         source=source,
@@ -74,10 +83,10 @@ def evaluation(
 
     def apply(params: Any, batch: steps.Batch, index: jax.Array) -> tuple:
         key = jax.random.fold_in(jax.random.key(config.seed), index)
-        inputs = prepare(batch, steps.purpose(key, "eval"))
-        images = inputs["image"]
-        prediction = model.apply({"params": params}, images, inputs["mask"])
-        mask = masking.upsample(inputs["mask"], *images.shape[1:3])
+        prepared = prepare(batch, steps.purpose(key, "eval"))
+        images, mask = prepared["image"], prepared["mask"]
+        prediction = model.apply({"params": params}, images, mask)
+        mask = masking.upsample(mask, *images.shape[1:3])
         return images, prediction, mask
 
     @functools.partial(jax.jit, out_shardings=whole)

@@ -7,36 +7,26 @@ all metrics of step n are on disk before it.
 
 import contextlib
 import dataclasses
-import json
-import platform
+import functools
 import signal
-import subprocess
-from collections import deque
+import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simmim_jax import optim, sharding, steps
-from simmim_jax.checkpoint import Checkpointer
-from simmim_jax.data.pipeline import (
-    EvalBatches,
-    TrainIterator,
-    eval_batches,
-    train_iterator,
-)
+from simmim_jax import inputs, optim, sharding, steps
+from simmim_jax.checkpoint import Checkpointer, describe_software
+from simmim_jax.data.pipeline import TrainIterator
 from simmim_jax.data.source import Source
-from simmim_jax.data.sources import open_source
-from simmim_jax.metrics import MetricWriter, StepTimer
+from simmim_jax.metrics import MetricWriter, StepTimer, write_json
 from simmim_jax.steps import TrainState
-
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,61 +70,142 @@ class Interrupted(Exception):
     """The run was asked to stop, saved what it had, and can go on."""
 
 
-def num_steps(duration: str, batch_size: int, num_examples: int) -> int:
-    """ "10 epochs", "500 steps" or "100000 examples" in steps; at least 1, 0 for 0.
-
-    An epoch is as many whole batches as it holds, as in the official code.
-    """
-    number, _, unit = duration.partition(" ")
-    try:
-        amount = float(number)
-    except ValueError:
-        amount = -1
-    per_step = {
-        "epochs": 1 / (num_examples // batch_size or num_examples / batch_size),
-        "steps": 1,
-        "examples": batch_size,
-    }
-    if unit not in per_step or amount < 0:
-        raise ValueError(
-            f"{duration!r} is no length of time: expected a number and a unit, such as "
-            "'10 epochs', '500 steps' or '100000 examples'."
-        )
-    return max(1, round(amount / per_step[unit])) if amount else 0
-
-
 def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
     """Trains until config.duration is over, from the last checkpoint in `workdir`.
 
     Raises NonFiniteError when a loss or gradient is not finite, and Interrupted after
     SIGTERM or SIGINT, once a checkpoint is written.
     """
-    # ---- Lengths in steps ------------------------------------------------------------
-    batch_size = config.data.batch_size
+    # ---- Shapes, optimiser, shardings ------------------------------------------------
+    mesh = sharding.make_mesh(**config.mesh)
+    inputs.check_batch(config, mesh)
+    key = jax.random.key(config.seed)
+    schedule, tx = optimizer(config, task, jax.eval_shape(task.init, key))
 
-    def in_steps(duration: str) -> int:
-        return num_steps(duration, batch_size, len(task.source))
+    def init(key: jax.Array) -> TrainState:
+        params = task.init(key)
+        return TrainState(jnp.zeros([], jnp.int32), params, tx.init(params))
 
-    total = in_steps(config.duration)
+    shapes = jax.eval_shape(init, key)
+    shardings = sharding.state_sharding(shapes, mesh)
+
+    with contextlib.ExitStack() as stack:
+        # ---- State -------------------------------------------------------------------
+        # 1. The last checkpoint of this run; else
+        # 2. a fresh model with a pre-trained encoder; else
+        # 3. a fresh model.
+        checkpoints = stack.enter_context(
+            Checkpointer(
+                workdir, keep=config.keep_checkpoints, best=task.best, mode=task.mode
+            )
+        )
+        iterator = stack.enter_context(
+            contextlib.closing(inputs.train_batches(config, task.source))
+        )
+        start = checkpoints.last_step() or 0
+        total = _in_steps(config, task, config.duration)
+        writer = stack.enter_context(
+            MetricWriter(
+                workdir,
+                total_steps=total,
+                resume_step=start,
+                title=config.mode,
+                wandb=config.wandb,
+                is_main=jax.process_index() == 0,
+            )
+        )
+        if start:
+            state = restore(checkpoints, start, shapes, shardings, iterator)
+            writer.message(f"resumed at step {start} of {total}")
+        else:
+            state = jax.jit(init, out_shardings=shardings)(key)
+            if task.restore:
+                params = jax.device_put(task.restore(state.params), shardings.params)
+                state = dataclasses.replace(state, params=params)
+        meta = {"config": config.to_dict(), **describe_software(), **task.meta}
+        if jax.process_index() == 0:
+            write_json(workdir / "config.json", meta)
+
+        # ---- Compile and loop --------------------------------------------------------
+        if start < total:
+            begin = time.perf_counter()
+            step_fn = compile_step(config, task, tx, shapes, shardings, mesh)
+            seconds = time.perf_counter() - begin
+            writer.message(f"compiled the training step in {seconds:.1f} s")
+            log = _Log(writer, schedule, checkpoints, config.data.batch_size)
+            batches = inputs.prefetch(iterator, mesh)
+            state = loop(config, task, state, step_fn, batches, log, meta, start, total)
+        last, best = checkpoints.last_step() or start, checkpoints.best_step() or start
+        return Trained(
+            state.params, checkpoints.metrics(last), checkpoints.metrics(best), best
+        )
+
+
+def loop(
+    config: ConfigDict,
+    task: Task,
+    state: TrainState,
+    step_fn: Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]],
+    batches: Iterator[tuple[steps.Batch, dict[str, Any]]],
+    log: "_Log",
+    meta: dict[str, Any],
+    start: int,
+    total: int,
+) -> TrainState:
+    """Steps start+1 to total: update, log, evaluate, save, in this order."""
     log_every, eval_every, save_every = (
-        max(1, in_steps(duration))
+        max(1, _in_steps(config, task, duration))
         for duration in (config.log_every, config.eval_every, config.checkpoint_every)
     )
+    with _catch_signals() as stop_signal:
+        for step in range(start + 1, total + 1):
+            with log.timer.waiting():
+                batch, position = next(batches)
+            state, metrics = step_fn(state, batch)
+            evaluates = step % eval_every == 0 or step == total
+            saves = evaluates or step % save_every == 0 or bool(stop_signal)
+            log.add(step, metrics, due=saves or step % log_every == 0)
+            if not saves:
+                continue
+            log.finish()
+            held_out = task.evaluate(state.params, step) if evaluates else None
+            if held_out:
+                log.writer.write(step, held_out)
+                log.writer.message(f"step {step}: {_text(held_out)}")
+            log.checkpoints.save(
+                step,
+                params=state.params,
+                optimizer={"step": state.step, "state": state.opt_state},
+                data=position,
+                meta=meta | {"step": step},
+                metrics=held_out,
+            )
+            if stop_signal:
+                log.checkpoints.wait()
+                raise Interrupted(
+                    f"{stop_signal[0]} at step {step} of {total}: a checkpoint is "
+                    "saved, the same command goes on from it."
+                )
+            log.restart_clock()
+    log.checkpoints.wait()
+    return state
 
-    # ---- Shapes, shardings, optimiser ------------------------------------------------
-    mesh = sharding.make_mesh(**config.mesh)
-    check_batch(config, mesh)
+
+def optimizer(
+    config: ConfigDict, task: Task, params: Any
+) -> tuple[optim.Schedule, optax.GradientTransformation]:
+    """The learning rate and AdamW of config.optim, for parameters of these shapes."""
+    batch_scale = config.data.batch_size / optim.REFERENCE_BATCH
     schedule = optim.learning_rate(
         decay=config.optim.decay,
-        peak=config.optim.lr * batch_size / optim.REFERENCE_BATCH,
-        warmup_lr=config.optim.warmup_lr * batch_size / optim.REFERENCE_BATCH,
-        min_lr=config.optim.min_lr * batch_size / optim.REFERENCE_BATCH,
-        total_steps=total,
-        warmup_steps=in_steps(config.optim.warmup),
-        milestones=[in_steps(m) for m in config.optim.milestones],
+        peak=config.optim.lr * batch_scale,
+        warmup_lr=config.optim.warmup_lr * batch_scale,
+        min_lr=config.optim.min_lr * batch_scale,
+        total_steps=_in_steps(config, task, config.duration),
+        warmup_steps=_in_steps(config, task, config.optim.warmup),
+        milestones=[_in_steps(config, task, m) for m in config.optim.milestones],
         official=_is_official(config.optim.schedule),
     )
-    shapes = jax.eval_shape(task.init, jax.random.key(config.seed))
     tx = optim.adamw(
         schedule,
         b1=config.optim.b1,
@@ -142,167 +213,38 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
         eps=config.optim.eps,
         weight_decay=config.optim.weight_decay,
         clip_norm=config.optim.clip_norm,
-        mask=optim.decay_mask(shapes, config.optim.decay_groups),
-        scales=optim.layer_scales(shapes, task.layer_id, task.layer_decay),
+        mask=optim.decay_mask(params, config.optim.decay_groups),
+        scales=optim.layer_scales(params, task.layer_id, task.layer_decay),
     )
-
-    def init(key: jax.Array) -> TrainState:
-        params = task.init(key)
-        return TrainState(jnp.zeros([], jnp.int32), params, tx.init(params))
-
-    key = jax.random.key(config.seed)
-    state_shapes = jax.eval_shape(init, key)
-    shardings = sharding.state_sharding(state_shapes, mesh)
-
-    # ---- State -----------------------------------------------------------------------
-    # 1. The last checkpoint of this run; else
-    # 2. a fresh model with a pre-trained encoder; else
-    # 3. a fresh model.
-    iterator = train_batches(config, task.source)
-    checkpoints = Checkpointer(
-        workdir, keep=config.keep_checkpoints, best=task.best, mode=task.mode
-    )
-    saved = checkpoints.steps()
-    start = saved[-1] if saved else 0
-    writer = MetricWriter(
-        workdir,
-        total_steps=total,
-        resume_step=start,
-        title=config.mode,
-        wandb=config.wandb,
-        is_main=jax.process_index() == 0,
-    )
-    if start:
-        state = restore(checkpoints, start, state_shapes, shardings, iterator)
-        writer.message(f"resumed at step {start} of {total}")
-    else:
-        state = jax.jit(init, out_shardings=shardings)(key)
-        if task.restore:
-            params = jax.device_put(task.restore(state.params), shardings.params)
-            state = dataclasses.replace(state, params=params)
-    meta = {"config": config.to_dict(), **describe_software(), **task.meta}
-    write_json(workdir / "config.json", meta)
-
-    # ---- Loop ------------------------------------------------------------------------
-    step_fn = jax.jit(
-        lambda state, batch: steps.train_step(
-            state,
-            batch,
-            prepare=task.prepare,
-            loss=task.loss,
-            tx=tx,
-            seed=config.seed,
-            accumulation=config.optim.accumulation,
-        ),
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-    )
-
-    def save(step: int, metrics: dict[str, float] | None) -> None:
-        checkpoints.save(
-            step,
-            params=state.params,
-            optimizer={"step": state.step, "state": state.opt_state},
-            data=position,
-            meta=meta | {"step": step},
-            metrics=metrics,
-        )
-
-    log = _Log(writer, schedule, checkpoints, batch_size)
-    with contextlib.closing(checkpoints), writer, _catch_signals() as stop_signal:
-        batches = prefetch(iterator, mesh)
-        for step in range(start + 1, total + 1):
-            with log.timer.waiting():
-                batch, position = next(batches)
-            state, metrics = step_fn(state, batch)
-            evaluates = step % eval_every == 0 or step == total
-            saves = evaluates or step % save_every == 0 or bool(stop_signal)
-            log.add(step, metrics, due=saves or step % log_every == 0 or step == 1)
-            if saves:
-                log.finish()
-                held_out = None
-                if evaluates:
-                    held_out = task.evaluate(state.params, step)
-                    writer.write(step, held_out)
-                    writer.message(f"step {step}: {_text(held_out)}")
-                save(step, held_out)
-                log.timer.reset()
-            if stop_signal:
-                checkpoints.wait()
-                writer.message(f"stopped by {stop_signal[0]}, saved at step {step}")
-                raise Interrupted(
-                    f"{stop_signal[0]} at step {step} of {total}: a checkpoint is "
-                    "saved, the same command goes on from it."
-                )
-        checkpoints.wait()
-        iterator.close()
-        best_step = checkpoints.best_step() or total
-        return Trained(
-            state.params,
-            checkpoints.metrics(checkpoints.steps()[-1]),
-            checkpoints.metrics(best_step),
-            best_step,
-        )
+    return schedule, tx
 
 
-def check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """ValueError where the batch does not divide over devices and parts."""
-    parts = mesh.size * config.optim.accumulation
-    if config.data.batch_size % parts:
-        raise ValueError(
-            f"config.data.batch_size={config.data.batch_size} must be a multiple of "
-            f"{parts}: {mesh.size} devices times config.optim.accumulation="
-            f"{config.optim.accumulation}."
-        )
-
-
-def train_batches(config: ConfigDict, source: Source) -> TrainIterator:
-    """The stream of training batches that config.data describes."""
-    return train_iterator(
-        source,
-        batch_size=config.data.batch_size // jax.process_count(),
-        image_size=config.data.image_size,
-        channels=config.data.channels,
-        scale=config.data.crop_scale or None,
-        ratio=config.data.crop_ratio,
-        interpolation=config.data.interpolation,
+def compile_step(
+    config: ConfigDict,
+    task: Task,
+    tx: optax.GradientTransformation,
+    shapes: TrainState,
+    shardings: TrainState,
+    mesh: Mesh,
+) -> Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]:
+    """The training step, compiled for these shapes; it reuses the state's memory."""
+    step = functools.partial(
+        steps.train_step,
+        prepare=task.prepare,
+        loss=task.loss,
+        tx=tx,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_workers=config.data.num_workers,
-        num_threads=config.data.num_threads,
+        accumulation=config.optim.accumulation,
     )
-
-
-def open_split(config: ConfigDict, split: str) -> Source:
-    """One split of the data set that config.data names."""
-    return open_source(config.data.dataset, split, data_dir=config.data.data_dir)
-
-
-def eval_pass(config: ConfigDict, source: Source) -> EvalBatches:
-    """All of `source` once, resized and cropped as config.data says."""
-    return eval_batches(
-        source,
-        batch_size=config.data.batch_size // jax.process_count(),
-        image_size=config.data.image_size,
-        channels=config.data.channels,
-        crop_fraction=config.data.eval_crop,
-        interpolation=config.data.interpolation,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_threads=config.data.num_threads,
-    )
-
-
-def prefetch(
-    iterator: TrainIterator, mesh: Mesh, depth: int = 2
-) -> Iterator[tuple[steps.Batch, dict[str, Any]]]:
-    """Batches on the devices, `depth` ahead, with the input's position after each."""
-    ready: deque[tuple[steps.Batch, dict[str, Any]]] = deque()
-    for batch in iterator:
-        ready.append((sharding.to_devices(batch, mesh), iterator.get_state()))
-        if len(ready) == depth:
-            yield ready.popleft()
+    sharded = sharding.batch_sharding(mesh)
+    size = config.data.batch_size
+    pixels = (size, *config.data.image_size, config.data.channels)
+    batch = {
+        "image": jax.ShapeDtypeStruct(pixels, jnp.uint8, sharding=sharded),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharded),
+    }
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return jitted.lower(_placed(shapes, shardings), batch).compile()
 
 
 def restore(
@@ -313,11 +255,7 @@ def restore(
     iterator: TrainIterator,
 ) -> TrainState:
     """The state at `step`, laid out by `shardings`; moves the iterator there."""
-    like = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        shapes,
-        shardings,
-    )
+    like = _placed(shapes, shardings)
     params, optimizer, position = checkpoints.restore(
         step,
         params=like.params,
@@ -325,6 +263,18 @@ def restore(
     )
     iterator.set_state(position)
     return TrainState(optimizer["step"], params, optimizer["state"])
+
+
+def _placed(shapes: TrainState, shardings: TrainState) -> TrainState:
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        shardings,
+    )
+
+
+def _in_steps(config: ConfigDict, task: Task, duration: str) -> int:
+    return inputs.num_steps(duration, config.data.batch_size, len(task.source))
 
 
 class _Log:
@@ -342,17 +292,24 @@ class _Log:
         batch_size: int,
     ):
         self.timer = StepTimer()
-        self._writer = writer
+        self.writer = writer
         self._schedule = schedule
-        self._checkpoints = checkpoints
+        self.checkpoints = checkpoints
         self._batch_size = batch_size
         self._running: tuple[int, steps.Metrics, bool] | None = None
         self._losses: list[float] = []
+        self._timed_steps = 0
+
+    def restart_clock(self) -> None:
+        """Leaves out of the rates what was not training."""
+        self.timer.reset()
+        self._timed_steps = 0
 
     def add(self, step: int, metrics: steps.Metrics, due: bool) -> None:
         """Finishes the step before this one, which may still be running."""
         self.finish()
         self._running = (step, metrics, due)
+        self._timed_steps += 1
 
     def finish(self) -> None:
         """Waits for the last step, checks it, and writes a line if one is due."""
@@ -367,10 +324,10 @@ class _Log:
             return
         values["loss"] = float(np.mean(self._losses))
         values["learning_rate"] = self._rate(step)
-        values |= self.timer.rates(len(self._losses) * self._batch_size)
-        self._losses = []
-        self._writer.write(step, values)
-        self._writer.progress(step, values)
+        values |= self.timer.rates(self._timed_steps * self._batch_size)
+        self._losses, self._timed_steps = [], 0
+        self.writer.write(step, values)
+        self.writer.progress(step, values)
 
     def _rate(self, step: int) -> float:
         return float(self._schedule(step - 1, 1.0))
@@ -379,12 +336,12 @@ class _Log:
         bad = [name for name, value in values.items() if not np.isfinite(value)]
         if not bad:
             return
-        self._checkpoints.wait()
-        good = self._checkpoints.steps()
+        self.checkpoints.wait()
+        good = self.checkpoints.last_step()
         raise NonFiniteError(
             f"{' and '.join(bad)} not finite at step {step}, with learning rate "
             f"{self._rate(step):.3e}. Last good checkpoint: "
-            f"{f'step {good[-1]}' if good else 'none yet'}. Try a lower "
+            f"{f'step {good}' if good else 'none yet'}. Try a lower "
             "config.optim.lr, a longer config.optim.warmup, or config.dtype=float32."
         )
 
@@ -417,28 +374,6 @@ def _is_official(schedule: str) -> bool:
             f"config.optim.schedule={schedule!r}: expected 'official' or 'plain'."
         )
     return schedule == "official"
-
-
-def describe_software() -> dict[str, Any]:
-    """Versions, and the git commit when the code runs from a checkout."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    versions = {name: version(name) for name in PACKAGES}
-    versions["python"] = platform.python_version()
-    return {"versions": versions, "git_commit": git.stdout.strip() or None}
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
 
 
 def _text(metrics: dict[str, float]) -> str:

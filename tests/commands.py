@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from simmim_jax import checkpoint
@@ -80,10 +81,13 @@ def summary(workdir: Path) -> dict:
     return json.loads((workdir / "summary.json").read_text())
 
 
+def config(workdir: Path) -> dict:
+    """The config of a run, as it saved it."""
+    return json.loads((workdir / "config.json").read_text())["config"]
+
+
 def assert_same(a, b, **tolerance: float) -> None:
     """Trees of arrays are equal, bit for bit without a tolerance."""
-    import jax
-
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         if tolerance:

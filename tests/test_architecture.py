@@ -16,7 +16,7 @@ PACKAGE = ROOT / "simmim_jax"
 LEVELS = (
     {"losses", "masking", "flops", "augment", "visualize"},
     {"models", "optim", "sharding", "metrics", "checkpoint", "transfer", "data"},
-    {"steps", "convert"},
+    {"steps", "inputs", "convert"},
     {"train_loop", "predict", "aot"},
     {"pretrain", "finetune"},
     {"compare"},
@@ -26,7 +26,7 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 FILES = {"io", "os", "pathlib", "shutil", "tempfile"}
-TAKES_CONFIGS = {"train_loop", "pretrain", "finetune", "compare", "main"}
+TAKES_CONFIGS = {"inputs", "train_loop", "pretrain", "finetune", "compare", "main"}
 # pipeline marks absl's flags as parsed, which grain's workers need in a notebook.
 PARSED_FLAGS = {"is_parsed", "mark_as_parsed"}
 

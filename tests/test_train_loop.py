@@ -5,7 +5,7 @@ import signal
 import commands
 import pytest
 
-from simmim_jax.train_loop import num_steps
+from simmim_jax.inputs import num_steps
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from einops import rearrange
 
 Initializer = Callable[..., jax.Array]
 
+
 def truncated_normal(std: float = 0.02, cut: float = float("inf")) -> Initializer:
     """Normal weights of that standard deviation, cut at `cut` times it.
 

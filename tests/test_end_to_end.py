@@ -1,0 +1,134 @@
+"""The whole program, as a user runs it."""
+
+import re
+
+import commands
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from simmim_jax import steps
+from simmim_jax.data.sources import open_source
+from simmim_jax.models import build_simmim
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("compared")
+    output = commands.run(
+        "--config=configs/quickstart.py:smoke", f"--workdir={workdir}"
+    )
+    return workdir, output
+
+
+def test_comparison_ends_with_table_pictures_and_summary(compared):
+    workdir, output = compared
+    summary = commands.summary(workdir)
+    assert f"from scratch       {summary['scratch_top1']:.1%}" in output
+    assert f"with SimMIM        {summary['simmim_top1']:.1%}" in output
+    assert summary["seconds"] > 0
+    assert summary["labels"] > 0
+    for name in ("reconstructions", "curves", "predictions"):
+        assert summary[name] in output
+        with Image.open(summary[name]) as picture:
+            assert min(picture.size) > 200
+            assert np.asarray(picture).std() > 10  # not one colour
+
+
+def test_comparison_says_what_fine_tuning_took_over(compared):
+    _, output = compared
+    assert re.search(r"restored \d+ of the encoder's parameters", output)
+    assert re.search(r"new: .*head/kernel", output)
+    assert re.search(r"left out: .*decoder/kernel", output)
+
+
+def test_runs_leave_config_versions_and_metrics(compared):
+    workdir, _ = compared
+    for run in ("pretrain", "scratch", "simmim"):
+        lines = commands.metrics(workdir / run)
+        assert all("step" in line for line in lines)
+        assert any("loss" in line for line in lines)
+        text = (workdir / run / "config.json").read_text()
+        assert '"versions"' in text
+        assert '"git_commit"' in text
+
+
+def test_predict_names_classes_and_draws_them(compared, tmp_path):
+    workdir, _ = compared
+    data = commands.config(workdir / "simmim")["data"]
+    source = open_source(data["dataset"], data["eval_split"])
+    files = []
+    for i in range(3):
+        files.append(tmp_path / f"{i}.png")
+        Image.fromarray(np.squeeze(source[i]["image"])).save(files[-1])
+    picture = tmp_path / "seen.png"
+    output = commands.run(
+        f"--checkpoint={workdir / 'simmim'}",
+        f"--output={picture}",
+        *files,
+        module="simmim_jax.predict",
+    )
+    for line, file in zip(output.splitlines(), files, strict=False):
+        assert line.startswith(str(file))
+        shares = [float(s) for s in re.findall(r"([\d.]+)%", line)]
+        assert shares == sorted(shares, reverse=True)
+        assert any(name in line for name in source.class_names)
+    assert Image.open(picture).size[0] > 200
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "says"),
+    [("pretrain", "learns no classes"), ("nothing", "no checkpoint in")],
+)
+def test_predict_needs_a_classifier(checkpoint, says, compared, tmp_path):
+    workdir, _ = compared
+    image = tmp_path / "image.png"
+    Image.new("RGB", (8, 8)).save(image)
+    output = commands.run(
+        f"--checkpoint={workdir / checkpoint}",
+        image,
+        module="simmim_jax.predict",
+        status=1,
+    )
+    assert says in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_eight_images_are_learned_by_heart():
+    images = open_source("bundled:climate", "train").images[:8]
+    model = build_simmim(
+        dtype="float32",
+        name="vit",
+        patch_size=(8, 8),
+        embed_dim=64,
+        depth=2,
+        num_heads=4,
+        init_std=0.06,
+        layer_scale=0.0,
+        use_abs_pos_emb=True,
+    )
+    data = {"mean": images.mean((0, 1, 2)) / 255, "std": images.std((0, 1, 2)) / 255}
+    prepare = steps.pretrain_prepare(
+        patch_size=(8, 8), mask_unit=(16, 16), mask_ratio=0.6, flip=False, **data
+    )
+    mask = np.zeros((1, 8, 8), bool)
+    params = model.init(jax.random.key(0), images[:1] / 255, mask)["params"]
+    tx = optax.adamw(optax.cosine_decay_schedule(3e-3, 1500))
+    step = jax.jit(
+        lambda state, batch: steps.train_step(
+            state,
+            batch,
+            prepare=prepare,
+            loss=steps.pretrain_loss(model),
+            tx=tx,
+            seed=0,
+        )
+    )
+    state = steps.TrainState(jnp.int32(0), params, tx.init(params))
+    for _ in range(1500):
+        state, metrics = step(state, {"image": images})
+    assert metrics["loss"] < 0.1
