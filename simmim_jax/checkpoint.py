@@ -79,7 +79,8 @@ class Checkpointer:
             for step in self.steps()
             if (metrics := self._manager.metrics(step))
         }
-        return max(rated, key=rated.__getitem__) if rated else None
+        # Of equals the later one, which is the one that Orbax keeps.
+        return max(rated, key=lambda step: (rated[step], step), default=None)
 
     def metrics(self, step: int) -> dict[str, float]:
         """What evaluation gave at `step`; empty where it did not run."""

@@ -25,6 +25,8 @@ def random_mask(
     ratio: share of units hidden, in [0, 1]; returns: bool[b h w], True = masked.
     ValueError where units do not tile the grid (official `MaskGenerator`).
     """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"config.mask.ratio={ratio}: expected a share in 0..1.")
     (height, width), (unit_height, unit_width) = grid, unit
     if height % unit_height or width % unit_width:
         raise ValueError(

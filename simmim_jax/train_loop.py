@@ -170,6 +170,7 @@ def loop(
             log.finish()
             held_out = task.evaluate(state.params, step) if evaluates else None
             if held_out:
+                log.check(step, held_out)
                 log.writer.write(step, held_out)
                 log.writer.message(f"step {step}: {_text(held_out)}")
             log.checkpoints.save(
@@ -318,7 +319,7 @@ class _Log:
         step, metrics, due = self._running
         self._running = None
         values = {name: float(v) for name, v in jax.device_get(metrics).items()}
-        self._check(step, values)
+        self.check(step, values)
         self._losses.append(values["loss"])
         if not due:
             return
@@ -332,7 +333,8 @@ class _Log:
     def _rate(self, step: int) -> float:
         return float(self._schedule(step - 1, 1.0))
 
-    def _check(self, step: int, values: dict[str, float]) -> None:
+    def check(self, step: int, values: dict[str, float]) -> None:
+        """NonFiniteError where a value is NaN or infinite."""
         bad = [name for name, value in values.items() if not np.isfinite(value)]
         if not bad:
             return

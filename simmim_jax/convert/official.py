@@ -34,6 +34,15 @@ def official_name(path: str, *, classifier: bool) -> str:
     return path.replace("/", ".")
 
 
+def official_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the official tensor for our parameter at `path`."""
+    if path == "decoder/kernel":
+        return (*shape[::-1], 1, 1)
+    if path.endswith("kernel") and len(shape) == 4:
+        return (shape[3], shape[2], shape[0], shape[1])
+    return shape[::-1] if path.endswith("kernel") else shape
+
+
 def to_official(params: Mapping) -> dict[str, np.ndarray]:
     """Our parameters -> official state dict, without its index buffers.
 
@@ -70,13 +79,14 @@ def from_official(state: Mapping[str, np.ndarray], like: Mapping) -> dict:
         if name not in state:
             problems.append(f"{name} is missing")
             continue
-        value = np.asarray(state[name])
+        value, expected = np.asarray(state[name]), official_shape(path, leaf.shape)
+        if value.shape != expected:
+            problems.append(f"{name} has shape {value.shape}, expected {expected}")
+            continue
         if path == "decoder/kernel":
             value = value[:, :, 0, 0]
         if path.endswith("kernel"):
             value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-        if value.shape != leaf.shape:
-            problems.append(f"{name} gives {value.shape}, expected {leaf.shape}")
         params[path] = value
     problems += [
         f"{name} is not in the model"
