@@ -244,10 +244,20 @@ def comparison(
         run.optim.warmup_lr = 0.0
     config.pretrain.data.batch_size = 128
     config.pretrain.mask.unit_size = patch_size
-    config.pretrain.optim.lr = 8e-3
+    config.pretrain.optim.lr = 8e-3  # 2e-3 at this batch size
     config.pretrain.optim.min_lr = 4e-5
+    config.pretrain.optim.warmup = "20000 examples"
     config.finetune.data.batch_size = 64
-    config.finetune.optim.lr = 8e-3
+    config.finetune.optim.lr = 16e-3  # 2e-3 at this batch size
     config.finetune.optim.min_lr = 8e-6
     config.finetune.optim.layer_decay = 0.75
+    return config
+
+
+def smoke_comparison(config: ConfigDict) -> ConfigDict:
+    """The same in seconds."""
+    config.pretrain.duration = "30 steps"
+    config.pretrain.optim.warmup = "5 steps"
+    config.finetune.duration = "20 steps"
+    config.finetune.optim.warmup = "5 steps"
     return config
