@@ -1,4 +1,13 @@
-"""Quick start."""
+"""Quick start: what pre-training is worth, measured in minutes on a laptop's CPU.
+
+    python -m simmim_jax.main --config=configs/quickstart.py
+
+Pre-trains a ViT with 0.8M parameters on 8,000 Fashion-MNIST images without their labels
+(bundled; Zalando SE, MIT licence), then fine-tunes it on 300 labelled ones, and the same
+model from scratch beside it. Tested on 2,000 other images. README.md has the result.
+
+":smoke" does the same in seconds.
+"""
 
 from ml_collections import ConfigDict
 
@@ -6,39 +15,19 @@ from configs import common
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The whole comparison; "smoke" is the same in seconds."""
-    config = ConfigDict()
-    config.mode = "compare"
-    config.pretrain = common.pretrain()
-    config.finetune = common.finetune()
-    for run in (config.pretrain, config.finetune):
-        run.dtype = "float32"
-        run.data.dataset = "bundled:fashion_mnist_10k"
-        run.data.image_size = (28, 28)
-        run.data.channels = 1
-        run.data.batch_size = 64
-        run.data.crop_scale = ()
-        run.data.eval_crop = 1.0
-        run.data.mean = (0.286,)
-        run.data.std = (0.353,)
-        run.model.patch_size = (4, 4)
-        run.model.embed_dim = 128
-        run.model.depth = 4
-        run.model.num_heads = 4
-        run.model.drop_path_rate = 0.0
-        run.optim.schedule = "plain"
-    config.pretrain.mask.unit_size = (4, 4)
-    config.pretrain.duration = "2 epochs"
-    config.pretrain.eval_every = "1 epochs"
-    config.pretrain.optim.lr = 1e-3
-    config.pretrain.optim.warmup = "100 steps"
-    config.finetune.data.num_labels = 600
-    config.finetune.duration = "20 epochs"
-    config.finetune.optim.warmup = "2 epochs"
-    config.finetune.eval_every = "10 epochs"
-    if arg == "smoke":
-        config.pretrain.duration = "20 steps"
-        config.finetune.duration = "20 steps"
-    elif arg:
-        raise ValueError(f"configs/quickstart.py:{arg}: expected 'smoke' or nothing.")
-    return config
+    """The comparison on 28x28 grey images in patches of 7x7."""
+    config = common.comparison(
+        dataset="bundled:fashion_mnist_10k",
+        eval_split="validation",
+        image_size=(28, 28),
+        mean=(0.286,),
+        std=(0.353,),
+        patch_size=(7, 7),
+    )
+    config.pretrain.duration = "300000 examples"
+    config.pretrain.eval_every = "50000 examples"
+    config.finetune.data.num_labels = 300
+    config.finetune.duration = "600 steps"
+    config.finetune.optim.warmup = "60 steps"
+    config.finetune.eval_every = "100 steps"
+    return common.smoke_comparison(config) if common.is_smoke(arg) else config
