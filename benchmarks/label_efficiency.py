@@ -1,6 +1,6 @@
 """Fashion-MNIST with few labels: logistic regression, from scratch and SimMIM.
 
-    python benchmarks/label_efficiency.py --data=tfds:fashion_mnist
+    python -m benchmarks.label_efficiency --data=tfds:fashion_mnist
 
 Pre-trains without labels on the 60,000 training images, once a seed, then fine-tunes
 on a few labelled ones, from what was learned and from scratch, and fits a logistic

@@ -2,9 +2,9 @@
 
     python -m simmim_jax.main --config=configs/quickstart.py
 
-Pre-trains a ViT with 0.8M parameters on 8,000 Fashion-MNIST images without their labels
-(bundled; Zalando SE, MIT licence), then fine-tunes it on 300 labelled ones, and the same
-model from scratch beside it. Tested on 2,000 other images. README.md has the result.
+Pre-trains a ViT with 0.8M parameters on 8,000 Fashion-MNIST images without labels
+(bundled; Zalando SE, MIT licence), then fine-tunes it on 300 labelled ones, and the
+same model from scratch beside it. Tested on 2,000 other images: see README.md.
 
 ":smoke" does the same in seconds.
 """

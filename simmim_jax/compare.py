@@ -13,7 +13,7 @@ from simmim_jax import inputs, visualize
 from simmim_jax.finetune import finetune
 from simmim_jax.metrics import read_metrics, write_json
 from simmim_jax.predict import Predictor
-from simmim_jax.pretrain import pretrain
+from simmim_jax.pretrain import picture_path, pretrain
 
 PREDICTIONS = 8
 
@@ -24,23 +24,23 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Each goes on with what lies in its folder of `workdir`. Prints a table and returns
     what it also writes to <workdir>/summary.json; accuracies are those of the last
     step, not of the best one, since no further images are held out to choose it by.
+    `seconds` are those of this call.
     """
     begin = time.perf_counter()
-    pretrain(config.pretrain, workdir / "pretrain")
+    pretrained = pretrain(config.pretrain, workdir / "pretrain")
     fresh, restored = arms(config.finetune, workdir / "pretrain")
     scratch = finetune(fresh, workdir / "scratch")
     simmim = finetune(restored, workdir / "simmim")
     if jax.process_index():
         return {}
-    pictures = sorted((workdir / "pretrain" / "reconstructions").glob("*.png"))
     summary = {
         "scratch_top1": scratch.last["top1"],
         "simmim_top1": simmim.last["top1"],
-        "labels": config.finetune.data.num_labels,
+        "labels": num_labels(config.finetune),
         "seconds": round(time.perf_counter() - begin, 1),
-        "reconstructions": str(pictures[-1]) if pictures else None,
+        "reconstructions": str(picture_path(workdir / "pretrain", pretrained.step)),
         "curves": str(draw_curves(workdir)),
-        "predictions": str(draw_predictions(restored, workdir)),
+        "predictions": str(draw_predictions(restored, workdir, simmim.step)),
     }
     write_json(workdir / "summary.json", summary)
     print(
@@ -61,7 +61,7 @@ def arms(config: ConfigDict, pretrained: Path) -> tuple[ConfigDict, ConfigDict]:
     have learned, and only holds back those that have yet to learn.
     """
     fresh, restored = copy.deepcopy(config), copy.deepcopy(config)
-    fresh.optim.layer_decay = 1.0
+    fresh.init_from, fresh.optim.layer_decay = "", 1.0
     restored.init_from = str(pretrained)
     return fresh, restored
 
@@ -90,10 +90,16 @@ def draw_curves(workdir: Path) -> Path:
     return visualize.curves(panels, workdir / "curves.png")
 
 
-def draw_predictions(config: ConfigDict, workdir: Path) -> Path:
+def num_labels(config: ConfigDict) -> int:
+    """How many labelled images fine-tuning learns from."""
+    source = inputs.open_split(config, config.data.train_split)
+    return config.data.num_labels or len(source)
+
+
+def draw_predictions(config: ConfigDict, workdir: Path, step: int) -> Path:
     """What the SimMIM classifier says of some held-out images."""
     source = inputs.open_split(config, config.data.eval_split)
-    predictor = Predictor.load(workdir / "simmim")
+    predictor = Predictor.load(workdir / "simmim" / "checkpoints" / str(step))
     chosen = np.random.default_rng(config.seed).choice(
         len(source), min(PREDICTIONS, len(source)), replace=False
     )

@@ -33,6 +33,12 @@ def finetune(config: ConfigDict, workdir: Path) -> train_loop.Trained:
     if config.data.num_labels:
         source = subset(source, config.data.num_labels, config.seed)
     held_out = inputs.open_split(config, config.data.eval_split)
+    if held_out.class_names != class_names:
+        raise ValueError(
+            f"config.data.eval_split={config.data.eval_split!r} has the classes "
+            f"{held_out.class_names}, config.data.train_split has {class_names}: "
+            "expected the same."
+        )
     model = build_classifier(
         num_classes=len(class_names), dtype=config.dtype, **config.model
     )
@@ -108,9 +114,14 @@ def evaluation(
 
     def evaluate(params: Any, step: int) -> dict[str, float]:
         del step
-        results = [
-            totals(params, sharding.to_devices(batch, mesh)) for batch in batches
-        ]
+        results = []
+        for batch in batches:
+            if (batch["label"][batch["weight"] > 0] < 0).any():
+                raise ValueError(
+                    f"config.data.eval_split={config.data.eval_split!r} has images "
+                    "without labels: accuracy needs a labelled split."
+                )
+            results.append(totals(params, sharding.to_devices(batch, mesh)))
         sums = jax.tree.map(lambda *x: float(np.sum(x)), *jax.device_get(results))
         examples = sums.pop("examples")
         if model.num_classes < 6:

@@ -1,6 +1,5 @@
 """What config.data describes: sources, streams of batches, and lengths in steps."""
 
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,15 +56,16 @@ def eval_pass(config: ConfigDict, source: Source) -> EvalBatches:
     )
 
 
-def prefetch(
-    iterator: TrainIterator, mesh: Mesh, depth: int = 2
+def batches_on_devices(
+    iterator: TrainIterator, mesh: Mesh
 ) -> Iterator[tuple[dict[str, jax.Array], dict[str, Any]]]:
-    """Batches on the devices, `depth` ahead, with the input's position after each."""
-    ready: deque[tuple[dict[str, jax.Array], dict[str, Any]]] = deque()
+    """Batches, with the input's position after each.
+
+    Neither waits: the iterator reads ahead on its own threads, and the copy to the
+    devices goes on while they still work on the batch before.
+    """
     for batch in iterator:
-        ready.append((sharding.to_devices(batch, mesh), iterator.get_state()))
-        if len(ready) == depth:
-            yield ready.popleft()
+        yield sharding.to_devices(batch, mesh), iterator.get_state()
 
 
 def num_steps(duration: str, batch_size: int, num_examples: int) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def main(argv: Sequence[str]) -> None:
     config = CONFIG.value
     if config is None:
         sys.exit("--config is missing: try --config=configs/quickstart.py")
+    if "://" in (WORKDIR.value or ""):
+        sys.exit(f"--workdir={WORKDIR.value} is not a local folder: mount the bucket.")
     workdir = Path(WORKDIR.value or default_workdir()).expanduser().absolute()
     try:
         check(config)
@@ -46,17 +49,24 @@ def main(argv: Sequence[str]) -> None:
     # Compiled programs are kept, so that a second run starts at once.
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "simmim_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.expanduser()))
-    from simmim_jax import train_loop
     from simmim_jax.compare import compare
     from simmim_jax.finetune import finetune
+    from simmim_jax.interrupt import Interrupted
     from simmim_jax.pretrain import pretrain
+    from simmim_jax.step_log import NonFiniteError
 
     run = {"pretrain": pretrain, "finetune": finetune, "compare": compare}[config.mode]
     try:
         run(config, workdir)
-    except train_loop.NonFiniteError as error:
+    except (ValueError, FileNotFoundError) as error:
+        # What the package itself raises is meant for the user; the rest is a bug.
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if Path(__file__).parent not in Path(raised_in).parents:
+            raise
+        sys.exit(f"{type(error).__name__}: {error}")
+    except NonFiniteError as error:
         sys.exit(f"stopped: {error}")
-    except train_loop.Interrupted as interruption:
+    except Interrupted as interruption:
         print(interruption)
         sys.exit(EXIT_INTERRUPTED)
 
@@ -76,33 +86,51 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"config.mode={mode!r}: expected one of {modes}.")
     runs = [config.pretrain, config.finetune] if mode == "compare" else [config]
     for run in runs:
-        data = run.data
-        for split in (data.train_split, data.eval_split):
-            check_source(data.dataset, split, data_dir=data.data_dir)
-        sizes = {
-            "data.image_size": data.image_size,
-            "model.patch_size": run.model.patch_size,
-        }
-        if "mask" in run:
-            sizes["mask.unit_size"] = run.mask.unit_size
-        for name, size in sizes.items():
-            if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-                raise ValueError(
-                    f"config.{name}={size!r}: expected height and width in pixels, "
-                    f"such as --config.{name}='(64, 64)'."
-                )
-        for name in ("mean", "std"):
-            if len(data[name]) != data.channels:
-                raise ValueError(
-                    f"config.data.{name}={data[name]!r}: expected one number for each "
-                    f"of config.data.channels={data.channels}."
-                )
-        init_from = run.get("init_from")
-        if init_from and not Path(init_from).expanduser().is_dir():
+        check_values(run)
+        for split in (run.data.train_split, run.data.eval_split):
+            check_source(run.data.dataset, split, data_dir=run.data.data_dir)
+        init_from = Path(run.get("init_from", "")).expanduser()
+        has_checkpoint = (init_from / "params").is_dir() or any(
+            init_from.glob("checkpoints/*/params")
+        )
+        if run.get("init_from") and not has_checkpoint:
             raise FileNotFoundError(
-                f"config.init_from={init_from!r} does not exist: expected the workdir "
-                "of a pre-training run or one of its checkpoints/<step> folders."
+                f"config.init_from='{init_from}' has no checkpoint: expected the "
+                "workdir of a pre-training run, with checkpoints/<step>/ in it, or one "
+                "of those step folders."
             )
+
+
+def check_values(config: ConfigDict) -> None:
+    """ValueError for a value of the right type that means nothing."""
+    data = config.data
+    sizes = {
+        "data.image_size": data.image_size,
+        "model.patch_size": config.model.patch_size,
+    }
+    if "mask" in config:
+        sizes["mask.unit_size"] = config.mask.unit_size
+    for name, size in sizes.items():
+        if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
+            raise ValueError(
+                f"config.{name}={size!r}: expected height and width in pixels, "
+                f"such as --config.{name}='(64, 64)'."
+            )
+    for name in ("mean", "std"):
+        if len(data[name]) != data.channels:
+            raise ValueError(
+                f"config.data.{name}={data[name]!r}: expected one number for each of "
+                f"config.data.channels={data.channels}."
+            )
+    choices = {
+        "dtype": (config.dtype, ("bfloat16", "float32")),
+        "data.interpolation": (data.interpolation, ("bilinear", "bicubic")),
+    }
+    for name, (value, expected) in choices.items():
+        if value not in expected:
+            raise ValueError(f"config.{name}={value!r}: expected one of {expected}.")
+    if not 0 < data.eval_crop <= 1:
+        raise ValueError(f"config.data.eval_crop={data.eval_crop}: expected 0 to 1.")
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -5,8 +5,9 @@ python -m simmim_jax.predict --checkpoint=<workdir of a fine-tuning run> image.j
 
 import argparse
 import dataclasses
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from simmim_jax.data.decode import decode, resize_center_crop
 from simmim_jax.models import build_classifier
 from simmim_jax.models.classifier import Classifier
 
-TOP = 5
+TOP = 5  # classes shown
+BATCH = 64  # images classified at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +58,21 @@ class Predictor:
             pixels, (height, width), self.data["eval_crop"], self.data["interpolation"]
         )
 
+    @functools.cached_property
+    def _probabilities(self) -> Callable[[Any, np.ndarray], jax.Array]:
+        def probabilities(params: Any, images: np.ndarray) -> jax.Array:
+            pixels = augment.normalize(images, self.data["mean"], self.data["std"])
+            return jax.nn.softmax(self.model.apply({"params": params}, pixels))
+
+        return jax.jit(probabilities)
+
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8[n h w c], prepared -> float32[n classes], probabilities."""
-        inputs = augment.normalize(images, self.data["mean"], self.data["std"])
-        logits = jax.jit(self.model.apply)({"params": self.params}, inputs)
-        return np.asarray(jax.nn.softmax(logits))
+        parts = [
+            np.asarray(self._probabilities(self.params, images[i : i + BATCH]))
+            for i in range(0, len(images), BATCH)
+        ]
+        return np.concatenate(parts)
 
     def top(
         self, probabilities: np.ndarray
@@ -69,6 +81,14 @@ class Predictor:
         order = np.argsort(-probabilities)[:, :TOP]
         names = [[self.class_names[i] for i in row] for row in order]
         return names, np.take_along_axis(probabilities, order, axis=1).tolist()
+
+
+def read(predictor: Predictor, path: str) -> np.ndarray:
+    """The image file as the model sees it; ValueError names the file."""
+    try:
+        return predictor.prepare(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -82,9 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         predictor = Predictor.load(args.checkpoint)
-        images = np.stack(
-            [predictor.prepare(Path(p).read_bytes()) for p in args.images]
-        )
+        images = np.stack([read(predictor, path) for path in args.images])
     except (OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     names, probabilities = predictor.top(predictor(images))

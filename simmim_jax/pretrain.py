@@ -20,7 +20,7 @@ from simmim_jax import (
     train_loop,
     visualize,
 )
-from simmim_jax.data.pipeline import EvalBatches
+from simmim_jax.data.source import Source, SubsetSource
 from simmim_jax.models import build_simmim
 from simmim_jax.models.simmim import SimMIM
 
@@ -38,13 +38,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> train_loop.Trained:
         mean=config.data.mean,
         std=config.data.std,
     )
-    evaluate = evaluation(
-        config,
-        workdir,
-        model,
-        prepare(flip=False),
-        inputs.eval_pass(config, held_out),
-    )
+    evaluate = evaluation(config, workdir, model, prepare(flip=False), held_out)
     task = train_loop.Task(
         source=source,
         init=functools.partial(init, config, model),
@@ -53,8 +47,14 @@ def pretrain(config: ConfigDict, workdir: Path) -> train_loop.Trained:
         evaluate=evaluate,
         best="eval_loss",
         mode="min",
+        picture=functools.partial(picture_path, workdir) if config.pictures else None,
     )
     return train_loop.train(config, workdir, task)
+
+
+def picture_path(workdir: Path, step: int) -> Path:
+    """Where the reconstructions of a step are drawn."""
+    return workdir / "reconstructions" / f"{step:07d}.png"
 
 
 def init(config: ConfigDict, model: SimMIM, key: jax.Array) -> Any:
@@ -71,13 +71,16 @@ def evaluation(
     workdir: Path,
     model: SimMIM,
     prepare: steps.Prepare,
-    batches: EvalBatches,
+    source: Source,
 ) -> Callable[[Any, int], dict[str, float]]:
     """(params, step) -> {"eval_loss"}: masked L1 over all held-out images.
 
-    The masks are the same every time, so that losses compare. Draws the first images
-    to <workdir>/reconstructions/<step>.png.
+    The masks are the same every time, so that losses compare. Draws some images, taken
+    from all over `source`, to `picture_path`.
     """
+    batches = inputs.eval_pass(config, source)
+    chosen = np.linspace(0, len(source) - 1, min(config.pictures, len(source)))
+    shown = inputs.eval_pass(config, SubsetSource(source, chosen.astype(int)))
     mesh = sharding.make_mesh(**config.mesh)
     whole = jax.NamedSharding(mesh, jax.P())
 
@@ -99,19 +102,20 @@ def evaluation(
     def reconstruct(params: Any, batch: steps.Batch) -> tuple:
         _, prediction, mask = apply(params, batch, jnp.int32(0))
         pixels = augment.denormalize(prediction, config.data.mean, config.data.std)
-        shown = slice(config.pictures)
-        return batch["image"][shown], mask[shown], pixels[shown]
+        n = len(chosen)
+        return batch["image"][:n], mask[:n], pixels[:n]
 
     def evaluate(params: Any, step: int) -> dict[str, float]:
-        results = []
-        for index, batch in enumerate(batches):
-            on_devices = sharding.to_devices(batch, mesh)
-            if index == 0 and config.pictures:
-                images, masks, pixels = jax.device_get(reconstruct(params, on_devices))
-                if jax.process_index() == 0:
-                    path = workdir / "reconstructions" / f"{step:07d}.png"
-                    visualize.reconstruction_grid(images, masks, pixels, path)
-            results.append(batch_loss(params, on_devices, jnp.int32(index)))
+        results = [
+            batch_loss(params, sharding.to_devices(batch, mesh), jnp.int32(index))
+            for index, batch in enumerate(batches)
+        ]
+        if config.pictures:
+            batch = sharding.to_devices(next(iter(shown)), mesh)
+            images, masks, pixels = jax.device_get(reconstruct(params, batch))
+            if jax.process_index() == 0:
+                path = picture_path(workdir, step)
+                visualize.reconstruction_grid(images, masks, pixels, path)
         loss, pixels = np.array(jax.device_get(results), np.float64).T
         return {"eval_loss": float((loss * pixels).sum() / pixels.sum())}
 

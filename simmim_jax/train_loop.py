@@ -8,7 +8,7 @@ all metrics of step n are on disk before it.
 import contextlib
 import dataclasses
 import functools
-import signal
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,17 +16,31 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simmim_jax import inputs, optim, sharding, steps
-from simmim_jax.checkpoint import Checkpointer, describe_software
+from simmim_jax.checkpoint import Checkpointer, config_changes, describe_software
 from simmim_jax.data.pipeline import TrainIterator
 from simmim_jax.data.source import Source
-from simmim_jax.metrics import MetricWriter, StepTimer, write_json
+from simmim_jax.interrupt import Interrupted, catch_signals
+from simmim_jax.metrics import MetricWriter, write_json
+from simmim_jax.step_log import StepLog
 from simmim_jax.steps import TrainState
+
+# Fields that change nothing of what a run learns.
+HARMLESS = (
+    "checkpoint_every",
+    "data.data_dir",
+    "data.num_threads",
+    "data.num_workers",
+    "keep_checkpoints",
+    "log_every",
+    "mesh.",
+    "pictures",
+    "wandb",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +52,7 @@ class Task:
     init: Callable[[jax.Array], Any]
     prepare: steps.Prepare
     loss: steps.Loss
-    # (params, step) -> metrics of held-out data; may write pictures.
+    # (params, step) -> metrics of held-out data; may draw a picture.
     evaluate: Callable[[Any, int], dict[str, float]]
     # The metric of `evaluate` that the best checkpoint is chosen by: "min" or "max".
     best: str
@@ -48,6 +62,8 @@ class Task:
     layer_decay: float = 1.0
     # Replaces fresh parameters where a run starts anew.
     restore: Callable[[Any], Any] | None = None
+    # Where `evaluate` draws at a step.
+    picture: Callable[[int], Path] | None = None
     # Kept in checkpoints beside the config.
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -57,17 +73,8 @@ class Trained:
     """What a finished run leaves."""
 
     params: Any
+    step: int
     last: dict[str, float]  # metrics of the last evaluation
-    best: dict[str, float]  # and of the best one
-    best_step: int
-
-
-class NonFiniteError(ArithmeticError):
-    """Loss or gradients were NaN or infinite."""
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, saved what it had, and can go on."""
 
 
 def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
@@ -90,6 +97,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
     shardings = sharding.state_sharding(shapes, mesh)
 
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(catch_signals())
         # ---- State -------------------------------------------------------------------
         # 1. The last checkpoint of this run; else
         # 2. a fresh model with a pre-trained encoder; else
@@ -115,6 +123,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
             )
         )
         if start:
+            check_same_run(workdir, config, writer, finished=start >= total)
             state = restore(checkpoints, start, shapes, shardings, iterator)
             writer.message(f"resumed at step {start} of {total}")
         else:
@@ -132,13 +141,13 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
             step_fn = compile_step(config, task, tx, shapes, shardings, mesh)
             seconds = time.perf_counter() - begin
             writer.message(f"compiled the training step in {seconds:.1f} s")
-            log = _Log(writer, schedule, checkpoints, config.data.batch_size)
-            batches = inputs.prefetch(iterator, mesh)
-            state = loop(config, task, state, step_fn, batches, log, meta, start, total)
-        last, best = checkpoints.last_step() or start, checkpoints.best_step() or start
-        return Trained(
-            state.params, checkpoints.metrics(last), checkpoints.metrics(best), best
-        )
+            log = StepLog(writer, schedule, checkpoints, config.data.batch_size)
+            batches = inputs.batches_on_devices(iterator, mesh)
+            span = range(start + 1, total + 1)
+            state = loop(config, task, state, step_fn, batches, log, meta, span, stop)
+        best = checkpoints.best_step() or total
+        writer.message(f"best at step {best}: {_text(checkpoints.metrics(best))}")
+        return Trained(state.params, total, checkpoints.metrics(total))
 
 
 def loop(
@@ -147,48 +156,54 @@ def loop(
     state: TrainState,
     step_fn: Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]],
     batches: Iterator[tuple[steps.Batch, dict[str, Any]]],
-    log: "_Log",
+    log: StepLog,
     meta: dict[str, Any],
-    start: int,
-    total: int,
+    span: range,
+    stop: list[str],
 ) -> TrainState:
-    """Steps start+1 to total: update, log, evaluate, save, in this order."""
+    """The steps of `span`: update, log, evaluate, save, in this order.
+
+    stop: gets the name of a signal when the run is to save and end with Interrupted.
+    """
+    total = span[-1]
+    # A length of 0 is never: the last step alone evaluates and saves.
     log_every, eval_every, save_every = (
-        max(1, _in_steps(config, task, duration))
+        _in_steps(config, task, duration) or total
         for duration in (config.log_every, config.eval_every, config.checkpoint_every)
     )
-    with _catch_signals() as stop_signal:
-        for step in range(start + 1, total + 1):
-            with log.timer.waiting():
-                batch, position = next(batches)
-            state, metrics = step_fn(state, batch)
-            evaluates = step % eval_every == 0 or step == total
-            saves = evaluates or step % save_every == 0 or bool(stop_signal)
-            log.add(step, metrics, due=saves or step % log_every == 0)
-            if not saves:
-                continue
-            log.finish()
-            held_out = task.evaluate(state.params, step) if evaluates else None
-            if held_out:
-                log.check(step, held_out)
-                log.writer.write(step, held_out)
-                log.writer.message(f"step {step}: {_text(held_out)}")
-            log.checkpoints.save(
-                step,
-                params=state.params,
-                optimizer={"step": state.step, "state": state.opt_state},
-                data=position,
-                meta=meta | {"step": step},
-                metrics=held_out,
+    for step in span:
+        with log.timer.waiting():
+            batch, position = next(batches)
+        state, metrics = step_fn(state, batch)
+        evaluates = step % eval_every == 0 or step == total
+        saves = evaluates or step % save_every == 0 or bool(stop)
+        log.add(step, metrics, due=saves or step % log_every == 0)
+        if not saves:
+            continue
+        log.finish()
+        held_out = task.evaluate(state.params, step) if evaluates else None
+        if held_out:
+            log.check(step, held_out)
+            log.writer.write(step, held_out)
+            log.writer.message(f"step {step}: {_text(held_out)}")
+            if task.picture:
+                log.writer.picture(step, "held out", task.picture(step))
+        log.checkpoints.save(
+            step,
+            params=state.params,
+            optimizer={"step": state.step, "state": state.opt_state},
+            data=position,
+            meta=meta | {"step": step},
+            metrics=held_out,
+        )
+        if stop or step == total:
+            log.checkpoints.wait()
+        if stop:
+            raise Interrupted(
+                f"{stop[0]} at step {step} of {total}: a checkpoint is saved, the same "
+                "command goes on from it."
             )
-            if stop_signal:
-                log.checkpoints.wait()
-                raise Interrupted(
-                    f"{stop_signal[0]} at step {step} of {total}: a checkpoint is "
-                    "saved, the same command goes on from it."
-                )
-            log.restart_clock()
-    log.checkpoints.wait()
+        log.restart_clock()
     return state
 
 
@@ -248,6 +263,30 @@ def compile_step(
     return jitted.lower(_placed(shapes, shardings), batch).compile()
 
 
+def check_same_run(
+    workdir: Path, config: ConfigDict, writer: MetricWriter, finished: bool
+) -> None:
+    """Tells how the config changed since the run began.
+
+    ValueError where the model changed, or where the run is finished, so that a change
+    of what it learned would have no effect.
+    """
+    begun = json.loads((workdir / "config.json").read_text())["config"]
+    changes = config_changes(begun, config.to_dict())
+    said = [f"config.{name} {change}" for name, change in changes.items()]
+    new_model = any(name.startswith("model.") for name in changes)
+    if new_model or (
+        finished and not all(name.startswith(HARMLESS) for name in changes)
+    ):
+        raise ValueError(
+            f"'{workdir}' holds {'a finished' if finished else 'the'} run of another "
+            "config. Choose another --workdir, or go on with its config:\n  "
+            + "\n  ".join(said)
+        )
+    for line in said:
+        writer.message(line)
+
+
 def restore(
     checkpoints: Checkpointer,
     step: int,
@@ -276,98 +315,6 @@ def _placed(shapes: TrainState, shardings: TrainState) -> TrainState:
 
 def _in_steps(config: ConfigDict, task: Task, duration: str) -> int:
     return inputs.num_steps(duration, config.data.batch_size, len(task.source))
-
-
-class _Log:
-    """Metrics of steps, fetched and checked one step late, so that no step waits.
-
-    A line goes out with each checkpoint too: its mean loss then covers the same steps
-    whether or not the run was interrupted there.
-    """
-
-    def __init__(
-        self,
-        writer: MetricWriter,
-        schedule: optim.Schedule,
-        checkpoints: Checkpointer,
-        batch_size: int,
-    ):
-        self.timer = StepTimer()
-        self.writer = writer
-        self._schedule = schedule
-        self.checkpoints = checkpoints
-        self._batch_size = batch_size
-        self._running: tuple[int, steps.Metrics, bool] | None = None
-        self._losses: list[float] = []
-        self._timed_steps = 0
-
-    def restart_clock(self) -> None:
-        """Leaves out of the rates what was not training."""
-        self.timer.reset()
-        self._timed_steps = 0
-
-    def add(self, step: int, metrics: steps.Metrics, due: bool) -> None:
-        """Finishes the step before this one, which may still be running."""
-        self.finish()
-        self._running = (step, metrics, due)
-        self._timed_steps += 1
-
-    def finish(self) -> None:
-        """Waits for the last step, checks it, and writes a line if one is due."""
-        if not self._running:
-            return
-        step, metrics, due = self._running
-        self._running = None
-        values = {name: float(v) for name, v in jax.device_get(metrics).items()}
-        self.check(step, values)
-        self._losses.append(values["loss"])
-        if not due:
-            return
-        values["loss"] = float(np.mean(self._losses))
-        values["learning_rate"] = self._rate(step)
-        values |= self.timer.rates(self._timed_steps * self._batch_size)
-        self._losses, self._timed_steps = [], 0
-        self.writer.write(step, values)
-        self.writer.progress(step, values)
-
-    def _rate(self, step: int) -> float:
-        return float(self._schedule(step - 1, 1.0))
-
-    def check(self, step: int, values: dict[str, float]) -> None:
-        """NonFiniteError where a value is NaN or infinite."""
-        bad = [name for name, value in values.items() if not np.isfinite(value)]
-        if not bad:
-            return
-        self.checkpoints.wait()
-        good = self.checkpoints.last_step()
-        raise NonFiniteError(
-            f"{' and '.join(bad)} not finite at step {step}, with learning rate "
-            f"{self._rate(step):.3e}. Last good checkpoint: "
-            f"{f'step {good}' if good else 'none yet'}. Try a lower "
-            "config.optim.lr, a longer config.optim.warmup, or config.dtype=float32."
-        )
-
-
-@contextlib.contextmanager
-def _catch_signals() -> Iterator[list[str]]:
-    """A list that gets the name of a SIGTERM or SIGINT while the loop runs."""
-    received: list[str] = []
-
-    def handler(number: int, frame: Any) -> None:
-        del frame
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: at once
-        received.append(signal.Signals(number).name)
-
-    previous = {}
-    with contextlib.suppress(ValueError):  # not in the main thread: a notebook's
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, handler)
-    try:
-        yield received
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
 
 
 def _is_official(schedule: str) -> bool:

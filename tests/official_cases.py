@@ -29,7 +29,7 @@ def load(prefix: str) -> dict[str, dict]:
             shared = {k: v for k, v in content.items() if not isinstance(v, dict)}
             for name, case in content.items():
                 if isinstance(case, dict) and "arch" in case:
-                    cases[f"{folder.name}-{name}"] = shared | case
+                    cases[f"{folder.name}-{file.stem}-{name}"] = shared | case
     return cases
 
 

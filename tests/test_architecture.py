@@ -14,9 +14,9 @@ PACKAGE = ROOT / "simmim_jax"
 
 # A room, which is a module or a sub-package, imports rooms of lower levels and itself.
 LEVELS = (
-    {"losses", "masking", "flops", "augment", "visualize"},
+    {"losses", "masking", "flops", "augment", "visualize", "interrupt"},
     {"models", "optim", "sharding", "metrics", "checkpoint", "transfer", "data"},
-    {"steps", "inputs", "convert"},
+    {"steps", "step_log", "inputs", "convert"},
     {"train_loop", "predict", "aot"},
     {"pretrain", "finetune"},
     {"compare"},

@@ -22,7 +22,7 @@ ENCODER = ViT(
     use_rel_pos_bias=True,
     use_shared_rel_pos_bias=False,
     final_norm=False,
-    init_cut=float("inf"),
+    init_cut=0.0,
 )
 TINY = Classifier(ENCODER, num_classes=10)
 # Without blocks the features are the embedded patches themselves.

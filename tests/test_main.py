@@ -27,8 +27,11 @@ FINETUNE = "--config=tests/tiny_config.py:finetune"
         ),
         ([PRETRAIN, "--config.data.image_size=28"], "expected height and width"),
         ([PRETRAIN, "--config.data.channels=3"], "expected one number for each"),
+        ([PRETRAIN, "--config.dtype=float16"], "expected one of ('bfloat16'"),
+        ([PRETRAIN, "--config.data.eval_crop=1.2"], "expected 0 to 1"),
+        ([PRETRAIN, "--config.data.interpolation=x"], "expected one of ('bilinear'"),
         ([PRETRAIN, "--config.mode=train"], "config.mode='train': expected one of"),
-        ([FINETUNE, "--config.init_from=/none"], "'/none' does not exist"),
+        ([FINETUNE, "--config.init_from=/none"], "'/none' has no checkpoint"),
         ([PRETRAIN, "--wrkdir=x"], "Did you mean: workdir"),
         ([PRETRAIN, "x"], "unexpected arguments ['x']"),
     ],
@@ -41,6 +44,19 @@ def test_mistakes(args, says, tmp_path):
     # A second on an idle machine; JAX alone takes longer to import than that.
     assert time.monotonic() - begin < 5
     assert not (tmp_path / "run").exists()
+
+
+def test_bucket_as_workdir_is_refused():
+    output = commands.run(PRETRAIN, "--workdir=gs://bucket/run", status=1)
+    assert "gs://bucket/run is not a local folder" in output
+
+
+def test_mistake_found_later_is_a_sentence_too(tmp_path):
+    output = commands.run(
+        *commands.tiny("pretrain", tmp_path, "model.patch_size=(9,9)"), status=1
+    )
+    assert "must be a multiple of config.model.patch_size" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(

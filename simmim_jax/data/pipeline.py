@@ -11,6 +11,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -122,7 +123,9 @@ class TrainIterator(Iterator[Batch]):
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=self._num_workers)
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(
+                options, worker_init_fn=_leave_signals_to_the_main_process
+            )
         self._iterator = iter(dataset)
 
     def __next__(self) -> Batch:
@@ -284,6 +287,13 @@ class EvalBatches(_Batches):
         return resize_center_crop(
             image, self.image_size, self.crop_fraction, self.interpolation
         )
+
+
+def _leave_signals_to_the_main_process(index: int, count: int) -> None:
+    # Ctrl-C goes to all processes; this one must decode until the run is saved.
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _prefetched(batches: Any) -> grain.IterDataset[Batch]:

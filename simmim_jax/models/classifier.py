@@ -31,8 +31,14 @@ class Classifier(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """images: float[b h w c], normalised -> float32[b num_classes], logits."""
         encoded = self.encoder(images, train=train)
-        features = encoded.cls if self.pool == "cls" else encoded.grid.mean((1, 2))
-        features = features.astype(jnp.float32)
+        if self.pool == "mean":
+            features = encoded.grid.mean((1, 2), dtype=jnp.float32)
+        elif self.pool == "cls":
+            features = encoded.cls.astype(jnp.float32)
+        else:
+            raise ValueError(
+                f"config.model.pool={self.pool!r}: expected 'mean' or 'cls'."
+            )
         if self.pool_norm:
             features = nn.LayerNorm(self.norm_eps, name="fc_norm")(features)
         init = scaled(truncated_normal(), HEAD_SCALE)

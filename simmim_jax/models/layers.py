@@ -14,13 +14,13 @@ from einops import rearrange
 Initializer = Callable[..., jax.Array]
 
 
-def truncated_normal(std: float = 0.02, cut: float = float("inf")) -> Initializer:
+def truncated_normal(std: float = 0.02, cut: float = 0.0) -> Initializer:
     """Normal weights of that standard deviation, cut at `cut` times it.
 
     The official SimMIM ViT cuts at one standard deviation, which leaves an effective
     0.0108; its Swin and its classifiers cut at an absolute 2.0, which cuts nothing.
     """
-    if cut == float("inf"):
+    if not cut:
         return nn.initializers.normal(std)
     return nn.initializers.truncated_normal(std, lower=-cut, upper=cut)
 

@@ -190,7 +190,7 @@ class ViT(nn.Module):
     final_norm: bool = True
     norm_eps: float = 1e-6
     init_std: float = 0.02  # of initial weights; the official one, for width 768
-    init_cut: float = 1.0  # initial weights are cut at this many standard deviations
+    init_cut: float = 1.0  # initial weights end at so many of these; 0: nowhere
     dtype: jnp.dtype = jnp.float32  # of activations and products; parameters: float32
 
     def layer_id(self, path: tuple[str, ...]) -> int:

@@ -1,0 +1,82 @@
+"""Metrics of steps on the device: fetched late, checked, and written."""
+
+import jax
+import numpy as np
+
+from simmim_jax import optim
+from simmim_jax.checkpoint import Checkpointer
+from simmim_jax.metrics import MetricWriter, StepTimer
+
+
+class NonFiniteError(ArithmeticError):
+    """Loss or gradients were NaN or infinite."""
+
+
+class StepLog:
+    """Metrics of steps, fetched and checked one step late, so that no step waits.
+
+    A line goes out with each checkpoint too: its mean loss then covers the same steps
+    whether or not the run was interrupted there.
+    """
+
+    def __init__(
+        self,
+        writer: MetricWriter,
+        schedule: optim.Schedule,
+        checkpoints: Checkpointer,
+        batch_size: int,
+    ):
+        self.timer = StepTimer()
+        self.writer = writer
+        self._schedule = schedule
+        self.checkpoints = checkpoints
+        self._batch_size = batch_size
+        self._running: tuple[int, dict[str, jax.Array], bool] | None = None
+        self._losses: list[float] = []
+        self._timed_steps = 0
+
+    def restart_clock(self) -> None:
+        """Leaves out of the rates what was not training."""
+        self.timer.reset()
+        self._timed_steps = 0
+
+    def add(self, step: int, metrics: dict[str, jax.Array], due: bool) -> None:
+        """Finishes the step before this one, which may still be running."""
+        self.finish()
+        self._running = (step, metrics, due)
+        self._timed_steps += 1
+
+    def finish(self) -> None:
+        """Waits for the last step, checks it, and writes a line if one is due."""
+        if not self._running:
+            return
+        step, metrics, due = self._running
+        self._running = None
+        values = {name: float(v) for name, v in jax.device_get(metrics).items()}
+        self.check(step, values)
+        self._losses.append(values["loss"])
+        if not due:
+            return
+        values["loss"] = float(np.mean(self._losses))
+        values["learning_rate"] = self._rate(step)
+        values |= self.timer.rates(self._timed_steps * self._batch_size)
+        self._losses, self._timed_steps = [], 0
+        self.writer.write(step, values)
+        self.writer.progress(step, values)
+
+    def _rate(self, step: int) -> float:
+        return float(self._schedule(step - 1, 1.0))
+
+    def check(self, step: int, values: dict[str, float]) -> None:
+        """NonFiniteError where a value is NaN or infinite."""
+        bad = [name for name, value in values.items() if not np.isfinite(value)]
+        if not bad:
+            return
+        self.checkpoints.wait()
+        good = self.checkpoints.last_step()
+        raise NonFiniteError(
+            f"{' and '.join(bad)} not finite at step {step}, with learning rate "
+            f"{self._rate(step):.3e}. Last good checkpoint: "
+            f"{f'step {good}' if good else 'none yet'}. Try a lower "
+            "config.optim.lr, a longer config.optim.warmup, or config.dtype=float32."
+        )

@@ -1,0 +1,68 @@
+"""Every config loads, fits its model, and explains its fields."""
+
+import importlib
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from configs import common
+from simmim_jax.data.sources import check_source
+from simmim_jax.main import check
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RUNS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "common")
+
+
+def load(name: str, arg: str = ""):
+    return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_config_of_the_smoke_test_runs_on_bundled_data(name):
+    config = load(name, "smoke")
+    if name == "fashion_mnist":  # its own data is what it is for
+        for run in (config.pretrain, config.finetune):
+            run.data.dataset = "bundled:fashion_mnist_10k"
+            run.data.eval_split = "validation"
+    check(config)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_unknown_argument_is_refused(name):
+    with pytest.raises(ValueError, match="expected 'smoke' or nothing"):
+        load(name, "smok")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_docstring_has_the_command(name):
+    text = (CONFIGS / f"{name}.py").read_text()
+    assert f"python -m simmim_jax.main --config=configs/{name}.py" in text
+
+
+@pytest.mark.parametrize("mode", ["pretrain", "finetune"])
+def test_fields_are_locked(mode):
+    config = getattr(common, mode)()
+    with pytest.raises(AttributeError):
+        config.lock().optim.learning_rate = 1.0
+
+
+def test_every_field_of_common_has_its_sentence():
+    lines = (CONFIGS / "common.py").read_text().splitlines()
+    defined: set[str] = set()
+    for above, line in itertools.pairwise(lines):
+        if line.startswith(("def is_smoke", "def smoke", "def comparison")):
+            break
+        field = re.match(r"    ((?:config|model)(?:\.\w+)+) = ", line)
+        if not field or field[1] in defined:
+            continue
+        defined.add(field[1])
+        explained = above.lstrip().startswith("#")
+        assert explained, f"{field[1]} has no comment above it"
+    assert len(defined) > 50
+
+
+def test_bundled_sets_are_there():
+    for dataset in ("bundled:climate", "bundled:fashion_mnist_10k"):
+        check_source(dataset, "train")
