@@ -72,8 +72,8 @@ def test_nan_stops_the_run_and_names_step_rate_and_checkpoint(tmp_path):
         *commands.tiny("pretrain", tmp_path, "optim.lr=1e20", "optim.warmup=8 steps"),
         status=1,
     )
-    # The first update is made at warmup_lr, the second one is far too large.
-    assert "not finite at step 2, with learning rate" in output
+    # The first two updates are made at warmup_lr, the third one is far too large.
+    assert "param_norm not finite at step 3, with learning rate" in output
     assert "Last good checkpoint: none yet" in output
 
 
