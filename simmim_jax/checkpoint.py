@@ -154,12 +154,9 @@ class Checkpointer:
 def load(path: str | Path) -> tuple[dict, dict[str, Any]]:
     """Parameters (numpy, on the host) and meta of a run or of one checkpoint.
 
-    path: a workdir, for its best checkpoint or else its last, or a folder
-    <workdir>/checkpoints/<step>. FileNotFoundError where there is none.
+    path: as for `find`.
     """
-    path = Path(path).expanduser().absolute()
-    if not (path / "params").is_dir():
-        path = _best_or_last(path)
+    path = find(path)
     with ocp.PyTreeCheckpointer() as reader:
         like = reader.metadata(path / "params").item_metadata
         restore_args = jax.tree.map(
@@ -170,14 +167,21 @@ def load(path: str | Path) -> tuple[dict, dict[str, Any]]:
         return params, reader.restore(path / "meta")
 
 
-def _best_or_last(workdir: Path) -> Path:
-    folder = workdir / "checkpoints"
+def find(path: str | Path) -> Path:
+    """The folder of one checkpoint; of a workdir its best one, or else its last.
+
+    FileNotFoundError where there is none.
+    """
+    path = Path(path).expanduser().absolute()
+    if (path / "params").is_dir():
+        return path
+    folder = path / "checkpoints"
     steps = [
         p for p in folder.glob("*") if p.name.isdigit() and (p / "params").is_dir()
     ]
     if not steps:
         raise FileNotFoundError(
-            f"no checkpoint in '{workdir}': expected the workdir of a run, with "
+            f"no checkpoint in '{path}': expected the workdir of a run, with "
             "checkpoints/<step>/ in it, or one of those step folders."
         )
 

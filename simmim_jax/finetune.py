@@ -42,6 +42,9 @@ def finetune(config: ConfigDict, workdir: Path) -> train_loop.Trained:
     model = build_classifier(
         num_classes=len(class_names), dtype=config.dtype, **config.model
     )
+    meta: dict[str, Any] = {"class_names": list(class_names)}
+    if config.init_from:
+        meta["restored_from"] = str(checkpoint.find(config.init_from))
     images = jnp.zeros((1, *config.data.image_size, config.data.channels))
     task = train_loop.Task(
         source=source,
@@ -62,7 +65,7 @@ def finetune(config: ConfigDict, workdir: Path) -> train_loop.Trained:
         restore=functools.partial(restore, config.init_from)
         if config.init_from
         else None,
-        meta={"class_names": list(class_names)},
+        meta=meta,
     )
     return train_loop.train(config, workdir, task)
 

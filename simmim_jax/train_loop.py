@@ -123,7 +123,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
             )
         )
         if start:
-            check_same_run(workdir, config, writer, finished=start >= total)
+            check_same_run(workdir, config, task, writer, finished=start >= total)
             state = restore(checkpoints, start, shapes, shardings, iterator)
             writer.message(f"resumed at step {start} of {total}")
         else:
@@ -264,16 +264,23 @@ def compile_step(
 
 
 def check_same_run(
-    workdir: Path, config: ConfigDict, writer: MetricWriter, finished: bool
+    workdir: Path,
+    config: ConfigDict,
+    task: Task,
+    writer: MetricWriter,
+    finished: bool,
 ) -> None:
     """Tells how the config changed since the run began.
 
     ValueError where the model changed, or where the run is finished, so that a change
     of what it learned would have no effect.
     """
-    begun = json.loads((workdir / "config.json").read_text())["config"]
-    changes = config_changes(begun, config.to_dict())
-    said = [f"config.{name} {change}" for name, change in changes.items()]
+    begun = json.loads((workdir / "config.json").read_text())
+    changes = config_changes(
+        begun["config"] | {"encoder": begun.get("restored_from")},
+        config.to_dict() | {"encoder": task.meta.get("restored_from")},
+    )
+    said = [f"{name} {change}" for name, change in changes.items()]
     new_model = any(name.startswith("model.") for name in changes)
     if new_model or (
         finished and not all(name.startswith(HARMLESS) for name in changes)

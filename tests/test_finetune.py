@@ -86,5 +86,25 @@ def test_other_model_in_the_same_workdir_is_refused(tmp_path):
     config.duration = "1 steps"
     finetune(config, tmp_path)
     config.model.depth = 3
-    with pytest.raises(ValueError, match=r"config\.model\.depth was 2, is 3"):
+    with pytest.raises(ValueError, match=r"model\.depth was 2, is 3"):
         finetune(config, tmp_path)
+
+
+def test_finished_run_does_not_pretend_to_have_another_config(pretrained, tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.duration = "1 steps"
+    finetune(config, tmp_path)
+    config.log_every = "2 steps"
+    finetune(config, tmp_path)  # changes nothing of what was learned
+    config.init_from = str(pretrained)
+    with pytest.raises(ValueError, match="a finished run of another config") as error:
+        finetune(config, tmp_path)
+    assert f"is '{pretrained}/checkpoints/4'" in str(error.value)
+
+
+def test_held_out_images_need_labels(classifier):
+    config, model, params = classifier
+    source = ArraySource(np.zeros((3, 28, 28, 1), np.uint8), None, ())
+    evaluate = evaluation(config, model, inputs.eval_pass(config, source))
+    with pytest.raises(ValueError, match="images without labels"):
+        evaluate(params, 0)
