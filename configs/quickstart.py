@@ -3,7 +3,7 @@
     python -m simmim_jax.main --config=configs/quickstart.py
 
 Pre-trains a ViT with 0.8M parameters on 8,000 Fashion-MNIST images without labels
-(bundled; Zalando SE, MIT licence), then fine-tunes it on 300 labelled ones, and the
+(bundled; Zalando SE, MIT licence), then fine-tunes it on 1,000 labelled ones, and the
 same model from scratch beside it. Tested on 2,000 other images: see README.md.
 
 ":smoke" does the same in seconds.
@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.pretrain.duration = "300000 examples"
     config.pretrain.eval_every = "50000 examples"
-    config.finetune.data.num_labels = 300
+    config.finetune.data.num_labels = 1000
     config.finetune.duration = "600 steps"
     config.finetune.optim.warmup = "60 steps"
     config.finetune.eval_every = "100 steps"
