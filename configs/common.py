@@ -262,11 +262,13 @@ def comparison(
         run.optim.decay_groups = "intended"
         run.optim.b2 = 0.95
         run.optim.warmup_lr = 0.0
+    config.pretrain.checkpoint_every = "500 steps"
     config.pretrain.data.batch_size = 128
     config.pretrain.mask.unit_size = patch_size
     config.pretrain.optim.lr = 8e-3  # 2e-3 at this batch size
     config.pretrain.optim.min_lr = 4e-5
     config.pretrain.optim.warmup = "20000 examples"
+    config.finetune.checkpoint_every = "200 steps"
     config.finetune.data.batch_size = 64
     config.finetune.optim.lr = 16e-3  # 2e-3 at this batch size
     config.finetune.optim.min_lr = 8e-6

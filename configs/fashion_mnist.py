@@ -31,5 +31,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config.finetune.duration = "1000 steps"
     config.finetune.optim.warmup = "100 steps"
     config.finetune.eval_every = "500 steps"
-    config.finetune.checkpoint_every = "500 steps"
     return common.smoke_comparison(config) if common.is_smoke(arg) else config

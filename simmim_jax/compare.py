@@ -76,16 +76,12 @@ def draw_curves(workdir: Path) -> Path:
 
     runs = {"from scratch": "scratch", "with SimMIM": "simmim"}
     panels = {
-        "Pre-training: masked L1": {
+        "Pre-training loss": {
             "training": curve("pretrain", "loss"),
             "held out": curve("pretrain", "eval_loss"),
         },
-        "Fine-tuning: cross-entropy": {
-            name: curve(run, "loss") for name, run in runs.items()
-        },
-        "Fine-tuning: held-out top-1": {
-            name: curve(run, "top1") for name, run in runs.items()
-        },
+        "Fine-tuning loss": {name: curve(run, "loss") for name, run in runs.items()},
+        "Held-out top-1": {name: curve(run, "top1") for name, run in runs.items()},
     }
     return visualize.curves(panels, workdir / "curves.png")
 
