@@ -25,6 +25,7 @@ class StepLog:
         schedule: optim.Schedule,
         checkpoints: Checkpointer,
         batch_size: int,
+        start: int,
     ):
         self.timer = StepTimer()
         self.writer = writer
@@ -33,18 +34,21 @@ class StepLog:
         self._batch_size = batch_size
         self._running: tuple[int, dict[str, jax.Array], bool] | None = None
         self._losses: list[float] = []
-        self._timed_steps = 0
+        self._done = start  # the newest step known to be over
+        self._timed = start  # that step when the clock was last read
 
     def restart_clock(self) -> None:
         """Leaves out of the rates what was not training."""
         self.timer.reset()
-        self._timed_steps = 0
+        self._timed = self._done
 
     def add(self, step: int, metrics: dict[str, jax.Array], due: bool) -> None:
         """Finishes the step before this one, which may still be running."""
+        # A CPU computes at once; jax's stubs do not know the method.
+        if metrics["loss"].is_ready():  # type: ignore[attr-defined]
+            self._done = step
         self.finish()
         self._running = (step, metrics, due)
-        self._timed_steps += 1
 
     def finish(self) -> None:
         """Waits for the last step, checks it, and writes a line if one is due."""
@@ -55,12 +59,15 @@ class StepLog:
         values = {name: float(v) for name, v in jax.device_get(metrics).items()}
         self.check(step, values)
         self._losses.append(values["loss"])
+        self._done = max(self._done, step)
         if not due:
             return
         values["loss"] = float(np.mean(self._losses))
         values["learning_rate"] = self._rate(step)
-        values |= self.timer.rates(self._timed_steps * self._batch_size)
-        self._losses, self._timed_steps = [], 0
+        if self._done > self._timed:
+            images = (self._done - self._timed) * self._batch_size
+            values |= self.timer.rates(images)
+        self._losses, self._timed = [], self._done
         self.writer.write(step, values)
         self.writer.progress(step, values)
 

@@ -141,7 +141,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
             step_fn = compile_step(config, task, tx, shapes, shardings, mesh)
             seconds = time.perf_counter() - begin
             writer.message(f"compiled the training step in {seconds:.1f} s")
-            log = StepLog(writer, schedule, checkpoints, config.data.batch_size)
+            log = StepLog(writer, schedule, checkpoints, config.data.batch_size, start)
             batches = inputs.batches_on_devices(iterator, mesh)
             span = range(start + 1, total + 1)
             state = loop(config, task, state, step_fn, batches, log, meta, span, stop)

@@ -1,0 +1,71 @@
+"""Rates count the steps that a device finished, whenever it finished them."""
+
+import jax.numpy as jnp
+import pytest
+
+from simmim_jax.checkpoint import Checkpointer
+from simmim_jax.metrics import MetricWriter, StepTimer, read_metrics
+from simmim_jax.step_log import NonFiniteError, StepLog
+
+BATCH = 8
+
+
+@pytest.fixture
+def parts(tmp_path):
+    now = [0.0]
+    with (
+        Checkpointer(tmp_path, keep=1, best="eval_loss", mode="min") as checkpoints,
+        MetricWriter(tmp_path, total_steps=9) as writer,
+    ):
+        log = StepLog(
+            writer, lambda step, scale: jnp.float32(step), checkpoints, BATCH, 0
+        )
+        log.timer = StepTimer(clock=lambda: now[0])
+        yield log, now, tmp_path / "metrics.jsonl"
+
+
+def finished(loss=1.0):
+    return {"loss": jnp.float32(loss).block_until_ready()}
+
+
+def test_rate_of_a_device_that_computes_at_once(parts):
+    log, now, path = parts
+    for step in range(1, 5):
+        now[0] += 2.0  # the step itself, before it is added
+        log.add(step, finished(), due=True)
+    log.finish()
+    lines = read_metrics(path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    rates = [line.get("images_per_second") for line in lines]
+    assert rates == [BATCH / 2, BATCH / 2, BATCH / 2, None]
+
+
+def test_restarted_clock_leaves_out_what_was_not_training(parts):
+    log, now, path = parts
+    now[0] += 2.0
+    log.add(1, finished(), due=True)
+    log.finish()
+    now[0] += 100.0  # an evaluation
+    log.restart_clock()
+    now[0] += 2.0
+    log.add(2, finished(), due=True)
+    log.finish()
+    assert [x["images_per_second"] for x in read_metrics(path)] == [BATCH / 2] * 2
+
+
+def test_loss_of_a_line_is_the_mean_since_the_last_one(parts):
+    log, _, path = parts
+    for step, loss in enumerate([1.0, 2.0, 6.0], start=1):
+        log.add(step, finished(loss), due=step == 3)
+    log.finish()
+    (line,) = read_metrics(path)
+    assert line["loss"] == 3.0
+    assert line["learning_rate"] == 2.0  # of update number 2, counted from 0
+
+
+def test_nan_is_found_before_the_next_step_is_logged(parts):
+    log, _, path = parts
+    log.add(1, finished(float("nan")), due=True)
+    with pytest.raises(NonFiniteError, match="loss not finite at step 1"):
+        log.add(2, finished(), due=True)
+    assert not read_metrics(path)
