@@ -6,7 +6,8 @@ Pre-trains a ViT with 1M parameters on 5,150 patches of NASA's Blue Marble witho
 labels, then fine-tunes it on 240 with their climate zone (Köppen), and the same model
 from scratch beside it. Tested on 618 patches of other regions. Bundled; sources stand
 in simmim_jax/data/bundled/README.md. The colour of a patch gives much of its climate
-away: do not expect pre-training to win here, only to see pictures in colour.
+away: one run gave 71.0 % top-1 with SimMIM and 69.7 % from scratch, a margin within
+the noise of 618 images.
 
 ":smoke" does the same in seconds.
 """
