@@ -3,9 +3,10 @@
     python -m simmim_jax.main --config=configs/vit_base.py --workdir=runs/vit_base
 
 Images: ImageNet-1k through TFDS, labels unused. Hardware: the official code names one
-DGX-2, 16 V100 with 128 images each, for its batch of 2048. Cost: 800 epochs are about
-1.1e20 floating-point operations at 105 GFLOP an image. Expected after fine-tuning with
-configs/vit_base_finetune.py: 83.8 % top-1 (README of github.com/microsoft/SimMIM).
+DGX-2, 16 V100 with 128 images each, for its batch of 2048. Cost, estimated from the
+shapes and not measured: 105 GFLOP an image, about 1.1e20 in 800 epochs. Expected after
+fine-tuning with configs/vit_base_finetune.py: 83.8 % top-1 (README of
+github.com/microsoft/SimMIM).
 
 ":smoke" takes ten steps on a bundled set, to see that everything runs.
 """

@@ -121,13 +121,13 @@ def pretrain_prepare(
     return prepare
 
 
-def pretrain_loss(model: SimMIM, train: bool = True) -> Loss:
+def pretrain_loss(model: SimMIM) -> Loss:
     """Masked L1 between the image and its reconstruction."""
 
     def loss(params: Any, inputs: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         images, mask = inputs["image"], inputs["mask"]
         prediction = model.apply(
-            {"params": params}, images, mask, train, rngs={"drop_path": key}
+            {"params": params}, images, mask, True, rngs={"drop_path": key}
         )
         pixels = masking.upsample(mask, *images.shape[1:3])
         value, _ = losses.masked_l1(prediction, images, pixels)

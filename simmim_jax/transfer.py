@@ -49,11 +49,12 @@ def transfer(
             "config.data.image_size those that it was trained with:\n  "
             + "\n  ".join(misfits)
         )
+    groups = dict.fromkeys(name.split("/")[1] for name in sources)
     fresh = [name for name in new if name not in sources]
     unused = [name for name in old if name not in sources.values()]
     report = "\n".join(
         [
-            f"restored {len(sources)} of the encoder's parameters",
+            f"restored {len(sources)} of the encoder's parameters: {', '.join(groups)}",
             f"new: {', '.join(fresh) or 'nothing'}",
             f"left out: {', '.join(unused) or 'nothing'}",
         ]
