@@ -138,6 +138,9 @@ def _vit_base() -> ConfigDict:
     model.norm_eps = 1e-6
     # Standard deviation of initial weights; narrower models want more.
     model.init_std = 0.02
+    # What the backward pass computes again, for less memory: "none", "full" (whole
+    # blocks) or "dots" (all but the matrix products of projections and MLPs).
+    model.remat = "none"
     return model
 
 
@@ -188,6 +191,8 @@ def finetune() -> ConfigDict:
     config.model.pool = "mean"
     # Normalise what was pooled.
     config.model.pool_norm = True
+    # The head's initial weights are multiplied by it.
+    config.model.head_scale = 0.001
     # As in `_base`, with the values of the recipe.
     config.optim.lr = 1.25e-3
     config.optim.warmup_lr = 2.5e-7

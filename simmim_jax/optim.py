@@ -66,22 +66,34 @@ def path_names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(key.key for key in path)
 
 
+# What "intended" spares of weight decay beside vectors: tokens and positions.
+TOKENS = {"cls_token", "mask_token"}
+POSITIONS = {"pos_embed", "absolute_pos_embed"}
+# Names in Swin that the official code looks for (`no_weight_decay_keywords`).
+KEYWORDS = {"relative_position_bias_table", "logit_scale", "cpb_mlp_0", "cpb_mlp_2"}
+
+
 def decay_mask(params: Params, groups: str) -> Params:
     """True for the parameters that weight decay applies to.
 
-    Matrices decay; biases, norms, LayerScale, the class token and absolute positions do
-    not. "official" also decays the mask token and relative position tables: the
-    official code means to spare them, but its keywords never match ("intended").
+    Matrices decay; biases, norms, LayerScale, tokens and positions do not. "official"
+    spares fewer, without meaning to: in a ViT it decays the mask token and position
+    tables, in pre-training also Swin's tables and Swin V2's scales and position MLPs,
+    since there its keywords never match. "intended" spares them everywhere.
     """
-    spared = {"cls_token", "pos_embed"}
     if groups == "intended":
-        spared |= {"mask_token", "relative_position_bias_table"}
-    elif groups != "official":
+        spared = TOKENS | POSITIONS | KEYWORDS
+    elif groups == "official":
+        is_swin = "layers_0" in params["encoder"]
+        spared = POSITIONS | (TOKENS if is_swin else {"cls_token"})
+        if is_swin and "decoder" not in params:
+            spared |= KEYWORDS
+    else:
         raise ValueError(
             f"config.optim.decay_groups={groups!r}: expected 'official' or 'intended'."
         )
     return jax.tree_util.tree_map_with_path(
-        lambda path, p: p.ndim > 1 and path_names(path)[-1] not in spared, params
+        lambda path, p: p.ndim > 1 and spared.isdisjoint(path_names(path)), params
     )
 
 

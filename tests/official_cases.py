@@ -12,6 +12,8 @@ import numpy as np
 from simmim_jax.convert.official import from_official, to_official
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
+from simmim_jax.models.swin import Swin
+from simmim_jax.models.swin_v2 import SwinV2
 from simmim_jax.models.vit import ViT
 
 IMAGE_KEY = 1000003
@@ -73,7 +75,8 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 def images(case: dict, step: int = 0) -> np.ndarray:
     """float32[b h w c] of one batch."""
     arch, batch = case["arch"], case["batch"]
-    shape = (batch, arch["in_chans"], arch["img_size"], arch["img_size"])
+    height, width = np.broadcast_to(arch["img_size"], 2)
+    shape = (batch, arch["in_chans"], height, width)
     n = math.prod(shape)
     flat = np.sin(0.013 * np.arange(n) + step) + 0.5 * hash_values(n, IMAGE_KEY + step)
     return flat.reshape(shape).transpose(0, 2, 3, 1).astype(np.float32)
@@ -89,23 +92,46 @@ def masks(case: dict, step: int = 0) -> np.ndarray:
 
 def build(arch: dict) -> SimMIM | Classifier:
     """The model that `arch` names in official argument names."""
+    fields = {
+        "patch_size": (arch["patch_size"],) * 2,
+        "embed_dim": arch["embed_dim"],
+        "mlp_ratio": arch["mlp_ratio"],
+        "qkv_bias": arch["qkv_bias"],
+        "drop_path_rate": arch["drop_path_rate"],
+    }
+    if arch["type"] == "vit":
+        return build_vit(arch, fields)
+    fields |= {
+        "depths": tuple(arch["depths"]),
+        "num_heads": tuple(arch["num_heads"]),
+        "window_size": arch["window_size"],
+        "patch_norm": arch["patch_norm"],
+        "use_abs_pos_emb": arch.get("ape", False),
+    }
+    if arch["type"] == "swin":
+        encoder = Swin(**fields)
+    else:
+        windows = tuple(arch["pretrained_window_sizes"])
+        encoder = SwinV2(**fields, pretrained_window_sizes=windows)
+    if "num_classes" in arch:
+        return Classifier(encoder, arch["num_classes"], pool_norm=False)
+    return SimMIM(encoder)
+
+
+def build_vit(arch: dict, fields: dict) -> SimMIM | Classifier:
+    mean = arch["use_mean_pooling"]
     encoder = ViT(
-        patch_size=(arch["patch_size"],) * 2,
-        embed_dim=arch["embed_dim"],
+        **fields,
         depth=arch["depth"],
         num_heads=arch["num_heads"],
-        mlp_ratio=arch["mlp_ratio"],
-        qkv_bias=arch["qkv_bias"],
         use_abs_pos_emb=arch["use_abs_pos_emb"],
         use_rel_pos_bias=arch["use_rel_pos_bias"],
         use_shared_rel_pos_bias=arch["use_shared_rel_pos_bias"],
         layer_scale=arch["init_values"] or 0.0,
-        drop_path_rate=arch["drop_path_rate"],
-        final_norm=not arch["use_mean_pooling"],
+        final_norm=not mean,
         norm_eps=arch["norm_eps"],
     )
     if "num_classes" in arch:
-        mean = arch["use_mean_pooling"]
         return Classifier(encoder, arch["num_classes"], "mean" if mean else "cls", mean)
     return SimMIM(encoder)
 

@@ -9,6 +9,10 @@ import pytest
 from configs import common
 from simmim_jax import optim
 from simmim_jax.models import build_classifier, build_simmim
+from simmim_jax.models.classifier import Classifier
+from simmim_jax.models.simmim import SimMIM
+from simmim_jax.models.swin import Swin
+from simmim_jax.models.swin_v2 import SwinV2
 
 STEPS_PER_EPOCH = 625  # ImageNet at batch 2048
 COSINE = {
@@ -159,6 +163,12 @@ def vit_base_classifier(classifier):
     return jax.eval_shape(classifier.init, jax.random.key(0), images)["params"]
 
 
+def swin_params(model):
+    images, mask = jnp.zeros((1, 192, 192, 3)), jnp.zeros((1, 48, 48), bool)
+    inputs = (images, mask) if isinstance(model, SimMIM) else (images,)
+    return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+
+
 def names(mask, value):
     """Paths of the leaves that equal `value`."""
     leaves = jax.tree_util.tree_leaves_with_path(mask)
@@ -211,11 +221,31 @@ def test_official_groups_decay_the_tables_of_a_classifier(vit_base_classifier):
     assert official - intended == tables
 
 
+def test_official_groups_decay_125_tensors_of_swin_base_and_spare_205():
+    params = swin_params(SimMIM(Swin()))
+    decayed = names(optim.decay_mask(params, "official"), True)
+    assert (len(decayed), len(jax.tree.leaves(params)) - len(decayed)) == (125, 205)
+    tables = {name for name in decayed if name.endswith("bias_table")}
+    assert len(tables) == 24
+    assert "encoder/mask_token" not in decayed
+    assert decayed - names(optim.decay_mask(params, "intended"), True) == tables
+
+
+def test_official_groups_decay_swin_v2_positions_in_pre_training_alone():
+    positions = ("logit_scale", "cpb_mlp_0/kernel", "cpb_mlp_2/kernel")
+    pretrain, finetune = (
+        names(optim.decay_mask(swin_params(model), "official"), True)
+        for model in (SimMIM(SwinV2()), Classifier(SwinV2(), 10, pool_norm=False))
+    )
+    assert sum(name.endswith(positions) for name in pretrain) == 3 * 24
+    assert not any(name.endswith(positions) for name in finetune)
+
+
 def test_absolute_positions_are_spared_in_both_groupings():
-    params = {"pos_embed": jnp.zeros((1, 5, 8)), "kernel": jnp.zeros((2, 2))}
+    encoder = {"pos_embed": jnp.zeros((1, 5, 8)), "kernel": jnp.zeros((2, 2))}
     for groups in ("official", "intended"):
-        mask = optim.decay_mask(params, groups)
-        assert mask == {"pos_embed": False, "kernel": True}
+        mask = optim.decay_mask({"encoder": encoder}, groups)
+        assert mask == {"encoder": {"pos_embed": False, "kernel": True}}
 
 
 def test_unknown_groups_are_named(vit_base):

@@ -1,6 +1,7 @@
 """Names and layouts of the official PyTorch code, and ours.
 
-Official: github.com/microsoft/SimMIM (models/vision_transformer.py, models/simmim.py).
+Official: github.com/microsoft/SimMIM (vision_transformer.py, swin_transformer.py,
+simmim.py) and, for Swin V2, github.com/microsoft/Swin-Transformer.
 Our parameters carry the official names but for what this page renames.
 """
 
@@ -13,13 +14,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 # Ours -> official, in order; paths are joined by "/".
 _RENAMES = (
     (r"/qkv_kernel$", "/qkv/weight"),
+    (r"/qkv_bias$", "/qkv/bias"),
+    (r"\bpatch_embed/(?=kernel|bias)", "patch_embed/proj/"),
     (r"/(kernel|scale)$", "/weight"),
-    (r"\bpatch_embed/", "patch_embed/proj/"),
-    (r"\bblocks_(\d+)", r"blocks/\1"),
+    (r"\b(layers|blocks|cpb_mlp)_(\d+)", r"\1/\2"),
     (r"^decoder/", "decoder/0/"),
 )
 # Official buffers, which follow from the shapes.
-_BUFFERS = ("relative_position_index",)
+_BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
 
 
 def official_name(path: str, *, classifier: bool) -> str:

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
+from simmim_jax.models.swin import Swin
+from simmim_jax.models.swin_v2 import SwinV2
 from simmim_jax.models.vit import ViT
 
-ENCODERS: dict[str, type[nn.Module]] = {"vit": ViT}
+ENCODERS: dict[str, type[nn.Module]] = {"vit": ViT, "swin": Swin, "swin_v2": SwinV2}
 
 
 def build_encoder(name: str, **fields: Any) -> nn.Module:
@@ -28,8 +30,19 @@ def build_simmim(*, dtype: str, **encoder: Any) -> SimMIM:
 
 
 def build_classifier(
-    *, num_classes: int, pool: str, pool_norm: bool, dtype: str, **encoder: Any
+    *,
+    num_classes: int,
+    pool: str,
+    pool_norm: bool,
+    head_scale: float,
+    dtype: str,
+    **encoder: Any,
 ) -> Classifier:
     """The fine-tuning model around an encoder."""
-    encoder_module = build_encoder(**encoder, dtype=jnp.dtype(dtype))
-    return Classifier(encoder_module, num_classes, pool, pool_norm)
+    return Classifier(
+        build_encoder(**encoder, dtype=jnp.dtype(dtype)),
+        num_classes,
+        pool=pool,
+        pool_norm=pool_norm,
+        head_scale=head_scale,
+    )

@@ -1,17 +1,29 @@
-"""Multi-head attention as one function: the place where a fused kernel can go."""
+"""Multi-head attention: queries, keys and values, and one function that joins them.
 
+`attention` is the place where a fused kernel can go.
+"""
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from simmim_jax.models.layers import Initializer
+
 
 def attention(
-    qkv: jax.Array, bias: jax.Array | None, *, batch: int, num_heads: int
+    qkv: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None = None,
+    *,
+    batch: int,
+    num_heads: int,
 ) -> jax.Array:
-    """Softmax(q kᵀ + bias) v, with q already scaled.
+    """Softmax(q kᵀ + bias + mask) v, with q already scaled.
 
     qkv: float[b*n 3*heads*d], queries, keys and values side by side, each head-major;
     bias: float[heads n n], added to the logits of every sample, or None;
+    mask: float[w n n], added to those of samples i, i + w, i + 2w, …, or None;
     returns: float[b*n heads*d] in the type of qkv. The softmax is float32.
     """
     q, k, v = rearrange(
@@ -24,6 +36,40 @@ def attention(
     logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
     if bias is not None:
         logits += bias
+    if mask is not None:
+        windows = rearrange(logits, "(b w) heads q k -> b w heads q k", w=len(mask))
+        logits = (windows + mask[:, None]).reshape(logits.shape)
     weights = jax.nn.softmax(logits).astype(v.dtype)
     out = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
     return rearrange(out, "b heads n d -> (b n) (heads d)")
+
+
+def queries_keys_values(
+    module: nn.Module,
+    x: jax.Array,
+    *,
+    bias: str,
+    kernel_init: Initializer,
+    query_scale: float = 1.0,
+    dtype: jnp.dtype,
+) -> jax.Array:
+    """The input of `attention`; its weights are parameters of `module`.
+
+    x: float[b*n d]; bias: "qkv", or "qv" for none on the keys (their bias shifts all
+    logits of a query alike, which the softmax ignores), or ""; query_scale is folded
+    into the weights; returns: dtype[b*n 3*d].
+    """
+    width = x.shape[-1]
+    zeros = nn.initializers.zeros
+    scale = jnp.ones(3 * width).at[:width].set(query_scale)
+    kernel = module.param("qkv_kernel", kernel_init, (width, 3 * width))
+    qkv = x.astype(dtype) @ (kernel * scale).astype(dtype)
+    if not bias:
+        return qkv
+    if bias == "qkv":
+        qkv_bias = module.param("qkv_bias", zeros, (3 * width,))
+    else:
+        q_bias = module.param("q_bias", zeros, (width,))
+        v_bias = module.param("v_bias", zeros, (width,))
+        qkv_bias = jnp.concatenate([q_bias, jnp.zeros(width), v_bias])
+    return qkv + (qkv_bias * scale).astype(dtype)

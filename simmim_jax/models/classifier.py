@@ -6,21 +6,21 @@ import jax.numpy as jnp
 
 from simmim_jax.models.layers import Linear, scaled, truncated_normal
 
-# The official head starts this close to zero (`init_scale`).
-HEAD_SCALE = 0.001
-
 
 class Classifier(nn.Module):
     """Pools the encoder's tokens and classifies them (official fine-tuning models).
 
     pool: "mean" averages the patch tokens, "cls" takes the class token.
     pool_norm: normalise what was pooled (`fc_norm`), for encoders without final norm.
+    head_scale: factor on the head's initial weights; the official ViT starts close to
+    zero (`init_scale` 0.001), Swin does not (1).
     """
 
     encoder: nn.Module
     num_classes: int
     pool: str = "mean"
     pool_norm: bool = True
+    head_scale: float = 0.001
     norm_eps: float = 1e-6
 
     def layer_id(self, path: tuple[str, ...]) -> int:
@@ -41,5 +41,5 @@ class Classifier(nn.Module):
             )
         if self.pool_norm:
             features = nn.LayerNorm(self.norm_eps, name="fc_norm")(features)
-        init = scaled(truncated_normal(), HEAD_SCALE)
+        init = scaled(truncated_normal(), self.head_scale)
         return Linear(self.num_classes, init, name="head")(features)

@@ -5,13 +5,22 @@ small ones: no copies between layouts, one large product.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 Initializer = Callable[..., jax.Array]
+
+
+class Encoded(NamedTuple):
+    """What an encoder returns: patch features on their grid, and the class token."""
+
+    grid: jax.Array  # float[b h w d]
+    cls: jax.Array | None  # float[b d]; None where the encoder has no class token
 
 
 def truncated_normal(std: float = 0.02, cut: float = 0.0) -> Initializer:
@@ -23,6 +32,13 @@ def truncated_normal(std: float = 0.02, cut: float = 0.0) -> Initializer:
     if not cut:
         return nn.initializers.normal(std)
     return nn.initializers.truncated_normal(std, lower=-cut, upper=cut)
+
+
+def uniform(bound: float) -> Initializer:
+    """Uniform in ±bound. PyTorch's convolutions start at 1 / √(their inputs)."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+        key, shape, dtype, -bound, bound
+    )
 
 
 def scaled(initializer: Initializer, factor: float) -> Initializer:
@@ -93,13 +109,14 @@ class DropPath(nn.Module):
 class PatchEmbed(nn.Module):
     """Cuts images into patches and projects each: the strided convolution, as a matmul.
 
-    The kernel keeps the convolution's shape, [p q c d].
+    The kernel keeps the convolution's shape, [p q c d]. Without kernel_init, both start
+    as PyTorch's convolutions do.
     """
 
     patch_size: tuple[int, int]
     features: int
-    kernel_init: Initializer
-    bias_init: Initializer = nn.initializers.zeros
+    kernel_init: Initializer | None = None
+    norm_eps: float | None = None  # of a layer norm after the projection; None: no norm
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -113,10 +130,72 @@ class PatchEmbed(nn.Module):
                 f"{p}x{q}: height and width must be multiples of the patch's. Change "
                 "config.data.image_size or config.model.patch_size."
             )
-        kernel = self.param("kernel", self.kernel_init, (p, q, channels, self.features))
-        bias = self.param("bias", self.bias_init, (self.features,))
+        default = uniform((p * q * channels) ** -0.5)
+        kernel_init = self.kernel_init or default
+        bias_init = nn.initializers.zeros if self.kernel_init else default
+        kernel = self.param("kernel", kernel_init, (p, q, channels, self.features))
+        bias = self.param("bias", bias_init, (self.features,))
         patches = rearrange(images, "b (h p) (w q) c -> b h w (p q c)", p=p, q=q)
         kernel = rearrange(kernel, "p q c d -> (p q c) d")
-        return patches.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(
-            self.dtype
+        x = patches.astype(self.dtype) @ kernel.astype(self.dtype)
+        x += bias.astype(self.dtype)
+        if self.norm_eps is None:
+            return x
+        return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
+
+
+def replace_masked(
+    patches: jax.Array, mask: jax.Array, mask_token: jax.Array
+) -> jax.Array:
+    """Puts the mask token where patches are masked.
+
+    patches: float[b h w d]; mask: bool[b h w], True = masked; mask_token: float[1 1 d];
+    returns: as patches. ValueError where the mask has another shape.
+    """
+    if mask.shape != patches.shape[:3]:
+        raise ValueError(
+            f"mask has shape {mask.shape}, expected {patches.shape[:3]}: one value for "
+            "each patch."
         )
+    return jnp.where(mask[..., None], mask_token.astype(patches.dtype), patches)
+
+
+def relative_offsets(height: int, width: int) -> np.ndarray:
+    """Number of the offset between each query and key of a grid, row by row.
+
+    returns: int[h*w h*w] in 0..(2h-1)(2w-1)-1, for queries before keys (Swin, BEiT).
+    """
+    y, x = np.divmod(np.arange(height * width), width)
+    dy = y[:, None] - y[None, :] + height - 1
+    dx = x[:, None] - x[None, :] + width - 1
+    return dy * (2 * width - 1) + dx
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Rate of each block: from 0, linearly, to that of the last."""
+    return np.linspace(0, last, depth).tolist()
+
+
+# What a block keeps for its backward pass; the rest is computed again.
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    # The matrix products on [b*n, d]; not attention's, whose n x n logits are large.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def rematerialize(
+    block: Callable[..., nn.Module], policy: str
+) -> Callable[..., nn.Module]:
+    """A block that trades time for memory: "none", "full" or "dots".
+
+    Its arguments after the first are static. ValueError for another name.
+    """
+    if policy == "none":
+        return block
+    if policy not in REMAT_POLICIES:
+        raise ValueError(
+            f"config.model.remat={policy!r}: expected 'none' or one of "
+            f"{sorted(REMAT_POLICIES)}."
+        )
+    return nn.remat(block, policy=REMAT_POLICIES[policy], static_argnums=(2, 3, 4))

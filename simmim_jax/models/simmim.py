@@ -7,21 +7,15 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from simmim_jax.models.layers import Initializer, Linear
-
-
-def uniform(bound: float) -> Initializer:
-    """Uniform in ±bound."""
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
-        key, shape, dtype, -bound, bound
-    )
+from simmim_jax.models.layers import Linear, uniform
 
 
 class SimMIM(nn.Module):
     """Encoder and one-layer pixel decoder (official `SimMIM`; paper section 3.2).
 
     The decoder is the official 1x1 convolution and pixel shuffle: channels of a
-    prediction are ordered (c p q), its stride and channels follow from the shapes.
+    prediction are ordered (c p q), its stride is the encoder's, its
+    channels follow from the image.
     """
 
     encoder: nn.Module
@@ -37,14 +31,15 @@ class SimMIM(nn.Module):
         """
         height, width, channels = images.shape[1:]
         grid = self.encoder(images, mask, train=train).grid
-        p, q = height // grid.shape[1], width // grid.shape[2]
+        p, q = self.encoder.stride
         # PyTorch's default for a convolution, which the official decoder keeps.
         init = uniform(1 / math.sqrt(grid.shape[-1]))
         pixels = Linear(p * q * channels, init, init, self.dtype, name="decoder")(grid)
-        return rearrange(
+        image = rearrange(
             pixels.astype(jnp.float32),
             "b h w (c p q) -> b (h p) (w q) c",
             c=channels,
             p=p,
             q=q,
         )
+        return image[:, :height, :width]  # an encoder may have padded its grid

@@ -1,30 +1,26 @@
 """The Vision Transformer of SimMIM (BEiT's blocks; official `VisionTransformer`)."""
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from simmim_jax.models.attention import attention
+from simmim_jax.models.attention import attention, queries_keys_values
 from simmim_jax.models.layers import (
     DropPath,
+    Encoded,
     Initializer,
     Linear,
     Mlp,
     PatchEmbed,
+    drop_path_rates,
+    relative_offsets,
+    rematerialize,
+    replace_masked,
     scaled,
     truncated_normal,
 )
-
-
-class Encoded(NamedTuple):
-    """What an encoder returns: patch features on their grid, and the class token."""
-
-    grid: jax.Array  # float[b h w d]
-    cls: jax.Array | None  # float[b d]; None where the encoder has no class token
 
 
 def relative_position_index(height: int, width: int) -> np.ndarray:
@@ -35,11 +31,8 @@ def relative_position_index(height: int, width: int) -> np.ndarray:
     `RelativePositionBias`).
     """
     offsets = (2 * height - 1) * (2 * width - 1)
-    y, x = np.divmod(np.arange(height * width), width)
-    dy = y[:, None] - y[None, :] + height - 1
-    dx = x[:, None] - x[None, :] + width - 1
     index = np.empty((1 + height * width,) * 2, np.int32)
-    index[1:, 1:] = dy * (2 * width - 1) + dx
+    index[1:, 1:] = relative_offsets(height, width)
     index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
     return index
 
@@ -93,16 +86,14 @@ class Attention(nn.Module):
     ) -> jax.Array:
         """x: float[b*n d]; bias: float[heads n n]; scale: float[d], LayerScale."""
         width = x.shape[-1]
-        kernel = self.param("qkv_kernel", self.kernel_init, (width, 3 * width))
-        query_scale = jnp.concatenate(
-            [jnp.full(width, (width // self.num_heads) ** -0.5), jnp.ones(2 * width)]
+        qkv = queries_keys_values(
+            self,
+            x,
+            bias="qv" if self.qkv_bias else "",
+            kernel_init=self.kernel_init,
+            query_scale=(width // self.num_heads) ** -0.5,
+            dtype=self.dtype,
         )
-        qkv = x @ (kernel * query_scale).astype(self.dtype)
-        if self.qkv_bias:
-            q_bias = self.param("q_bias", nn.initializers.zeros, (width,))
-            v_bias = self.param("v_bias", nn.initializers.zeros, (width,))
-            qkv_bias = jnp.concatenate([q_bias, jnp.zeros(width), v_bias])
-            qkv += (qkv_bias * query_scale).astype(self.dtype)
         if self.rel_pos_bias:
             own = relative_position_bias(self, self.num_heads, grid)
             bias = own if bias is None else bias + own
@@ -128,10 +119,10 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        bias: jax.Array | None,
         batch: int,
         grid: tuple[int, int],
         train: bool,
+        bias: jax.Array | None = None,
     ) -> jax.Array:
         """x: float[b*n d]; bias: float[heads n n], shared by all blocks -> as x."""
         width = x.shape[-1]
@@ -146,19 +137,19 @@ class Block(nn.Module):
             return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name=name)
 
         attend = Attention(
-            self.num_heads,
-            self.qkv_bias,
-            self.rel_pos_bias,
-            self.kernel_init,
-            self.out_init,
-            self.dtype,
+            num_heads=self.num_heads,
+            qkv_bias=self.qkv_bias,
+            rel_pos_bias=self.rel_pos_bias,
+            kernel_init=self.kernel_init,
+            out_init=self.out_init,
+            dtype=self.dtype,
             name="attn",
         )
         mlp = Mlp(
             int(width * self.mlp_ratio),
-            self.kernel_init,
-            self.out_init,
-            self.dtype,
+            kernel_init=self.kernel_init,
+            out_init=self.out_init,
+            dtype=self.dtype,
             name="mlp",
         )
         drop_path = DropPath(self.drop_path_rate)
@@ -191,7 +182,13 @@ class ViT(nn.Module):
     norm_eps: float = 1e-6
     init_std: float = 0.02  # of initial weights; the official one, for width 768
     init_cut: float = 1.0  # initial weights end at so many of these; 0: nowhere
+    remat: str = "none"  # what is computed again for less memory: REMAT_POLICIES
     dtype: jnp.dtype = jnp.float32  # of activations and products; parameters: float32
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Height and width in pixels of a cell of the grid."""
+        return self.patch_size
 
     def layer_id(self, path: tuple[str, ...]) -> int:
         """Layer of an encoder parameter, for layer-wise learning-rate decay.
@@ -230,16 +227,10 @@ class ViT(nn.Module):
         )(images)
         batch, height, width, _ = patches.shape
         token_shape = (1, 1, self.embed_dim)
-        tokens = rearrange(patches, "b h w d -> b (h w) d")
         if mask is not None:
-            if mask.shape != (batch, height, width):
-                raise ValueError(
-                    f"mask has shape {mask.shape}, expected {(batch, height, width)}: "
-                    "one value for each patch."
-                )
             mask_token = self.param("mask_token", kernel_init, token_shape)
-            masked = rearrange(mask, "b h w -> b (h w) 1")
-            tokens = jnp.where(masked, mask_token.astype(self.dtype), tokens)
+            patches = replace_masked(patches, mask, mask_token)
+        tokens = rearrange(patches, "b h w d -> b (h w) d")
         cls_token = self.param("cls_token", kernel_init, token_shape).astype(self.dtype)
         cls_token = jnp.broadcast_to(cls_token, (batch, 1, self.embed_dim))
         tokens = jnp.concatenate([cls_token, tokens], axis=1)
@@ -253,22 +244,22 @@ class ViT(nn.Module):
             shared = SharedRelativePositionBias(self.num_heads, name="rel_pos_bias")
             bias = shared((height, width))
         x = rearrange(tokens, "b n d -> (b n) d")
-        drop_path_rates = np.linspace(0, self.drop_path_rate, self.depth)
-        for i in range(self.depth):
-            x = Block(
-                self.num_heads,
-                self.mlp_ratio,
-                self.qkv_bias,
-                self.use_rel_pos_bias,
-                self.layer_scale,
-                float(drop_path_rates[i]),
-                self.norm_eps,
-                kernel_init,
+        block = rematerialize(Block, self.remat)
+        for i, rate in enumerate(drop_path_rates(self.drop_path_rate, self.depth)):
+            x = block(
+                num_heads=self.num_heads,
+                mlp_ratio=self.mlp_ratio,
+                qkv_bias=self.qkv_bias,
+                rel_pos_bias=self.use_rel_pos_bias,
+                layer_scale=self.layer_scale,
+                drop_path_rate=rate,
+                norm_eps=self.norm_eps,
+                kernel_init=kernel_init,
                 # Keeps the variance of the residual stream level with depth (BEiT).
-                scaled(kernel_init, (2 * (i + 1)) ** -0.5),
-                self.dtype,
+                out_init=scaled(kernel_init, (2 * (i + 1)) ** -0.5),
+                dtype=self.dtype,
                 name=f"blocks_{i}",
-            )(x, bias, batch, (height, width), train)
+            )(x, batch, (height, width), train, bias)
         if self.final_norm:
             x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
         tokens = rearrange(x, "(b n) d -> b n d", b=batch)

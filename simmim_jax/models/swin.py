@@ -1,0 +1,290 @@
+"""The Swin Transformer of SimMIM (official `SwinTransformerForSimMIM`)."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from simmim_jax.models.attention import attention, queries_keys_values
+from simmim_jax.models.layers import (
+    DropPath,
+    Encoded,
+    Initializer,
+    Linear,
+    Mlp,
+    PatchEmbed,
+    drop_path_rates,
+    relative_offsets,
+    rematerialize,
+    replace_masked,
+    truncated_normal,
+)
+from simmim_jax.models.windows import (
+    fit_window,
+    from_windows,
+    shift_mask,
+    to_windows,
+)
+
+
+class WindowAttention(nn.Module):
+    """Self-attention within windows, with a table of relative position biases."""
+
+    num_heads: int
+    qkv_bias: bool
+    kernel_init: Initializer
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, window: int, mask: jax.Array | None) -> jax.Array:
+        """x: float[b*w*n d], n = window²; mask: float[w n n] -> as x."""
+        width, tokens = x.shape[-1], window**2
+        qkv = queries_keys_values(
+            self,
+            x,
+            bias="qkv" if self.qkv_bias else "",
+            kernel_init=self.kernel_init,
+            query_scale=(width // self.num_heads) ** -0.5,
+            dtype=self.dtype,
+        )
+        rows = (2 * window - 1) ** 2
+        table = self.param(
+            "relative_position_bias_table", self.kernel_init, (rows, self.num_heads)
+        )
+        bias = rearrange(
+            table[relative_offsets(window, window)], "q k heads -> heads q k"
+        )
+        x = attention(qkv, bias, mask, batch=len(x) // tokens, num_heads=self.num_heads)
+        return Linear(width, self.kernel_init, dtype=self.dtype, name="proj")(x)
+
+
+class Block(nn.Module):
+    """Attention within windows, which every other block shifts; then an MLP.
+
+    post_norm: normalise what a branch gives (Swin V2) instead of what it takes.
+    """
+
+    attention: Callable[..., nn.Module]
+    window_size: int
+    shifted: bool
+    mlp_ratio: float
+    drop_path_rate: float
+    norm_eps: float
+    post_norm: bool
+    kernel_init: Initializer
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, batch: int, grid: tuple[int, int], train: bool
+    ) -> jax.Array:
+        """x: float[b*h*w d] -> as x."""
+        height, width = grid
+        window, shift = fit_window(
+            grid, self.window_size, self.window_size // 2 if self.shifted else 0
+        )
+
+        def attend(x: jax.Array) -> jax.Array:
+            x = rearrange(x, "(b h w) d -> b h w d", h=height, w=width)
+            x = to_windows(x, window, shift)
+            x = self.attention(name="attn")(x, window, shift_mask(grid, window, shift))
+            x = from_windows(x, grid, window, shift)
+            return rearrange(x, "b h w d -> (b h w) d")
+
+        mlp = Mlp(
+            int(x.shape[-1] * self.mlp_ratio),
+            kernel_init=self.kernel_init,
+            out_init=self.kernel_init,
+            dtype=self.dtype,
+            name="mlp",
+        )
+        drop_path = DropPath(self.drop_path_rate)
+        for name, branch in (("norm1", attend), ("norm2", mlp)):
+            # Branches of Swin V2 start at zero.
+            scale_init = (
+                nn.initializers.zeros if self.post_norm else nn.initializers.ones
+            )
+            norm = nn.LayerNorm(
+                self.norm_eps, dtype=self.dtype, scale_init=scale_init, name=name
+            )
+            y = norm(branch(x)) if self.post_norm else branch(norm(x))
+            x = x + drop_path(y, batch, train)
+        return x
+
+
+class PatchMerging(nn.Module):
+    """Joins 2x2 tokens to one of twice the width; odd grids get a row of zeros."""
+
+    norm_eps: float
+    post_norm: bool
+    kernel_init: Initializer
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: float[b h w d] -> float[b ⌈h/2⌉ ⌈w/2⌉ 2d]."""
+        _, height, width, features = x.shape
+        x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+        x = rearrange(x, "b (h p) (w q) d -> b h w (q p d)", p=2, q=2)
+        norm = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")
+        reduction = nn.Dense(
+            2 * features,
+            use_bias=False,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="reduction",
+        )
+        return norm(reduction(x)) if self.post_norm else reduction(norm(x))
+
+
+class Stage(nn.Module):
+    """Blocks on one grid, and the merging that leads to the next."""
+
+    block: Callable[..., nn.Module]
+    rates: tuple[float, ...]
+    merging: Callable[..., nn.Module] | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """x: float[b h w d] -> as x, or half the sides and twice the width."""
+        batch, height, width, _ = x.shape
+        x = rearrange(x, "b h w d -> (b h w) d")
+        for i, rate in enumerate(self.rates):
+            block = self.block(
+                shifted=i % 2 == 1, drop_path_rate=rate, name=f"blocks_{i}"
+            )
+            x = block(x, batch, (height, width), train)
+        x = rearrange(x, "(b h w) d -> b h w d", h=height, w=width)
+        return self.merging(name="downsample")(x) if self.merging else x
+
+
+class Swin(nn.Module):
+    """Swin Transformer with a mask token; any image size, any number of channels.
+
+    Where a grid does not divide into windows, it is padded, as in Swin's detection
+    code. The defaults are the official pre-training Swin-B at 192 pixels.
+    """
+
+    patch_size: tuple[int, int] = (4, 4)
+    embed_dim: int = 128  # of the first stage; doubles from stage to stage
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    num_heads: tuple[int, ...] = (4, 8, 16, 32)
+    window_size: int = 6
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    patch_norm: bool = True
+    use_abs_pos_emb: bool = False
+    drop_path_rate: float = 0.0  # of the last block; rises linearly from 0
+    norm_eps: float = 1e-5
+    init_std: float = 0.02  # of initial weights
+    remat: str = "none"  # what is computed again for less memory: REMAT_POLICIES
+    dtype: jnp.dtype = jnp.float32  # of activations and products; parameters: float32
+
+    post_norm: ClassVar[bool] = False
+
+    def layer_id(self, path: tuple[str, ...]) -> int:
+        """Layer of an encoder parameter, for layer-wise learning-rate decay.
+
+        0 for the embedding and mask token, then blocks counted through the stages; a
+        merging belongs to the last block before it, the rest to the head (official
+        `get_swin_layer`).
+        """
+        if path[0] in ("mask_token", "patch_embed"):
+            return 0
+        if not path[0].startswith("layers_"):
+            return sum(self.depths) + 1
+        stage = int(path[0].removeprefix("layers_"))
+        if path[1] == "downsample":
+            return sum(self.depths[: stage + 1])
+        return sum(self.depths[:stage]) + int(path[1].removeprefix("blocks_")) + 1
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Height and width in pixels of a cell of the last grid."""
+        p, q = self.patch_size
+        halvings = 2 ** (len(self.depths) - 1)
+        return p * halvings, q * halvings
+
+    def window_attention(self, stage: int) -> Callable[..., nn.Module]:
+        """Makes the attention of a stage's blocks."""
+        return functools.partial(
+            WindowAttention,
+            num_heads=self.num_heads[stage],
+            qkv_bias=self.qkv_bias,
+            kernel_init=truncated_normal(self.init_std),
+            dtype=self.dtype,
+        )
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, mask: jax.Array | None = None, train: bool = False
+    ) -> Encoded:
+        """images: float[b h w c], normalised; mask: bool[b h/p w/q], True = masked.
+
+        Masked patches are replaced by the mask token after the patch embedding's norm
+        and before positions; every token goes through every block. `train` turns on
+        drop path (rng stream `drop_path`). ValueError where sizes do not divide.
+        """
+        _check_stages(self.depths, self.num_heads, self.embed_dim)
+        kernel_init = truncated_normal(self.init_std)
+        x = PatchEmbed(
+            self.patch_size,
+            self.embed_dim,
+            norm_eps=self.norm_eps if self.patch_norm else None,
+            dtype=self.dtype,
+            name="patch_embed",
+        )(images)
+        if mask is not None:
+            mask_token = self.param("mask_token", kernel_init, (1, 1, self.embed_dim))
+            x = replace_masked(x, mask, mask_token)
+        if self.use_abs_pos_emb:
+            height, width = x.shape[1:3]
+            shape = (1, height * width, self.embed_dim)
+            positions = self.param("absolute_pos_embed", kernel_init, shape)
+            x += rearrange(positions, "b (h w) d -> b h w d", h=height).astype(x.dtype)
+
+        rates = iter(drop_path_rates(self.drop_path_rate, sum(self.depths)))
+        shared: dict[str, Any] = {
+            "norm_eps": self.norm_eps,
+            "post_norm": self.post_norm,
+            "kernel_init": kernel_init,
+            "dtype": self.dtype,
+        }
+        merging: Callable[..., nn.Module] = functools.partial(PatchMerging, **shared)
+        for stage, depth in enumerate(self.depths):
+            block = functools.partial(
+                rematerialize(Block, self.remat),
+                attention=self.window_attention(stage),
+                window_size=self.window_size,
+                mlp_ratio=self.mlp_ratio,
+                **shared,
+            )
+            x = Stage(
+                block,
+                tuple(next(rates) for _ in range(depth)),
+                merging if stage + 1 < len(self.depths) else None,
+                name=f"layers_{stage}",
+            )(x, train)
+        x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
+        return Encoded(x, None)
+
+
+def _check_stages(
+    depths: tuple[int, ...], num_heads: tuple[int, ...], embed_dim: int
+) -> None:
+    if len(depths) != len(num_heads):
+        raise ValueError(
+            f"depths={depths} and num_heads={num_heads}: expected one value a stage in "
+            "both."
+        )
+    for stage, heads in enumerate(num_heads):
+        width = embed_dim * 2**stage
+        if width % heads:
+            raise ValueError(
+                f"stage {stage} has width {width}, which does not divide into "
+                f"num_heads={heads}: choose a divisor."
+            )

@@ -1,0 +1,85 @@
+"""Windows of Swin: cutting, shifting, keeping apart."""
+
+import numpy as np
+import pytest
+from einops import rearrange
+
+from simmim_jax.models.layers import relative_offsets
+from simmim_jax.models.windows import (
+    fit_window,
+    from_windows,
+    padded,
+    shift_mask,
+    to_windows,
+)
+
+
+def grid_of_numbers(height, width):
+    return np.arange(2.0 * height * width).reshape(2, height, width, 1)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2])
+@pytest.mark.parametrize("grid", [(8, 8), (4, 12), (7, 8), (5, 9), (3, 3)])
+def test_windows_come_back_as_the_grid(grid, shift):
+    x = grid_of_numbers(*grid)
+    windows = to_windows(x, 4, shift)
+    assert len(windows) % 16 == 0
+    np.testing.assert_array_equal(from_windows(windows, grid, 4, shift), x)
+
+
+def test_windows_are_the_squares_of_the_grid():
+    x = grid_of_numbers(4, 6)
+    windows = rearrange(np.asarray(to_windows(x, 2, 0)), "(b w n) 1 -> b w n", b=2, n=4)
+    np.testing.assert_array_equal(windows[1, 4], [24 + 14, 24 + 15, 24 + 20, 24 + 21])
+
+
+def test_shifted_windows_begin_at_the_shift_and_wrap_around():
+    windows = np.asarray(to_windows(grid_of_numbers(4, 4)[:1], 2, 1)).reshape(4, 4)
+    np.testing.assert_array_equal(windows[0], [5, 6, 9, 10])
+    np.testing.assert_array_equal(windows[3], [15, 12, 3, 0])
+
+
+def test_what_does_not_fit_is_filled_with_zeros():
+    x = np.ones((1, 3, 5, 2), np.float32)
+    windows = to_windows(x, 4, 0)
+    assert padded((3, 5), 4) == (4, 8)
+    assert windows.shape == (32, 2)
+    assert windows.sum() == x.sum()
+
+
+def test_a_window_as_large_as_the_grid_is_the_grid_without_shift():
+    assert fit_window((6, 6), 6, 3) == (6, 0)
+    assert fit_window((6, 8), 7, 3) == (6, 0)
+    assert fit_window((8, 9), 7, 3) == (7, 3)
+
+
+def test_shift_mask_of_a_4x4_grid_is_the_official_one():
+    mask = shift_mask((4, 4), 2, 1)
+    assert mask.shape == (4, 4, 4)
+    assert not mask[0].any()
+    np.testing.assert_array_equal(mask[1, 0], [0, -100, 0, -100])
+    np.testing.assert_array_equal(mask[1, 1], [-100, 0, -100, 0])
+    np.testing.assert_array_equal(mask[3], np.where(np.eye(4), 0, -100))
+    assert shift_mask((4, 4), 2, 0) is None
+
+
+@pytest.mark.parametrize("grid", [(8, 12), (7, 10)])
+def test_shift_mask_parts_just_what_was_not_together_before_the_shift(grid):
+    window, shift = 4, 2
+    height, width = padded(grid, window)
+    y, x = np.mgrid[:height, :width].astype(np.float32)[:, None, ..., None]
+    # Positions after the shift; tokens that wrapped around are far from their window.
+    ys, xs = (np.asarray(to_windows(v, window, shift)).reshape(-1, 16) for v in (y, x))
+    near = (np.abs(ys[:, :, None] - ys[:, None]) < window) & (
+        np.abs(xs[:, :, None] - xs[:, None]) < window
+    )
+    np.testing.assert_array_equal(shift_mask(grid, window, shift) == 0, near)
+
+
+def test_offsets_of_a_6x6_window_are_the_official_ones():
+    index = relative_offsets(6, 6)
+    assert (index[0, 0], index[0, 35], index[35, 0]) == (60, 0, 120)
+    assert index.sum() == 77_760
+    np.testing.assert_array_equal(
+        relative_offsets(2, 2), [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
+    )
