@@ -98,6 +98,11 @@ def _base(mode: str) -> ConfigDict:
     # Work through a batch in so many parts, for less memory.
     config.optim.accumulation = 1
 
+    # Keep a moving average of the parameters, average = ema_decay * average +
+    # (1 - ema_decay) * parameters after each step, from the initial ones on; 0: none.
+    # The average is what is evaluated, and what predictions and fine-tuning load.
+    config.ema_decay = 0.0
+
     # A line of metrics.jsonl every so often.
     config.log_every = "50 steps"
     # Evaluate, and save a checkpoint, every so often.
@@ -175,6 +180,10 @@ def finetune() -> ConfigDict:
     config = _base("finetune")
     # Workdir or checkpoint of a pre-training run; "": from scratch.
     config.init_from = ""
+    # The checkpoint may have more blocks than config.model: take the first ones.
+    config.init_first_blocks = False
+    # Leave the encoder as it is, without drop path; the head and its norm learn alone.
+    config.freeze_encoder = False
     # As in `_base`, with the values of the recipe.
     config.data.crop_scale = (0.08, 1.0)
     config.data.interpolation = "bicubic"

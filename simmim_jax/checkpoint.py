@@ -1,7 +1,9 @@
 """Checkpoints of a run: written in the background, whole or not at all, by Orbax.
 
 A checkpoint has four items: `params`, `optimizer` (step and moments), `data` (where the
-input stream was) and `meta` (the config, the versions, the classes).
+input stream was) and `meta` (the config, the versions, the classes). `params` are those
+to use: with config.ema_decay the moving averages, and then `optimizer` has the latest
+parameters as well, to go on from.
 """
 
 import json

@@ -58,10 +58,12 @@ def arms(config: ConfigDict, pretrained: Path) -> tuple[ConfigDict, ConfigDict]:
     """The fine-tuning from scratch, and from the run in `pretrained`.
 
     They differ in layer-wise learning-rate decay, too: it protects what lower layers
-    have learned, and only holds back those that have yet to learn.
+    have learned, and only holds back those that have yet to learn. Nor is an encoder
+    frozen that knows nothing.
     """
     fresh, restored = copy.deepcopy(config), copy.deepcopy(config)
     fresh.init_from, fresh.optim.layer_decay = "", 1.0
+    fresh.freeze_encoder = False
     restored.init_from = str(pretrained)
     return fresh, restored
 

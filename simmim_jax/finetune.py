@@ -1,7 +1,7 @@
 """Fine-tuning: teach a pre-trained encoder, or a fresh one, to classify."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ def finetune(config: ConfigDict, workdir: Path) -> train_loop.Trained:
             f"{held_out.class_names}, config.data.train_split has {class_names}: "
             "expected the same."
         )
+    if config.freeze_encoder and not config.init_from:
+        raise ValueError(
+            "config.freeze_encoder=True with config.init_from='' would keep a random "
+            "encoder: name a pre-training run."
+        )
     model = build_classifier(
         num_classes=len(class_names), dtype=config.dtype, **config.model
     )
@@ -56,15 +61,14 @@ def finetune(config: ConfigDict, workdir: Path) -> train_loop.Trained:
             std=config.data.std,
             flip=config.data.flip,
         ),
-        loss=steps.finetune_loss(model),
+        loss=steps.finetune_loss(model, drop_paths=not config.freeze_encoder),
         evaluate=evaluation(config, model, inputs.eval_pass(config, held_out)),
         best="top1",
         mode="max",
         layer_id=model.layer_id,
         layer_decay=config.optim.layer_decay,
-        restore=functools.partial(restore, config.init_from)
-        if config.init_from
-        else None,
+        restore=functools.partial(restore, config) if config.init_from else None,
+        frozen=("encoder",) if config.freeze_encoder else (),
         meta=meta,
     )
     return train_loop.train(config, workdir, task)
@@ -81,13 +85,58 @@ def check_classes(config: ConfigDict, source: Source) -> tuple[str, ...]:
     return source.class_names
 
 
-def restore(init_from: str, params: Any) -> Any:
-    """`params` with the encoder of a pre-training run; prints what became of it."""
-    pretrained, meta = checkpoint.load(init_from)
-    restored, report = transfer(pretrained, params)
+def restore(config: ConfigDict, params: Any) -> Any:
+    """`params` with the encoder of config.init_from; prints what became of it."""
+    pretrained, meta = checkpoint.load(config.init_from)
+    restored, report = transfer(
+        pretrained,
+        params,
+        source_grid=patch_grid(meta["config"]),
+        target_grid=patch_grid(config),
+        first_blocks=config.init_first_blocks,
+    )
     if jax.process_index() == 0:
-        print(f"from {init_from} (step {meta['step']}):\n{report}")
+        report += window_notice(meta["config"], config)
+        print(f"from {config.init_from} (step {meta['step']}):\n{report}")
     return restored
+
+
+def patch_grid(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of an image in patches."""
+    (height, width), (p, q) = (
+        config["data"]["image_size"],
+        config["model"]["patch_size"],
+    )
+    return height // p, width // q
+
+
+def window_notice(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What to tell of a Swin V2 whose windows are not those it was pre-trained with.
+
+    Its positions are relative to the edge of the window, unless
+    model.pretrained_window_sizes says which edge is meant (official fine-tuning does).
+    """
+    learned, meant = (c["model"].get("pretrained_window_sizes", ()) for c in (old, new))
+    if "pretrained_window_sizes" not in new["model"] or any(meant):
+        return ""
+    before, now = stage_windows(old), stage_windows(new)
+    if any(learned):
+        before = tuple(learned)
+    if before == now:
+        return ""
+    return (
+        f"\npositions: learned in windows of {before}, stretched to {now}; "
+        f"config.model.pretrained_window_sizes={before} leaves distances as they were"
+    )
+
+
+def stage_windows(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The window of each stage of a Swin, which is no larger than its grid."""
+    grid, model = min(patch_grid(config)), config["model"]
+    return tuple(
+        min(model["window_size"], -(-grid // 2**stage))
+        for stage in range(len(model["depths"]))
+    )
 
 
 def evaluation(

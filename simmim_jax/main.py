@@ -131,6 +131,10 @@ def check_values(config: ConfigDict) -> None:
             raise ValueError(f"config.{name}={value!r}: expected one of {expected}.")
     if not 0 < data.eval_crop <= 1:
         raise ValueError(f"config.data.eval_crop={data.eval_crop}: expected 0 to 1.")
+    if not 0 <= config.ema_decay < 1:
+        raise ValueError(
+            f"config.ema_decay={config.ema_decay}: expected 0 to 1, such as 0.9999."
+        )
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -33,6 +33,18 @@ class TrainState:
     step: jax.Array
     params: Any
     opt_state: optax.OptState
+    # Moving average of the parameters that learn; None: none is kept.
+    ema: Any = None
+
+    @property
+    def averaged(self) -> Any:
+        """The parameters to evaluate and to use: averages where there are any."""
+        return self.params | (self.ema or {})
+
+
+def learning(params: Any, frozen: Sequence[str]) -> Any:
+    """The parameters that learn: all but those under the top-level names `frozen`."""
+    return {name: tree for name, tree in params.items() if name not in frozen}
 
 
 def purpose(key: jax.Array, name: str) -> jax.Array:
@@ -49,18 +61,26 @@ def train_step(
     tx: optax.GradientTransformation,
     seed: int,
     accumulation: int = 1,
+    frozen: Sequence[str] = (),
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
     """One update of the parameters.
 
-    accumulation: the batch is worked through in so many parts, one after the other, to
-    need less memory; masks and gradient clipping are those of the whole batch.
+    tx: for the parameters that learn, `learning(params, frozen)`; for the others there
+    is neither gradient nor optimiser state. accumulation: the batch is worked through
+    in so many parts, one after the other, to need less memory; masks and gradient
+    clipping are those of the whole batch. ema_decay: the average becomes
+    ema_decay * average + (1 - ema_decay) * parameters; 0: there is none.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     inputs, key = prepare(batch, key), purpose(key, "drop_path")
+    learned = learning(state.params, frozen)
 
     def gradients(inputs: Batch, key: jax.Array) -> tuple[Any, Metrics]:
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params, inputs, key)
-        return grads, metrics
+        def loss_of(learned: Any) -> tuple[jax.Array, Metrics]:
+            return loss(state.params | learned, inputs, key)
+
+        return jax.grad(loss_of, has_aux=True)(learned)
 
     if accumulation == 1:
         grads, metrics = gradients(inputs, key)
@@ -79,13 +99,16 @@ def train_step(
         )
         grads, metrics = jax.tree.map(lambda x: x / accumulation, total)
 
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = tx.update(grads, state.opt_state, learned)
+    learned = optax.apply_updates(learned, updates)
+    params, ema = state.params | learned, state.ema
+    if ema_decay:
+        ema = jax.tree.map(lambda e, p: e + (1 - ema_decay) * (p - e), ema, learned)
     metrics |= {
         "grad_norm": optax.tree.norm(grads),
         "param_norm": optax.tree.norm(params),
     }
-    return TrainState(state.step + 1, params, opt_state), metrics
+    return TrainState(state.step + 1, params, opt_state, ema), metrics
 
 
 def pretrain_prepare(
@@ -156,12 +179,12 @@ def finetune_prepare(
     return prepare
 
 
-def finetune_loss(model: Classifier) -> Loss:
-    """Cross-entropy with soft targets."""
+def finetune_loss(model: Classifier, *, drop_paths: bool = True) -> Loss:
+    """Cross-entropy with soft targets; drop_paths: stochastic depth in the encoder."""
 
     def loss(params: Any, inputs: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         logits = model.apply(
-            {"params": params}, inputs["image"], True, rngs={"drop_path": key}
+            {"params": params}, inputs["image"], drop_paths, rngs={"drop_path": key}
         )
         value = losses.cross_entropy(logits, inputs["target"]).mean()
         return value, {"loss": value}

@@ -62,6 +62,8 @@ class Task:
     layer_decay: float = 1.0
     # Replaces fresh parameters where a run starts anew.
     restore: Callable[[Any], Any] | None = None
+    # Top-level names of parameters that do not learn.
+    frozen: tuple[str, ...] = ()
     # Where `evaluate` draws at a step.
     picture: Callable[[int], Path] | None = None
     # Kept in checkpoints beside the config.
@@ -72,7 +74,7 @@ class Task:
 class Trained:
     """What a finished run leaves."""
 
-    params: Any
+    params: Any  # moving averages with config.ema_decay
     step: int
     last: dict[str, float]  # metrics of the last evaluation
 
@@ -87,13 +89,15 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
     mesh = sharding.make_mesh(**config.mesh)
     inputs.check_batch(config, mesh)
     key = jax.random.key(config.seed)
-    schedule, tx = optimizer(config, task, jax.eval_shape(task.init, key))
+    params = jax.eval_shape(task.init, key)
+    schedule, tx = optimizer(config, task, steps.learning(params, task.frozen))
 
-    def init(key: jax.Array) -> TrainState:
-        params = task.init(key)
-        return TrainState(jnp.zeros([], jnp.int32), params, tx.init(params))
+    def fresh_state(params: Any) -> TrainState:
+        learned = steps.learning(params, task.frozen)
+        ema = jax.tree.map(jnp.copy, learned) if config.ema_decay else None
+        return TrainState(jnp.zeros([], jnp.int32), params, tx.init(learned), ema)
 
-    shapes = jax.eval_shape(init, key)
+    shapes = jax.eval_shape(fresh_state, params)
     shardings = sharding.state_sharding(shapes, mesh)
 
     with contextlib.ExitStack() as stack:
@@ -127,10 +131,12 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
             state = restore(checkpoints, start, shapes, shardings, iterator)
             writer.message(f"resumed at step {start} of {total}")
         else:
-            state = jax.jit(init, out_shardings=shardings)(key)
+            params = jax.jit(task.init, out_shardings=shardings.params)(key)
             if task.restore:
-                params = jax.device_put(task.restore(state.params), shardings.params)
-                state = dataclasses.replace(state, params=params)
+                params = jax.device_put(task.restore(params), shardings.params)
+            state = jax.jit(fresh_state, out_shardings=shardings, donate_argnums=0)(
+                params
+            )
         meta = {"config": config.to_dict(), **describe_software(), **task.meta}
         if jax.process_index() == 0:
             write_json(workdir / "config.json", meta)
@@ -147,7 +153,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
             state = loop(config, task, state, step_fn, batches, log, meta, span, stop)
         best = checkpoints.best_step() or total
         writer.message(f"best at step {best}: {_text(checkpoints.metrics(best))}")
-        return Trained(state.params, total, checkpoints.metrics(total))
+        return Trained(state.averaged, total, checkpoints.metrics(total))
 
 
 def loop(
@@ -181,7 +187,7 @@ def loop(
         if not saves:
             continue
         log.finish()
-        held_out = task.evaluate(state.params, step) if evaluates else None
+        held_out = task.evaluate(state.averaged, step) if evaluates else None
         if held_out:
             log.check(step, held_out)
             log.writer.write(step, held_out)
@@ -190,8 +196,8 @@ def loop(
                 log.writer.picture(step, "held out", task.picture(step))
         log.checkpoints.save(
             step,
-            params=state.params,
-            optimizer={"step": state.step, "state": state.opt_state},
+            params=state.averaged,
+            optimizer=optimizer_item(state),
             data=position,
             meta=meta | {"step": step},
             metrics=held_out,
@@ -251,6 +257,8 @@ def compile_step(
         tx=tx,
         seed=config.seed,
         accumulation=config.optim.accumulation,
+        frozen=task.frozen,
+        ema_decay=config.ema_decay,
     )
     sharded = sharding.batch_sharding(mesh)
     size = config.data.batch_size
@@ -272,8 +280,8 @@ def check_same_run(
 ) -> None:
     """Tells how the config changed since the run began.
 
-    ValueError where the model changed, or where the run is finished, so that a change
-    of what it learned would have no effect.
+    ValueError where the model changed or other things are to be kept of it, or where
+    the run is finished, so that a change of what it learned would have no effect.
     """
     begun = json.loads((workdir / "config.json").read_text())
     changes = config_changes(
@@ -281,8 +289,11 @@ def check_same_run(
         config.to_dict() | {"encoder": task.meta.get("restored_from")},
     )
     said = [f"{name} {change}" for name, change in changes.items()]
-    new_model = any(name.startswith("model.") for name in changes)
-    if new_model or (
+    other_state = any(name.startswith("model.") for name in changes) or any(
+        bool(begun["config"].get(name)) != bool(config.get(name))
+        for name in ("ema_decay", "freeze_encoder")
+    )
+    if other_state or (
         finished and not all(name.startswith(HARMLESS) for name in changes)
     ):
         raise ValueError(
@@ -304,12 +315,25 @@ def restore(
     """The state at `step`, laid out by `shardings`; moves the iterator there."""
     like = _placed(shapes, shardings)
     params, optimizer, position = checkpoints.restore(
-        step,
-        params=like.params,
-        optimizer={"step": like.step, "state": like.opt_state},
+        step, params=like.averaged, optimizer=optimizer_item(like)
     )
     iterator.set_state(position)
-    return TrainState(optimizer["step"], params, optimizer["state"])
+    learned = optimizer.get("params")
+    ema = learned and {name: params[name] for name in learned}
+    return TrainState(
+        optimizer["step"], params | (learned or {}), optimizer["state"], ema
+    )
+
+
+def optimizer_item(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds to go on with, beside the parameters to use.
+
+    With moving averages, which are the parameters to use, these are the latest ones.
+    """
+    item = {"step": state.step, "state": state.opt_state}
+    if state.ema is not None:
+        item["params"] = {name: state.params[name] for name in state.ema}
+    return item
 
 
 def _placed(shapes: TrainState, shardings: TrainState) -> TrainState:

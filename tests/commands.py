@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from simmim_jax import checkpoint
 from simmim_jax.metrics import read_metrics
@@ -68,6 +69,13 @@ def kill(process: subprocess.Popen, when: Callable[[], bool]) -> None:
 def params(workdir: Path, step: int) -> dict:
     """The parameters of one checkpoint."""
     return checkpoint.load(workdir / "checkpoints" / str(step))[0]
+
+
+def latest_params(workdir: Path, step: int) -> dict:
+    """What a run with a moving average of its parameters goes on from."""
+    path = workdir / "checkpoints" / str(step) / "optimizer"
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.restore(path)["params"]
 
 
 def metrics(workdir: Path) -> list[dict]:

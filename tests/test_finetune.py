@@ -1,5 +1,7 @@
 """Fine-tuning: what is restored, what is counted, what is refused."""
 
+from types import SimpleNamespace
+
 import commands
 import jax
 import numpy as np
@@ -8,8 +10,11 @@ import tiny_config
 
 from simmim_jax import augment, inputs
 from simmim_jax.data.source import ArraySource
-from simmim_jax.finetune import check_classes, evaluation, finetune
+from simmim_jax.finetune import check_classes, evaluation, finetune, window_notice
+from simmim_jax.metrics import write_json
 from simmim_jax.models import build_classifier
+from simmim_jax.train_loop import check_same_run
+from simmim_jax.transfer import interpolate_offsets
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +69,129 @@ def test_starts_from_the_pre_trained_encoder(pretrained, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "restored" in said
     assert "left out: decoder" in said
+
+
+def test_other_image_size_and_fewer_blocks(pretrained, tmp_path, capsys):
+    config = tiny_config.get_config("finetune")
+    config.init_from = str(pretrained)
+    config.data.image_size = (42, 28)  # a grid of 3x4 patches instead of 2x4
+    config.model.depth = 1
+    config.init_first_blocks = True
+    config.duration = "1 steps"
+    config.optim.lr = config.optim.warmup_lr = 0.0
+    trained = finetune(config, tmp_path)
+    name = "relative_position_bias_table"
+    old = commands.params(pretrained, 4)["encoder"]["rel_pos_bias"][name]
+    expected = interpolate_offsets(old[:-3].reshape(3, 7, 2), (5, 7)).reshape(-1, 2)
+    table = np.asarray(trained.params["encoder"]["blocks_0"]["attn"][name])
+    np.testing.assert_allclose(table[:-3], expected, atol=1e-6)
+    np.testing.assert_array_equal(table[-3:], old[-3:])
+    assert f"interpolated: 1 {name} from 3x7 to 5x7" in capsys.readouterr().out
+
+
+def test_frozen_encoder_stays_and_the_head_learns(pretrained, tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.init_from = str(pretrained)
+    config.freeze_encoder = True
+    config.model.drop_path_rate = 0.9
+    config.duration = "4 steps"
+    trained = finetune(config, tmp_path)
+    before = commands.params(pretrained, 4)["encoder"]["blocks_1"]
+    after = commands.params(tmp_path, 4)
+    for name in ("mlp", "norm1", "gamma_1"):
+        commands.assert_same(after["encoder"]["blocks_1"][name], before[name])
+    assert np.abs(after["fc_norm"]["bias"]).min() > 0  # it was 0
+    assert trained.step == 4
+    config.freeze_encoder = False
+    with pytest.raises(ValueError, match="freeze_encoder was True, is False"):
+        finetune(config, tmp_path)
+
+
+def test_random_encoder_is_not_frozen(tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.freeze_encoder = True
+    with pytest.raises(ValueError, match="would keep a random encoder"):
+        finetune(config, tmp_path)
+
+
+def test_average_is_what_is_evaluated_and_kept(pretrained, tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.init_from = str(pretrained)
+    config.duration = "1 steps"
+    config.optim.warmup_lr = 1e-1
+    config.ema_decay = 0.25
+    trained = finetune(config, tmp_path)
+    saved = commands.params(tmp_path, 1)
+    commands.assert_same(jax.device_get(trained.params), saved)
+    model = build_classifier(num_classes=10, dtype="float32", **config.model)
+    source = inputs.open_split(config, config.data.eval_split)
+    evaluate = evaluation(config, model, inputs.eval_pass(config, source))
+    assert evaluate(saved, 1) == trained.last
+
+    latest = commands.latest_params(tmp_path, 1)
+    restored, average, last = (
+        np.asarray(p["encoder"]["blocks_0"]["mlp"]["fc1"]["kernel"])
+        for p in (commands.params(pretrained, 4), saved, latest)
+    )
+    assert np.abs(last - restored).max() > 1e-3
+    # It began with what was restored, not with the fresh encoder.
+    np.testing.assert_allclose(average, 0.25 * restored + 0.75 * last, atol=1e-6)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.9), (0.9, 0.0)])
+def test_average_begins_and_ends_with_a_run(before, after, tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.ema_decay = before
+    write_json(tmp_path / "config.json", {"config": config.to_dict()})
+    config.ema_decay = after
+    task = SimpleNamespace(meta={})
+    with pytest.raises(ValueError, match=f"ema_decay was {before}, is {after}"):
+        check_same_run(tmp_path, config, task, None, finished=False)
+
+
+SWIN_V2 = {
+    "data": {"image_size": (192, 192)},
+    "model": {
+        "patch_size": (4, 4),
+        "depths": (2, 2, 18, 2),
+        "window_size": 12,
+        "pretrained_window_sizes": (),
+    },
+}
+
+
+def swin_v2(size=192, **model):
+    fields = {"data": {"image_size": (size, size)}, "model": SWIN_V2["model"] | model}
+    return SWIN_V2 | fields
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (SWIN_V2, swin_v2(), ""),
+        (SWIN_V2, swin_v2(224, window_size=14), "_sizes=(12, 12, 12, 6)"),
+        (SWIN_V2, swin_v2(384), "(12, 12, 12, 6), stretched to (12, 12, 12, 12)"),
+        (
+            SWIN_V2,
+            swin_v2(224, window_size=14, pretrained_window_sizes=(12, 12, 12, 6)),
+            "",
+        ),
+        (
+            swin_v2(224, window_size=14, pretrained_window_sizes=(12, 12, 12, 6)),
+            swin_v2(224, window_size=14),
+            "_sizes=(12, 12, 12, 6)",
+        ),
+    ],
+)
+def test_windows_of_swin_v2_that_change_are_told(old, new, says):
+    notice = window_notice(old, new)
+    assert says in notice
+    assert bool(notice) == bool(says)
+
+
+def test_vit_has_no_windows_to_tell_of():
+    config = tiny_config.get_config("finetune")
+    assert window_notice(config.to_dict(), config) == ""
 
 
 def test_another_shape_of_model_is_refused(pretrained, tmp_path):

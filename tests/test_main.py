@@ -29,6 +29,7 @@ FINETUNE = "--config=tests/tiny_config.py:finetune"
         ([PRETRAIN, "--config.data.channels=3"], "expected one number for each"),
         ([PRETRAIN, "--config.dtype=float16"], "expected one of ('bfloat16'"),
         ([PRETRAIN, "--config.data.eval_crop=1.2"], "expected 0 to 1"),
+        ([PRETRAIN, "--config.ema_decay=1"], "config.ema_decay=1.0: expected 0 to 1"),
         ([PRETRAIN, "--config.data.interpolation=x"], "expected one of ('bilinear'"),
         ([PRETRAIN, "--config.mode=train"], "config.mode='train': expected one of"),
         ([FINETUNE, "--config.init_from=/none"], "'/none' has no checkpoint"),

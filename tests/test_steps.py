@@ -1,5 +1,6 @@
 """Training steps: accumulation, and randomness that depends on seed and step alone."""
 
+import dataclasses
 import functools
 
 import jax
@@ -27,6 +28,14 @@ PREPARE = {
 }
 CLIP = 0.03  # below the norm of the first gradients here
 pretrain_prepare = functools.partial(steps.pretrain_prepare, **PREPARE)
+CLASSIFIER = Classifier(MODEL.encoder, num_classes=3)
+finetune_prepare = functools.partial(
+    steps.finetune_prepare,
+    num_classes=3,
+    label_smoothing=0.1,
+    mean=PREPARE["mean"],
+    std=PREPARE["std"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +62,7 @@ def start(params, tx, step=0):
     return TrainState(jnp.int32(step), params, tx.init(params))
 
 
-def compiled(loss, tx, *, prepare=None, seed=0, accumulation=1):
+def compiled(loss, tx, *, prepare=None, seed=0, **options):
     return jax.jit(
         functools.partial(
             train_step,
@@ -61,7 +70,7 @@ def compiled(loss, tx, *, prepare=None, seed=0, accumulation=1):
             loss=loss,
             tx=tx,
             seed=seed,
-            accumulation=accumulation,
+            **options,
         )
     )
 
@@ -76,14 +85,24 @@ def one_step():
 # ---- The update ----------------------------------------------------------------------
 
 
-def test_accumulation_gives_the_same_loss_and_parameters(batch, params, one_step):
-    tx, whole = one_step
-    parts = compiled(steps.pretrain_loss(MODEL), tx, accumulation=4)
-    state, metrics = whole(start(params, tx), batch)
-    other, other_metrics = parts(start(params, tx), batch)
-    assert metrics["grad_norm"] > CLIP  # else nothing would have been clipped
-    for name in ("loss", "grad_norm"):
-        np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-5)
+@pytest.mark.parametrize("mode", ["pretrain", "finetune"])
+def test_accumulation_equals_the_large_batch(mode, batch, params):
+    if mode == "pretrain":
+        options = {"prepare": pretrain_prepare(flip=True)}
+        loss = steps.pretrain_loss(MODEL)
+    else:
+        options = {"prepare": finetune_prepare(flip=True)}
+        loss = steps.finetune_loss(CLASSIFIER)
+        params = random_params(CLASSIFIER, jnp.zeros((1, 16, 16, 3)))
+    tx = optax.chain(optax.clip_by_global_norm(CLIP), optax.sgd(1.0, momentum=0.9))
+    whole, split = (compiled(loss, tx, accumulation=n, **options) for n in (1, 4))
+    state = other = start(params, tx)
+    for _ in range(3):
+        state, metrics = whole(state, batch)
+        other, other_metrics = split(other, batch)
+        assert metrics["grad_norm"] > CLIP  # else nothing would have been clipped
+        for name in ("loss", "grad_norm", "param_norm"):
+            np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-5)
     for path, p in jax.tree_util.tree_leaves_with_path(state.params):
         q = functools.reduce(lambda tree, key: tree[key.key], path, other.params)
         np.testing.assert_allclose(
@@ -139,6 +158,141 @@ def test_sample_i_goes_to_part_i_modulo_their_number():
     step = compiled(highest, tx, prepare=lambda batch, key: batch, accumulation=2)
     _, metrics = step(start({"w": jnp.float32(1)}, tx), {"x": jnp.arange(4.0)})
     assert metrics["loss"] == (2 + 3) / 2  # of samples 0 2 and 1 3
+
+
+# ---- The moving average --------------------------------------------------------------
+
+
+def test_average_follows_the_parameters_from_the_initial_ones_on(batch, params):
+    tx = optax.sgd(0.1)
+    step = compiled(steps.pretrain_loss(MODEL), tx, ema_decay=0.75)
+    state = dataclasses.replace(start(params, tx), ema=params)
+    expected = params
+    for _ in range(3):
+        state, _ = step(state, batch)
+        expected = jax.tree.map(
+            lambda e, p: 0.75 * e + 0.25 * p, expected, state.params
+        )
+    for average, e, p in zip(
+        *map(jax.tree.leaves, (state.averaged, expected, state.params)), strict=True
+    ):
+        np.testing.assert_allclose(average, e, rtol=1e-5, atol=1e-6)
+        assert (average != p).any()
+
+
+def test_average_changes_nothing_of_what_is_learned(batch, params, one_step):
+    tx, step = one_step
+    plain, _ = step(start(params, tx), batch)
+    averaging = compiled(steps.pretrain_loss(MODEL), tx, ema_decay=0.9)
+    state, _ = averaging(dataclasses.replace(start(params, tx), ema=params), batch)
+    jax.tree.map(np.testing.assert_array_equal, state.params, plain.params)
+    assert plain.ema is None
+    assert plain.averaged == plain.params
+
+
+# ---- A frozen encoder ----------------------------------------------------------------
+
+DROPPING_CLASSIFIER = Classifier(DROPPING.encoder, num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """A step that trains the head alone, compiled, and its first state."""
+    params = random_params(DROPPING_CLASSIFIER, jnp.zeros((1, 16, 16, 3)))
+    # Neither zeros of either sign nor tiny numbers may change.
+    params["encoder"]["cls_token"][0, 0, :2] = [-0.0, 1e-40]
+    tx = optax.adam(1e-2)
+    learned = steps.learning(params, ["encoder"])
+    state = TrainState(jnp.int32(0), params, tx.init(learned), learned)
+    return state, head_step(tx, frozen=["encoder"], ema_decay=0.9)
+
+
+def head_step(tx, **options):
+    loss = steps.finetune_loss(DROPPING_CLASSIFIER, drop_paths="frozen" not in options)
+    return compiled(loss, tx, prepare=finetune_prepare(flip=True), **options)
+
+
+def test_frozen_encoder_stays_bit_for_bit_while_the_head_learns(batch, frozen):
+    state, step = frozen
+    after = state
+    for _ in range(5):
+        after, metrics = step(after, batch)
+    for tree in (after.params, after.averaged):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_array_equal(
+                np.asarray(a).view(np.uint32), np.asarray(b).view(np.uint32)
+            ),
+            tree["encoder"],
+            state.params["encoder"],
+        )
+    for name in ("head", "fc_norm"):
+        for before, now, average in zip(
+            *(
+                jax.tree.leaves(t[name])
+                for t in (state.params, after.params, after.ema)
+            ),
+            strict=True,
+        ):
+            assert (before != now).all()
+            assert (average != now).any()
+    assert metrics["grad_norm"] > 0
+
+
+def test_frozen_encoder_has_neither_moments_nor_an_average(batch, frozen):
+    state, step = frozen
+    after, _ = step(state, batch)
+    head = sum(
+        p.size for p in jax.tree.leaves(steps.learning(state.params, ["encoder"]))
+    )
+    for tree, copies in (
+        (after.opt_state[0].mu, 1),
+        (after.opt_state, 2),
+        (after.ema, 1),
+    ):
+        assert sum(x.size for x in jax.tree.leaves(tree)) - copies * head in (0, 1)
+
+
+def test_frozen_encoder_costs_no_backward_pass(batch, frozen):
+    state, step = frozen
+    tx = optax.adam(1e-2)
+
+    def flops(step, state):
+        return step.lower(state, batch).compile().cost_analysis()["flops"]
+
+    whole = flops(head_step(tx), start(state.params, tx))
+    assert flops(step, state) < 0.5 * whole
+
+
+def test_frozen_encoder_drops_no_paths(batch, frozen):
+    state, step = frozen
+    inputs = finetune_prepare(flip=True)(
+        batch, jax.random.fold_in(jax.random.key(0), 0)
+    )
+    _, metrics = step(state, batch)
+    loss = steps.finetune_loss(
+        Classifier(dataclasses.replace(DROPPING.encoder, drop_path_rate=0.0), 3)
+    )
+    expected, _ = loss(state.params, inputs, jax.random.key(0))
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_frozen_step_learns_the_head_as_the_whole_one_does(batch, frozen, parts):
+    state, _ = frozen
+    still = Classifier(dataclasses.replace(DROPPING.encoder, drop_path_rate=0.0), 3)
+    tx = optax.sgd(0.1)
+    options = {"prepare": finetune_prepare(flip=True), "accumulation": parts}
+    loss = steps.finetune_loss(still)
+    whole, _ = compiled(loss, tx, **options)(start(state.params, tx), batch)
+    head, _ = compiled(loss, tx, frozen=["encoder"], **options)(
+        start(state.params, tx), batch
+    )
+    for name in ("head", "fc_norm"):
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+            head.params[name],
+            whole.params[name],
+        )
 
 
 # ---- Randomness ----------------------------------------------------------------------
