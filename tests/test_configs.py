@@ -5,11 +5,17 @@ import itertools
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import common
 from simmim_jax.data.sources import check_source
+from simmim_jax.finetune import patch_grid
 from simmim_jax.main import check
+from simmim_jax.models import build_classifier, build_simmim
+from simmim_jax.transfer import transfer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem != "common")
@@ -27,6 +33,34 @@ def test_config_of_the_smoke_test_runs_on_bundled_data(name):
             run.data.dataset = "bundled:fashion_mnist_10k"
             run.data.eval_split = "validation"
     check(config)
+
+
+@pytest.mark.parametrize(
+    ("pretraining", "finetuning"),
+    [("vit_base", "vit_base_finetune"), ("vit_base", "vit_base_linear")],
+)
+def test_pre_trained_encoder_fits_the_fine_tuning_config(pretraining, finetuning):
+    old, new = load(pretraining), load(finetuning)
+    images = jnp.zeros((1, *old.data.image_size, 3))
+    mask = jnp.zeros((1, *patch_grid(old)), bool)
+    simmim = build_simmim(dtype="float32", **old.model)
+    classifier = build_classifier(num_classes=10, dtype="float32", **new.model)
+    merged, report = transfer(
+        zeros(simmim, images, mask),
+        zeros(classifier, jnp.zeros((1, *new.data.image_size, 3))),
+        source_grid=patch_grid(old),
+        target_grid=patch_grid(new),
+        first_blocks=new.init_first_blocks,
+    )
+    assert "new: fc_norm/bias, fc_norm/scale, head/bias, head/kernel" in report
+    blocks = [name for name in merged["encoder"] if name.startswith("blocks_")]
+    assert len(blocks) == {"vit_base_finetune": 12, "vit_base_linear": 8}[finetuning]
+
+
+def zeros(model, *args):
+    """Parameters without memory."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *args)["params"]
+    return jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
 
 
 @pytest.mark.parametrize("name", RUNS)

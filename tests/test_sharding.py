@@ -6,8 +6,8 @@ import pytest
 
 from simmim_jax import sharding
 
-# Wide enough for its matrices to be split.
-WIDE = ("model.embed_dim=512", "model.depth=1", "duration=4 steps")
+# Wide enough for its matrices to be split; checkpoints hold averages and the latest.
+WIDE = ("model.embed_dim=512", "model.depth=1", "duration=4 steps", "ema_decay=0.5")
 
 
 @pytest.fixture(scope="module")
