@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from PIL import Image
 from scipy.interpolate import RectBivariateSpline
 
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
+from simmim_jax.models.swin import Swin
+from simmim_jax.models.swin_v2 import SwinV2
 from simmim_jax.models.vit import ViT
 from simmim_jax.transfer import (
     geometric_coordinates,
@@ -31,13 +33,17 @@ FINETUNED = dataclasses.replace(
 TABLE = "relative_position_bias_table"
 
 
-def random_params(model, *, grid=(4, 4), seed=0):
-    height, width = grid
-    images, mask = jnp.zeros((1, 4 * height, 4 * width, 3)), jnp.zeros((1, *grid))
+def random_params(model, *, grid=(4, 4), patch=4, seed=0):
+    images = jnp.zeros((1, patch * grid[0], patch * grid[1], 3))
+    mask = jnp.zeros((1, *grid))
     inputs = (images, mask > 0) if isinstance(model, SimMIM) else (images,)
     like = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda p: rng.normal(0, 0.3, p.shape).astype(np.float32), like)
+
+
+def to_classes(encoder):
+    return Classifier(encoder, 10)
 
 
 def flat(params):
@@ -355,23 +361,17 @@ def test_table_that_does_not_fit_its_grid_raises(grid, fresh):
         transfer(pretrained, fresh, source_grid=grid)
 
 
-def swin(window, depths=(1, 2), heads=(2, 4)):
-    """Some parameters of a Swin; the last stage's window is cut to its grid."""
-    names = {"encoder/patch_embed/kernel": (2, 2, 3, 8)}
-    for stage, (depth, count) in enumerate(zip(depths, heads, strict=True)):
-        for block in range(depth):
-            rows = (2 * window - 2 * stage - 1) ** 2
-            path = f"encoder/layers_{stage}/blocks_{block}/attn"
-            names[f"{path}/{TABLE}"] = (rows, count)
-            names[f"{path}/qkv_bias"] = (24 * 2**stage,)
-    rng = np.random.default_rng(window)
-    flat_params = {k: rng.normal(size=v).astype(np.float32) for k, v in names.items()}
-    return unflatten_dict(flat_params, sep="/")
+def swin(window, image, encoder=Swin, wrap=SimMIM, **fields):
+    """Parameters of a Swin of two stages, whose windows are cut to their grids."""
+    fields = {"embed_dim": 8, "depths": (1, 2), "num_heads": (2, 4)} | fields
+    model = wrap(encoder(patch_size=(2, 2), window_size=window, **fields))
+    return random_params(model, grid=(image[0] // 2, image[1] // 2), patch=2)
 
 
 def test_every_table_of_a_swin_is_interpolated_to_its_window():
-    old = swin(6)
-    merged, report = transfer(old, swin(7), source_grid=(96, 48), target_grid=(112, 56))
+    old = swin(6, (20, 20))  # 10x10 patches, then 5x5: windows of 6 and 5
+    like = swin(7, (24, 48), wrap=to_classes)
+    merged, report = transfer(old, like, source_grid=(10, 10), target_grid=(12, 24))
     for (stage, block), before, after in (
         ((0, 0), 11, 13),
         ((1, 0), 9, 11),
@@ -379,10 +379,8 @@ def test_every_table_of_a_swin_is_interpolated_to_its_window():
     ):
         path = f"encoder/layers_{stage}/blocks_{block}/attn/{TABLE}"
         table = flat(old)[path].reshape(before, before, -1)
-        expected = interpolate_offsets(table, (after, after))
-        np.testing.assert_allclose(
-            flat(merged)[path], expected.reshape(after**2, -1), atol=1e-6
-        )
+        expected = interpolate_offsets(table, (after, after)).reshape(after**2, -1)
+        np.testing.assert_allclose(flat(merged)[path], expected, atol=1e-6)
     assert report.splitlines()[1:3] == [
         f"interpolated: 1 {TABLE} from 11x11 to 13x13",
         f"interpolated: 2 {TABLE} from 9x9 to 11x11",
@@ -390,23 +388,45 @@ def test_every_table_of_a_swin_is_interpolated_to_its_window():
 
 
 @pytest.mark.parametrize(
-    ("model", "line"),
+    ("fields", "line"),
     [
-        (swin(6, depths=(1, 3)), "blocks: 1, 2 in the checkpoint, 1, 3 here"),
+        ({"depths": (1, 3)}, "blocks: 1, 2 in the checkpoint, 1, 3 here"),
         (
-            swin(6, heads=(2, 8)),
+            {"num_heads": (2, 8)},
             f"encoder/layers_1/blocks_0/attn/{TABLE}: (81, 4) in the checkpoint, "
             "(81, 8) here",
         ),
     ],
 )
-def test_swins_of_other_depths_or_heads_raise_and_name_both(model, line):
-    assert differences(swin(6), model)[0] == line
+def test_swins_of_other_depths_or_heads_raise_and_name_both(fields, line):
+    old, new = swin(6, (20, 20)), swin(6, (20, 20), **fields)
+    assert differences(old, new)[0] == line
 
 
 def test_first_blocks_are_not_taken_from_the_middle_of_a_swin():
-    lines = differences(swin(6), swin(6, depths=(0, 2)), first_blocks=True)
-    assert lines == ["blocks: 1, 2 in the checkpoint, 2 here"]
+    old, new = swin(6, (20, 20), depths=(2, 2)), swin(6, (20, 20))
+    lines = differences(old, new, first_blocks=True)
+    assert lines == ["blocks: 2, 2 in the checkpoint, 1, 2 here"]
+
+
+def test_swin_v2_goes_to_another_window_as_it_is():
+    old = swin(6, (24, 24), SwinV2)
+    like = swin(8, (32, 32), SwinV2, to_classes, pretrained_window_sizes=(6, 6))
+    merged, report = transfer(old, like, source_grid=(12, 12), target_grid=(16, 16))
+    assert "interpolated" not in report
+    encoder = flat(merged["encoder"])
+    assert any(name.endswith("cpb_mlp_2/kernel") for name in encoder)
+    for name, value in encoder.items():
+        np.testing.assert_array_equal(value, flat(old["encoder"])[name], err_msg=name)
+
+
+def test_swin_is_no_swin_v2():
+    old, new = swin(6, (24, 24)), swin(6, (24, 24), SwinV2)
+    lines = differences(old, new)
+    assert (
+        "encoder/layers_0/blocks_0/attn/logit_scale: nothing in the checkpoint, "
+        in ("\n".join(lines))
+    )
 
 
 # ---- Interpolation of absolute positions ---------------------------------------------
@@ -451,16 +471,12 @@ def test_absolute_positions_of_patches_move_and_the_class_tokens_stays(before, a
 
 
 def test_absolute_positions_of_a_swin_have_no_class_token():
-    def params(rows):
-        positions = np.random.default_rng(rows).normal(size=(1, rows, 8))
-        return {"encoder": {"absolute_pos_embed": positions.astype(np.float32)}}
-
-    old = params(15)
-    merged, _ = transfer(old, params(24), source_grid=(3, 5), target_grid=(4, 6))
-    grid = old["encoder"]["absolute_pos_embed"].reshape(3, 5, 8)
+    old, like = (swin(6, image, use_abs_pos_emb=True) for image in ((12, 20), (16, 24)))
+    merged, _ = transfer(old, like, source_grid=(6, 10), target_grid=(8, 12))
+    grid = old["encoder"]["absolute_pos_embed"].reshape(6, 10, 8)
     np.testing.assert_array_equal(
-        merged["encoder"]["absolute_pos_embed"].reshape(4, 6, 8),
-        interpolate_positions(grid, (4, 6)),
+        merged["encoder"]["absolute_pos_embed"].reshape(8, 12, 8),
+        interpolate_positions(grid, (8, 12)),
     )
 
 
