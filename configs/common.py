@@ -4,7 +4,11 @@ A config file starts from one of these and changes what its run needs. Lengths o
 are texts: "800 epochs", "1000 steps" or "500000 examples".
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
+
+from configs import models
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -79,8 +83,9 @@ def _base(mode: str) -> ConfigDict:
     config.optim.decay = "cosine"
     # "multistep" divides the learning rate by ten at each of these.
     config.optim.milestones = ()
-    # "official": rates one update late, cosine counted from step 0, as the published
-    # runs had it. "plain": on time, cosine counted from the end of the warm-up.
+    # "official": rates one update late, cosine counted from step 0, as SimMIM's
+    # published runs had it. "official_prefix": late as well, cosine counted from the
+    # end of the warm-up (the Swin-Transformer repository). "plain": so, and on time.
     config.optim.schedule = "official"
     # AdamW: decay of the mean of gradients,
     config.optim.b1 = 0.9
@@ -116,52 +121,11 @@ def _base(mode: str) -> ConfigDict:
     return config
 
 
-def _vit_base() -> ConfigDict:
-    """Fields of the ViT that both models have: ViT-B/16, 86M parameters."""
-    model = ConfigDict()
-    # Which encoder; the fields are those of its class.
-    model.name = "vit"
-    # Height and width of a patch, in pixels.
-    model.patch_size = (16, 16)
-    # Width of the residual stream.
-    model.embed_dim = 768
-    # Number of blocks.
-    model.depth = 12
-    # Attention heads; embed_dim must be a multiple.
-    model.num_heads = 12
-    # Width of the MLP, in embed_dim.
-    model.mlp_ratio = 4.0
-    # Biases of queries and values.
-    model.qkv_bias = True
-    # Learned absolute positions, added to the tokens.
-    model.use_abs_pos_emb = False
-    # Initial value of LayerScale; 0: no LayerScale.
-    model.layer_scale = 0.1
-    # Chance that the last block's residual branches are dropped; earlier ones less.
-    model.drop_path_rate = 0.1
-    # Added to the variance in layer norms.
-    model.norm_eps = 1e-6
-    # Standard deviation of initial weights; narrower models want more.
-    model.init_std = 0.02
-    # What the backward pass computes again, for less memory: "none", "full" (whole
-    # blocks) or "dots" (all but the matrix products of projections and MLPs).
-    model.remat = "none"
-    return model
-
-
-def pretrain() -> ConfigDict:
-    """The official ViT-B/16 pre-training (SimMIM's simmim_pretrain__vit_base)."""
+def pretrain(variant: str = "vit_base", **model: Any) -> ConfigDict:
+    """Official pre-training of a model of `models.VARIANTS`, with fields changed."""
     config = _base("pretrain")
-    # The encoder.
-    config.model = _vit_base()
-    # Relative position bias with a table for each block.
-    config.model.use_rel_pos_bias = False
-    # With one table that all blocks share.
-    config.model.use_shared_rel_pos_bias = True
-    # Normalise the encoder's output.
-    config.model.final_norm = True
-    # Initial weights are cut at this many standard deviations; 0: nowhere.
-    config.model.init_cut = 1.0
+    # The encoder: its fields stand in configs/models.py.
+    config.model = models.pretraining(variant, **model)
 
     # What is hidden.
     config.mask = ConfigDict()
@@ -175,8 +139,8 @@ def pretrain() -> ConfigDict:
     return config
 
 
-def finetune() -> ConfigDict:
-    """The official ViT-B/16 fine-tuning (SimMIM's simmim_finetune__vit_base)."""
+def finetune(variant: str = "vit_base", **model: Any) -> ConfigDict:
+    """Official fine-tuning of a model of `models.VARIANTS`, with fields changed."""
     config = _base("finetune")
     # Workdir or checkpoint of a pre-training run; "": from scratch.
     config.init_from = ""
@@ -189,19 +153,8 @@ def finetune() -> ConfigDict:
     config.data.interpolation = "bicubic"
     # Train on this many examples, equally many a class; 0: on all.
     config.data.num_labels = 0
-    # The encoder and its head. Tables, norms and initial weights as in `pretrain`, with
-    # the values of the official classifier.
-    config.model = _vit_base()
-    config.model.use_rel_pos_bias = True
-    config.model.use_shared_rel_pos_bias = False
-    config.model.final_norm = False
-    config.model.init_cut = 0.0
-    # Classify the "mean" of the patch tokens or the "cls" token.
-    config.model.pool = "mean"
-    # Normalise what was pooled.
-    config.model.pool_norm = True
-    # The head's initial weights are multiplied by it.
-    config.model.head_scale = 0.001
+    # The encoder and its head: their fields stand in configs/models.py.
+    config.model = models.finetuning(variant, **model)
     # As in `_base`, with the values of the recipe.
     config.optim.lr = 1.25e-3
     config.optim.warmup_lr = 2.5e-7

@@ -24,26 +24,33 @@ def learning_rate(
     total_steps: int,
     warmup_steps: int,
     milestones: Sequence[int] = (),
-    official: bool,
+    schedule: str,
 ) -> Schedule:
     """Linear warm-up, then "cosine", "multistep" or "constant".
 
     Multistep divides the rate by ten at each milestone.
 
-    `official` reproduces two habits of the official code: a rate is applied one update
-    late, and the cosine counts from step 0, so that the rate jumps down where the
-    warm-up ends. Otherwise rates are on time and the cosine starts after the warm-up.
+    schedule: "official" reproduces two habits of SimMIM's code: a rate is applied one
+    update late, and the cosine counts from step 0, so that the rate jumps down where
+    the warm-up ends. "official_prefix" is late too, but its cosine starts after the
+    warm-up (the Swin-Transformer repository's); with "plain" rates are on time as well.
     Floors are absolute: layer-wise decay scales the peak only (official
     `build_scheduler`).
     """
 
-    def schedule(step: jax.Array | int, scale: float = 1.0) -> jax.Array:
-        t = jnp.maximum(step - 1, 0) if official else jnp.asarray(step)
+    if schedule not in ("official", "official_prefix", "plain"):
+        raise ValueError(
+            f"config.optim.schedule={schedule!r}: expected 'official', "
+            "'official_prefix' or 'plain'."
+        )
+    start = 0 if schedule == "official" else warmup_steps
+
+    def rate_at(step: jax.Array | int, scale: float = 1.0) -> jax.Array:
+        t = jnp.asarray(step) if schedule == "plain" else jnp.maximum(step - 1, 0)
         top = peak * scale
         warm = warmup_lr + t * (top - warmup_lr) / max(warmup_steps, 1)
         rate: jax.Array | float
         if decay == "cosine":
-            start = 0 if official else warmup_steps
             progress = (t - start) / max(total_steps - start, 1)
             rate = min_lr + (top - min_lr) * (1 + jnp.cos(jnp.pi * progress)) / 2
         elif decay == "multistep":
@@ -58,7 +65,7 @@ def learning_rate(
             )
         return jnp.where(t < warmup_steps, warm, rate)
 
-    return schedule
+    return rate_at
 
 
 def path_names(path: tuple[Any, ...]) -> tuple[str, ...]:

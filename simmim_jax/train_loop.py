@@ -226,7 +226,7 @@ def optimizer(
         total_steps=_in_steps(config, task, config.duration),
         warmup_steps=_in_steps(config, task, config.optim.warmup),
         milestones=[_in_steps(config, task, m) for m in config.optim.milestones],
-        official=_is_official(config.optim.schedule),
+        schedule=config.optim.schedule,
     )
     tx = optim.adamw(
         schedule,
@@ -346,14 +346,6 @@ def _placed(shapes: TrainState, shardings: TrainState) -> TrainState:
 
 def _in_steps(config: ConfigDict, task: Task, duration: str) -> int:
     return inputs.num_steps(duration, config.data.batch_size, len(task.source))
-
-
-def _is_official(schedule: str) -> bool:
-    if schedule not in ("official", "plain"):
-        raise ValueError(
-            f"config.optim.schedule={schedule!r}: expected 'official' or 'plain'."
-        )
-    return schedule == "official"
 
 
 def _text(metrics: dict[str, float]) -> str:

@@ -73,7 +73,7 @@ LAYER_0 = 0.65**13
     ],
 )
 def test_official_schedule_has_the_official_rates(recipe, iteration, rate):
-    schedule = optim.learning_rate(**recipe, official=True)
+    schedule = optim.learning_rate(**recipe, schedule="official")
     # The official scheduler sets lr(iteration) after that update, for the next one.
     np.testing.assert_allclose(schedule(iteration + 1), rate, rtol=1e-5, atol=5e-10)
 
@@ -90,18 +90,18 @@ def test_official_schedule_has_the_official_rates(recipe, iteration, rate):
     ],
 )
 def test_layer_decay_scales_the_peak_but_not_the_floors(iteration, rate):
-    schedule = optim.learning_rate(**FINETUNE, official=True)
+    schedule = optim.learning_rate(**FINETUNE, schedule="official")
     np.testing.assert_allclose(schedule(iteration + 1, LAYER_0), rate, rtol=1e-5)
 
 
 def test_official_schedule_is_one_update_late():
-    schedule = optim.learning_rate(**COSINE, official=True)
+    schedule = optim.learning_rate(**COSINE, schedule="official")
     first = [float(schedule(step)) for step in range(3)]
     np.testing.assert_allclose(first, [4e-6, 4e-6, 4.12736e-6], rtol=1e-6)
 
 
 def test_plain_schedule_is_on_time_without_a_jump_and_ends_at_its_floor():
-    schedule = optim.learning_rate(**COSINE, official=False)
+    schedule = optim.learning_rate(**COSINE, schedule="plain")
     np.testing.assert_allclose(schedule(0), 4e-6, rtol=1e-6)
     np.testing.assert_allclose(schedule(1), 4.12736e-6, rtol=1e-6)
     np.testing.assert_allclose(schedule(6249), 7.9987264e-4, rtol=1e-6)
@@ -115,27 +115,27 @@ def test_plain_schedule_is_on_time_without_a_jump_and_ends_at_its_floor():
 
 def test_multistep_divides_by_ten_at_every_milestone():
     recipe = MULTISTEP | {"milestones": [7000, 8000], "warmup_steps": 0}
-    schedule = optim.learning_rate(**recipe, official=False)
+    schedule = optim.learning_rate(**recipe, schedule="plain")
     rates = [float(schedule(step)) for step in (0, 6999, 7000, 7999, 8000)]
     np.testing.assert_allclose(rates, [4e-4, 4e-4, 4e-5, 4e-5, 4e-6], rtol=1e-5)
 
 
 def test_constant_schedule_stays_at_the_peak_after_the_warm_up():
     recipe = COSINE | {"decay": "constant"}
-    schedule = optim.learning_rate(**recipe, official=False)
+    schedule = optim.learning_rate(**recipe, schedule="plain")
     rates = [float(schedule(step)) for step in (0, 3125, 6250, 62500)]
     np.testing.assert_allclose(rates, [4e-6, 4.02e-4, 8e-4, 8e-4], rtol=1e-6)
 
 
 def test_schedule_gives_the_same_in_a_jitted_step():
-    schedule = optim.learning_rate(**COSINE, official=True)
+    schedule = optim.learning_rate(**COSINE, schedule="official")
     for step in (0, 6250, 6251, 60000):
         traced = jax.jit(schedule)(jnp.int32(step), 0.5)
         np.testing.assert_allclose(traced, schedule(step, 0.5), rtol=1e-6)
 
 
 def test_unknown_decay_is_named():
-    schedule = optim.learning_rate(**COSINE | {"decay": "linear"}, official=True)
+    schedule = optim.learning_rate(**COSINE | {"decay": "linear"}, schedule="official")
     with pytest.raises(ValueError, match=r"config\.optim\.decay='linear'.*'cosine'"):
         schedule(0)
 
@@ -339,7 +339,7 @@ def test_scales_change_the_rate_of_their_parameter_only():
 
 
 def test_scaled_parameters_start_at_the_unscaled_warm_up_floor():
-    schedule = optim.learning_rate(**FINETUNE, official=True)
+    schedule = optim.learning_rate(**FINETUNE, schedule="official")
     scaled = run(adamw(schedule, scales={"bias": LAYER_0, "kernel": 1.0}), steps=1)
     unscaled = run(adamw(schedule), steps=1)
     np.testing.assert_array_equal(scaled["bias"], unscaled["bias"])

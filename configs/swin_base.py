@@ -1,0 +1,25 @@
+"""SimMIM pre-training of Swin-B at 192 pixels for 800 epochs: the official recipe.
+
+    python -m simmim_jax.main --config=configs/swin_base.py --workdir=runs/swin_base
+
+Images: ImageNet-1k through TFDS, labels unused. Hardware: the official code names one
+DGX-2, 16 V100 with 128 images each, for its batch of 2048. Expected after fine-tuning
+with configs/swin_base_finetune.py: 84.0 % top-1 (README of
+github.com/microsoft/SimMIM).
+
+":smoke" takes ten steps on a bundled set, to see that everything runs.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The official recipe, or a "smoke" test of the same model."""
+    config = common.pretrain("swin_base", window_size=6)
+    config.data.image_size = (192, 192)
+    config.duration = "800 epochs"
+    config.optim.decay = "multistep"
+    config.optim.milestones = ("700 epochs",)
+    return common.smoke(config) if common.is_smoke(arg) else config
