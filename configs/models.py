@@ -1,9 +1,8 @@
 """Encoders as published, with what each of their fields means.
 
-    config.model = models.pretraining("swin_base", window_size=6)
-
-`pretraining` and `finetuning` give the model of either mode; the fields are those of
-the encoder's class in simmim_jax/models/, and those of its classifier.
+`pretraining("swin_base", window_size=6)` and `finetuning(...)` give the model of either
+mode; the fields are those of the encoder's class in simmim_jax/models/, and those of
+its classifier.
 """
 
 from typing import Any
