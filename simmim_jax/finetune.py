@@ -103,10 +103,8 @@ def restore(config: ConfigDict, params: Any) -> Any:
 
 def patch_grid(config: Mapping[str, Any]) -> tuple[int, int]:
     """Height and width of an image in patches."""
-    (height, width), (p, q) = (
-        config["data"]["image_size"],
-        config["model"]["patch_size"],
-    )
+    height, width = config["data"]["image_size"]
+    p, q = config["model"]["patch_size"]
     return height // p, width // q
 
 
