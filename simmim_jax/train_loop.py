@@ -90,7 +90,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
     inputs.check_batch(config, mesh)
     key = jax.random.key(config.seed)
     params = jax.eval_shape(task.init, key)
-    schedule, tx = optimizer(config, task, steps.learning(params, task.frozen))
+    schedule, tx = optimizer(config, task, params)
 
     def fresh_state(params: Any) -> TrainState:
         learned = steps.learning(params, task.frozen)
@@ -228,6 +228,8 @@ def optimizer(
         milestones=[_in_steps(config, task, m) for m in config.optim.milestones],
         schedule=config.optim.schedule,
     )
+    mask = optim.decay_mask(params, config.optim.decay_groups)
+    scales = optim.layer_scales(params, task.layer_id, task.layer_decay)
     tx = optim.adamw(
         schedule,
         b1=config.optim.b1,
@@ -235,8 +237,8 @@ def optimizer(
         eps=config.optim.eps,
         weight_decay=config.optim.weight_decay,
         clip_norm=config.optim.clip_norm,
-        mask=optim.decay_mask(params, config.optim.decay_groups),
-        scales=optim.layer_scales(params, task.layer_id, task.layer_decay),
+        mask=steps.learning(mask, task.frozen),
+        scales=steps.learning(scales, task.frozen),
     )
     return schedule, tx
 

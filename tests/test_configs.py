@@ -12,7 +12,7 @@ import pytest
 
 from configs import common
 from simmim_jax.data.sources import check_source
-from simmim_jax.finetune import patch_grid
+from simmim_jax.finetune import patch_grid, window_notice
 from simmim_jax.main import check
 from simmim_jax.models import build_classifier, build_simmim
 from simmim_jax.transfer import transfer
@@ -36,11 +36,32 @@ def test_config_of_the_smoke_test_runs_on_bundled_data(name):
     check(config)
 
 
+TABLE = "relative_position_bias_table"
+
+
 @pytest.mark.parametrize(
-    ("pretraining", "finetuning"),
-    [("vit_base", "vit_base_finetune"), ("vit_base", "vit_base_linear")],
+    ("pretraining", "finetuning", "interpolated"),
+    [
+        ("vit_base", "vit_base_finetune", []),
+        ("vit_base", "vit_base_linear", []),
+        ("swin_base_100ep", "swin_base_100ep_finetune192", []),
+        (
+            "swin_base_100ep",
+            "swin_base_100ep_finetune224",
+            [f"24 {TABLE} from 11x11 to 13x13"],
+        ),
+        (
+            "swin_large",
+            "swin_large_finetune",
+            # The last stage's window is as large as its grid, 6x6 and 7x7.
+            [f"22 {TABLE} from 23x23 to 27x27", f"2 {TABLE} from 11x11 to 13x13"],
+        ),
+        ("swin_v2_base", "swin_v2_base_finetune", []),
+    ],
 )
-def test_pre_trained_encoder_fits_the_fine_tuning_config(pretraining, finetuning):
+def test_pre_trained_encoder_fits_the_fine_tuning_config(
+    pretraining, finetuning, interpolated
+):
     old, new = load(pretraining), load(finetuning)
     images = jnp.zeros((1, *old.data.image_size, 3))
     mask = jnp.zeros((1, *patch_grid(old)), bool)
@@ -53,9 +74,14 @@ def test_pre_trained_encoder_fits_the_fine_tuning_config(pretraining, finetuning
         target_grid=patch_grid(new),
         first_blocks=new.init_first_blocks,
     )
-    assert "new: fc_norm/bias, fc_norm/scale, head/bias, head/kernel" in report
-    blocks = [name for name in merged["encoder"] if name.startswith("blocks_")]
-    assert len(blocks) == {"vit_base_finetune": 12, "vit_base_linear": 8}[finetuning]
+    lines = report.splitlines()
+    assert lines[1:-2] == [f"interpolated: {what}" for what in interpolated]
+    norm = "fc_norm/bias, fc_norm/scale, " if new.model.pool_norm else ""
+    assert lines[-2] == f"new: {norm}head/bias, head/kernel"
+    assert window_notice(old, new) == ""
+    if finetuning == "vit_base_linear":
+        blocks = [name for name in merged["encoder"] if name.startswith("blocks_")]
+        assert len(blocks) == 8
 
 
 def zeros(model, *args):

@@ -66,10 +66,10 @@ def test_mistake_found_later_is_a_sentence_too(tmp_path):
         ("model.patch_size", (9, 9), "must be a multiple of config.model.patch_size"),
         ("data.image_size", (30, 28), "must be multiples"),
         ("optim.accumulation", 3, "config.data.batch_size=16 must be a multiple of 3"),
-        ("optim.schedule", "new", "expected 'official' or 'plain'"),
+        ("optim.schedule", "new", "expected 'official', 'official_prefix' or 'plain'"),
         ("optim.decay", "linear", "expected 'cosine', 'multistep' or 'constant'"),
         ("optim.decay_groups", "x", "expected 'official' or 'intended'"),
-        ("model.name", "vgg", "expected one of \\['vit'\\]"),
+        ("model.name", "vgg", "expected one of \\['swin'"),
     ],
 )
 def test_mistakes_found_before_anything_is_compiled(field, value, says, tmp_path):
