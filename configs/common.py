@@ -129,10 +129,37 @@ def pretrain(variant: str = "vit_base", **model: Any) -> ConfigDict:
 
     # What is hidden.
     config.mask = ConfigDict()
+    # Units at "random" places, in rectangular "block"s (BEiT), in one "square" at a
+    # random place, or in one in the "center".
+    config.mask.kind = "random"
     # Height and width of what is hidden together, in pixels.
     config.mask.unit_size = (32, 32)
     # Share of units that are hidden, rounded up to whole units.
     config.mask.ratio = 0.6
+
+    # What is predicted.
+    config.target = ConfigDict()
+    # "pixels", or "normalized": each by mean and standard deviation of a window around
+    # it (Swin V2's recipe).
+    config.target.kind = "pixels"
+    # Side of that window in pixels, odd.
+    config.target.window = 47
+    # The target is so many times smaller than the image: its pixels are means of cells.
+    config.target.downsample = 1
+
+    # What it costs to be wrong.
+    config.loss = ConfigDict()
+    # "l1", "l2", "smooth_l1", or "bins": a classification of every value of a pixel.
+    config.loss.kind = "l1"
+    # Number of bins that "bins" sorts the values 0..255 into.
+    config.loss.bins = 8
+    # Pixels that count: "masked" or "all".
+    config.loss.area = "masked"
+
+    # What predicts it from the encoder's features.
+    config.decoder = ConfigDict()
+    # "linear", or "mlp": two layers, the first as wide as the features.
+    config.decoder.kind = "linear"
 
     # Reconstructions drawn at each evaluation.
     config.pictures = 8

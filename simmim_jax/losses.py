@@ -1,5 +1,7 @@
 """Losses of pre-training and fine-tuning, all in float32."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -13,10 +15,50 @@ def masked_l1(
     other weights; returns: the loss, and the number of masked pixels it is over.
     No pixel masked gives 0.
     """
+    return _masked_mean(jnp.abs(target - prediction.astype(jnp.float32)), mask)
+
+
+def masked_l2(
+    prediction: jax.Array, target: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """As `masked_l1`, the mean of (x - x̂)²."""
+    return _masked_mean(jnp.square(target - prediction.astype(jnp.float32)), mask)
+
+
+def masked_smooth_l1(
+    prediction: jax.Array, target: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """As `masked_l1`, of d = |x - x̂|: d²/2 up to 1, then d - 1/2 (PyTorch's beta=1)."""
+    error = jnp.abs(target - prediction.astype(jnp.float32))
+    return _masked_mean(jnp.where(error < 1, error**2 / 2, error - 0.5), mask)
+
+
+def masked_cross_entropy(
+    logits: jax.Array, target: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """As `masked_l1`, of -log p(target): a classification of every value.
+
+    logits: float[b h w c k]; target: int[b h w c] in 0..k-1.
+    """
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+    return _masked_mean(jax.nn.logsumexp(logits, axis=-1) - chosen, mask)
+
+
+# (prediction, target, mask) -> loss and masked pixels, by config.loss.kind.
+PixelLoss = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+PIXEL_LOSSES: dict[str, PixelLoss] = {
+    "l1": masked_l1,
+    "l2": masked_l2,
+    "smooth_l1": masked_smooth_l1,
+    "bins": masked_cross_entropy,
+}
+
+
+def _masked_mean(error: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     mask = mask.astype(jnp.float32)[..., None]
-    error = jnp.abs(target - prediction.astype(jnp.float32)) * mask
     pixels = mask.sum()
-    return error.sum() / (pixels + 1e-5) / target.shape[-1], pixels
+    return (error * mask).sum() / (pixels + 1e-5) / error.shape[-1], pixels
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -11,9 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from simmim_jax import (
-    augment,
     inputs,
-    losses,
     masking,
     sharding,
     steps,
@@ -23,16 +21,19 @@ from simmim_jax import (
 from simmim_jax.data.source import Source, SubsetSource
 from simmim_jax.models import build_simmim
 from simmim_jax.models.simmim import SimMIM
+from simmim_jax.objective import Objective
 
 
 def pretrain(config: ConfigDict, workdir: Path) -> train_loop.Trained:
     """Pre-trains as `config` says, or goes on with what lies in `workdir`."""
     source = inputs.open_split(config, config.data.train_split)
     held_out = inputs.open_split(config, config.data.eval_split)
-    model = build_simmim(dtype=config.dtype, **config.model)
+    objective = objective_of(config)
+    model = model_of(config)
     prepare = functools.partial(
         steps.pretrain_prepare,
         patch_size=config.model.patch_size,
+        mask_kind=config.mask.kind,
         mask_unit=config.mask.unit_size,
         mask_ratio=config.mask.ratio,
         mean=config.data.mean,
@@ -43,7 +44,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> train_loop.Trained:
         source=source,
         init=functools.partial(init, config, model),
         prepare=prepare(flip=config.data.flip),
-        loss=steps.pretrain_loss(model),
+        loss=steps.pretrain_loss(model, objective),
         evaluate=evaluate,
         best="eval_loss",
         mode="min",
@@ -55,6 +56,33 @@ def pretrain(config: ConfigDict, workdir: Path) -> train_loop.Trained:
 def picture_path(workdir: Path, step: int) -> Path:
     """Where the reconstructions of a step are drawn."""
     return workdir / "reconstructions" / f"{step:07d}.png"
+
+
+def objective_of(config: ConfigDict) -> Objective:
+    """What config.target and config.loss describe; ValueError where it cannot be."""
+    objective = Objective(
+        target=config.target.kind,
+        window=config.target.window,
+        downsample=config.target.downsample,
+        loss=config.loss.kind,
+        bins=config.loss.bins,
+        area=config.loss.area,
+        mean=config.data.mean,
+        std=config.data.std,
+    )
+    objective.check_mask(config.mask.unit_size)
+    return objective
+
+
+def model_of(config: ConfigDict) -> SimMIM:
+    """The encoder of config.model, and a decoder that predicts what is wanted."""
+    return build_simmim(
+        dtype=config.dtype,
+        decoder_kind=config.decoder.kind,
+        downsample=config.target.downsample,
+        bins=config.loss.bins if config.loss.kind == "bins" else 0,
+        **config.model,
+    )
 
 
 def init(config: ConfigDict, model: SimMIM, key: jax.Array) -> Any:
@@ -73,11 +101,13 @@ def evaluation(
     prepare: steps.Prepare,
     source: Source,
 ) -> Callable[[Any, int], dict[str, float]]:
-    """(params, step) -> {"eval_loss"}: masked L1 over all held-out images.
+    """(params, step) -> {"eval_loss", "avg_dist"} over all held-out images.
 
-    The masks are the same every time, so that losses compare. Draws some images, taken
-    from all over `source`, to `picture_path`.
+    The loss is the configured one. The masks are the same every time, so that losses
+    compare; AvgDist (see `masking.avg_dist`) is theirs. Draws some images, taken from
+    all over `source`, to `picture_path`.
     """
+    objective = objective_of(config)
     batches = inputs.eval_pass(config, source)
     chosen = np.linspace(0, len(source) - 1, min(config.pictures, len(source)))
     shown = inputs.eval_pass(config, SubsetSource(source, chosen.astype(int)))
@@ -88,26 +118,27 @@ def evaluation(
         key = jax.random.fold_in(jax.random.key(config.seed), index)
         prepared = prepare(batch, steps.purpose(key, "eval"))
         images, mask = prepared["image"], prepared["mask"]
-        prediction = model.apply({"params": params}, images, mask)
-        mask = masking.upsample(mask, *images.shape[1:3])
-        return images, prediction, mask
+        return images, model.apply({"params": params}, images, mask), mask
 
     @functools.partial(jax.jit, out_shardings=whole)
-    def batch_loss(params: Any, batch: steps.Batch, index: jax.Array) -> jax.Array:
+    def batch_sums(params: Any, batch: steps.Batch, index: jax.Array) -> jax.Array:
         images, prediction, mask = apply(params, batch, index)
-        weight = batch["weight"][:, None, None]
-        return jnp.stack(losses.masked_l1(prediction, images, mask * weight))
+        weight = batch["weight"]
+        loss, pixels = objective(prediction, images, mask, weight)
+        distance = masking.avg_dist(mask, config.model.patch_size)
+        return jnp.stack([loss * pixels, pixels, distance @ weight, weight.sum()])
 
     @functools.partial(jax.jit, out_shardings=whole)
     def reconstruct(params: Any, batch: steps.Batch) -> tuple:
-        _, prediction, mask = apply(params, batch, jnp.int32(0))
-        pixels = augment.denormalize(prediction, config.data.mean, config.data.std)
+        images, prediction, mask = apply(params, batch, jnp.int32(0))
+        pixels = objective.to_pixels(prediction, images)
+        mask = masking.upsample(mask, *images.shape[1:3])
         n = len(chosen)
         return batch["image"][:n], mask[:n], pixels[:n]
 
     def evaluate(params: Any, step: int) -> dict[str, float]:
         results = [
-            batch_loss(params, sharding.to_devices(batch, mesh), jnp.int32(index))
+            batch_sums(params, sharding.to_devices(batch, mesh), jnp.int32(index))
             for index, batch in enumerate(batches)
         ]
         if config.pictures:
@@ -116,7 +147,8 @@ def evaluation(
             if jax.process_index() == 0:
                 path = picture_path(workdir, step)
                 visualize.reconstruction_grid(images, masks, pixels, path)
-        loss, pixels = np.array(jax.device_get(results), np.float64).T
-        return {"eval_loss": float((loss * pixels).sum() / pixels.sum())}
+        sums = np.array(jax.device_get(results), np.float64).sum(0)
+        loss, pixels, distance, count = sums.tolist()
+        return {"eval_loss": loss / pixels, "avg_dist": distance / count}
 
     return evaluate

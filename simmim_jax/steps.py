@@ -17,6 +17,7 @@ from einops import rearrange
 from simmim_jax import augment, losses, masking
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
+from simmim_jax.objective import SIMMIM, Objective
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -119,11 +120,18 @@ def pretrain_prepare(
     mean: Sequence[float],
     std: Sequence[float],
     flip: bool,
+    mask_kind: str = "random",
 ) -> Prepare:
     """Flips, normalises and draws a mask for each image.
 
-    mask_unit: height and width in pixels of what is hidden together.
+    mask_kind: a name of `masking.MASKS`; mask_unit: height and width in pixels of what
+    is hidden together. ValueError for values that cannot be, and, when it sees images,
+    where nothing of them would stay visible.
     """
+    if mask_kind not in masking.MASKS:
+        raise ValueError(
+            f"config.mask.kind={mask_kind!r}: expected one of {tuple(masking.MASKS)}."
+        )
     if mask_unit[0] % patch_size[0] or mask_unit[1] % patch_size[1]:
         raise ValueError(
             f"config.mask.unit_size={mask_unit} must be a multiple of "
@@ -136,7 +144,13 @@ def pretrain_prepare(
         grid = (images.shape[1] // patch_size[0], images.shape[2] // patch_size[1])
         if flip:
             images = augment.random_flip(purpose(key, "flip"), images)
-        mask = masking.random_mask(
+        units = (grid[0] // unit[0]) * (grid[1] // unit[1])
+        if masking.num_masked(units, mask_ratio) >= units > 0:
+            raise ValueError(
+                f"config.mask.ratio={mask_ratio} hides all {units} units of an image: "
+                "expected a lower one, or a smaller config.mask.unit_size."
+            )
+        mask = masking.MASKS[mask_kind](
             purpose(key, "mask"), len(images), grid, unit, mask_ratio
         )
         return {"image": augment.normalize(images, mean, std), "mask": mask}
@@ -144,16 +158,15 @@ def pretrain_prepare(
     return prepare
 
 
-def pretrain_loss(model: SimMIM) -> Loss:
-    """Masked L1 between the image and its reconstruction."""
+def pretrain_loss(model: SimMIM, objective: Objective = SIMMIM) -> Loss:
+    """How far a reconstruction is from what it should be; by default, masked L1."""
 
     def loss(params: Any, inputs: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         images, mask = inputs["image"], inputs["mask"]
         prediction = model.apply(
             {"params": params}, images, mask, True, rngs={"drop_path": key}
         )
-        pixels = masking.upsample(mask, *images.shape[1:3])
-        value, _ = losses.masked_l1(prediction, images, pixels)
+        value, _ = objective(prediction, images, mask)
         return value, {"loss": value}
 
     return loss

@@ -43,6 +43,10 @@ HARMLESS = (
 )
 
 
+# Fields that change what the parameters are, or what they have learned to predict.
+MODEL = ("decoder.", "loss.", "model.", "target.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """In what pre-training and fine-tuning differ."""
@@ -291,7 +295,7 @@ def check_same_run(
         config.to_dict() | {"encoder": task.meta.get("restored_from")},
     )
     said = [f"{name} {change}" for name, change in changes.items()]
-    other_state = any(name.startswith("model.") for name in changes) or any(
+    other_state = any(name.startswith(MODEL) for name in changes) or any(
         bool(begun["config"].get(name)) != bool(config.get(name))
         for name in ("ema_decay", "freeze_encoder")
     )

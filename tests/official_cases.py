@@ -19,19 +19,23 @@ from simmim_jax.models.vit import ViT
 IMAGE_KEY = 1000003
 
 
-def load(prefix: str) -> dict[str, dict]:
-    """All cases of tests/golden/<prefix>*.json and of $SIMMIM_GOLDEN_DIR, by name."""
+def files(prefix: str) -> list[Path]:
+    """tests/golden/<prefix>*.json and those of $SIMMIM_GOLDEN_DIR."""
     folders = [Path(__file__).parent / "golden"]
     if "SIMMIM_GOLDEN_DIR" in os.environ:
         folders.append(Path(os.environ["SIMMIM_GOLDEN_DIR"]))
+    return [file for f in folders for file in sorted(f.glob(f"{prefix}*.json"))]
+
+
+def load(prefix: str) -> dict[str, dict]:
+    """All cases of `files(prefix)`, by name."""
     cases = {}
-    for folder in folders:
-        for file in sorted(folder.glob(f"{prefix}*.json")):
-            content = json.loads(file.read_text())
-            shared = {k: v for k, v in content.items() if not isinstance(v, dict)}
-            for name, case in content.items():
-                if isinstance(case, dict) and "arch" in case:
-                    cases[f"{folder.name}-{file.stem}-{name}"] = shared | case
+    for file in files(prefix):
+        content = json.loads(file.read_text())
+        shared = {k: v for k, v in content.items() if not isinstance(v, dict)}
+        for name, case in content.items():
+            if isinstance(case, dict) and "arch" in case:
+                cases[f"{file.parent.name}-{file.stem}-{name}"] = shared | case
     return cases
 
 

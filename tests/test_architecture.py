@@ -14,8 +14,17 @@ PACKAGE = ROOT / "simmim_jax"
 
 # A room, which is a module or a sub-package, imports rooms of lower levels and itself.
 LEVELS = (
-    {"losses", "masking", "flops", "augment", "visualize", "interrupt"},
-    {"models", "optim", "sharding", "metrics", "checkpoint", "transfer", "data"},
+    {"losses", "masking", "targets", "flops", "augment", "visualize", "interrupt"},
+    {
+        "objective",
+        "models",
+        "optim",
+        "sharding",
+        "metrics",
+        "checkpoint",
+        "transfer",
+        "data",
+    },
     {"steps", "step_log", "inputs", "convert"},
     {"train_loop", "predict", "aot"},
     {"pretrain", "finetune"},

@@ -1,11 +1,19 @@
-"""Masked L1, cross-entropy and label smoothing against numbers of the official code."""
+"""Losses of pixels and classes against numbers of the official code and NumPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simmim_jax.losses import cross_entropy, masked_l1, smooth_labels
+from simmim_jax.losses import (
+    PIXEL_LOSSES,
+    cross_entropy,
+    masked_cross_entropy,
+    masked_l1,
+    masked_l2,
+    masked_smooth_l1,
+    smooth_labels,
+)
 from simmim_jax.masking import upsample
 
 
@@ -116,3 +124,68 @@ def test_cross_entropy_is_one_number_a_sample():
 def test_cross_entropy_of_huge_logits_is_finite():
     value = cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([[0.0, 1.0]]))
     np.testing.assert_allclose(value, [2e4])
+
+
+# ---- Other pixel losses --------------------------------------------------------------
+
+
+def errors(example):
+    """Differences on masked pixels, float64."""
+    prediction, target, mask = (np.asarray(x) for x in example)
+    return (target.astype(np.float64) - prediction)[mask]
+
+
+def test_l2_is_the_mean_square_over_masked_pixels(example):
+    value, pixels = masked_l2(*example)
+    np.testing.assert_allclose(value, np.square(errors(example)).mean(), rtol=1e-5)
+    assert pixels == 16
+
+
+def test_smooth_l1_is_square_for_small_errors_and_linear_for_large_ones(example):
+    d = np.abs(errors(example))
+    assert (d < 1).any()
+    assert (d > 1).any()
+    expected = np.where(d < 1, d**2 / 2, d - 0.5).mean()
+    np.testing.assert_allclose(masked_smooth_l1(*example)[0], expected, rtol=1e-5)
+    # Value and slope are continuous at 1.
+    one, mask = jnp.ones((1, 1, 1, 1)), jnp.ones((1, 1, 1))
+    slope = jax.grad(lambda x: masked_smooth_l1(x, 0 * one, mask)[0])
+    for x in (0.9999, 1.0001):
+        np.testing.assert_allclose(slope(x * one), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("bins", [8, 256])
+def test_uniform_logits_cost_the_logarithm_of_the_bins(example, bins):
+    _, target, mask = example
+    logits = jnp.full((*target.shape, bins), 3.0)
+    target = target.astype(jnp.int32) % bins
+    value, pixels = masked_cross_entropy(logits, target, mask)
+    np.testing.assert_allclose(value, np.log(bins), rtol=1e-5)
+    assert pixels == 16
+
+
+def test_cross_entropy_of_pixels_is_that_of_their_true_bins(example):
+    _, target, mask = example
+    target = (target * 10).astype(jnp.int32) % 5
+    logits = jax.random.normal(jax.random.key(0), (*target.shape, 5))
+    log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    chosen = np.take_along_axis(log_p, np.asarray(target)[..., None], -1)[..., 0]
+    value, _ = masked_cross_entropy(logits, target, mask)
+    np.testing.assert_allclose(value, -chosen[np.asarray(mask)].mean(), rtol=1e-5)
+    huge, _ = masked_cross_entropy(1e5 * logits, target, mask)
+    assert jnp.isfinite(huge)
+
+
+@pytest.mark.parametrize("kind", PIXEL_LOSSES)
+def test_no_pixel_loss_looks_at_visible_pixels(example, kind):
+    prediction, target, mask = example
+    visible = ~mask[..., None]
+    if kind == "bins":
+        prediction = jax.random.normal(jax.random.key(0), (*target.shape, 4))
+        target = jnp.zeros(target.shape, jnp.int32)
+        changed = prediction + 9 * visible[..., None] * jnp.arange(4), target + visible
+    else:
+        changed = prediction + 9 * visible, target - 9 * visible
+    pixel_loss = PIXEL_LOSSES[kind]
+    assert pixel_loss(*changed, mask)[0] == pixel_loss(prediction, target, mask)[0] > 0
+    assert pixel_loss(prediction, target, jnp.zeros_like(mask)) == (0, 0)

@@ -6,16 +6,15 @@ import pytest
 import tiny_config
 from PIL import Image
 
-from simmim_jax import steps
+from simmim_jax import masking, steps
 from simmim_jax.data.source import ArraySource
-from simmim_jax.models import build_simmim
-from simmim_jax.pretrain import evaluation, init
+from simmim_jax.pretrain import evaluation, init, model_of, objective_of, pretrain
 
 
-@pytest.fixture(scope="module")
-def parts():
+def parts_of(**overrides):
     config = tiny_config.get_config("pretrain")
-    model = build_simmim(dtype="float32", **config.model)
+    config.update_from_flattened_dict(overrides)
+    model = model_of(config)
     prepare = steps.pretrain_prepare(
         patch_size=config.model.patch_size,
         mask_unit=config.mask.unit_size,
@@ -26,6 +25,11 @@ def parts():
     )
     params = jax.jit(lambda key: init(config, model, key))(jax.random.key(0))
     return config, model, prepare, params
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return parts_of()
 
 
 def evaluate(parts, images, workdir, step=3):
@@ -61,3 +65,57 @@ def test_picture_shows_the_first_images(parts, tmp_path):
     evaluate(parts, images(20), tmp_path)
     with Image.open(tmp_path / "reconstructions" / "0000003.png") as picture:
         assert picture.size[0] > 400
+
+
+def first_batch(parts, images):
+    """What the first batch of an evaluation is turned into, and its prediction."""
+    config, model, prepare, params = parts
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    prepared = prepare({"image": images}, steps.purpose(key, "eval"))
+    images, mask = prepared["image"], prepared["mask"]
+    return model.apply({"params": params}, images, mask), images, mask
+
+
+def test_avg_dist_is_that_of_the_held_out_masks(parts, tmp_path):
+    batch = images(16)
+    _, _, mask = first_batch(parts, batch)
+    expected = np.asarray(masking.avg_dist(mask, (14, 7)))
+    found = evaluate(parts, batch[:5], tmp_path)["avg_dist"]
+    np.testing.assert_allclose(found, expected[:5].mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target.kind": "normalized", "target.window": 5, "loss.kind": "l2"},
+        {"target.downsample": 7, "loss.area": "all"},
+        {"loss.kind": "bins", "loss.bins": 4, "decoder.kind": "mlp"},
+    ],
+)
+def test_every_objective_has_its_held_out_loss_and_pictures(fields, tmp_path):
+    parts = parts_of(**fields)
+    batch = images(16)
+    found = evaluate(parts, batch, tmp_path)["eval_loss"]
+    value, _ = objective_of(parts[0])(*first_batch(parts, batch))
+    np.testing.assert_allclose(found, value, rtol=1e-5)
+    with Image.open(tmp_path / "reconstructions" / "0000003.png") as picture:
+        assert np.asarray(picture).std() > 10
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("mask.kind", "grid", "config.mask.kind='grid': expected one of"),
+        ("mask.ratio", 0.99, "hides all 8 units of an image"),
+        ("target.kind", "hog", "config.target.kind='hog': expected one of"),
+        ("target.downsample", 2, "must divide both sides of config.mask.unit_size"),
+        ("loss.kind", "huber", "config.loss.kind='huber': expected one of"),
+        ("loss.area", "visible", "config.loss.area='visible': expected one of"),
+        ("decoder.kind", "unet", "config.decoder.kind='unet': expected"),
+    ],
+)
+def test_mistakes_end_before_anything_is_compiled(field, value, says, tmp_path):
+    config = tiny_config.get_config("pretrain")
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=says):
+        pretrain(config, tmp_path)

@@ -199,3 +199,81 @@ def test_fresh_model_has_the_expected_loss_on_noise(tiny, fresh):
     # would be 0.80 for a decoder of zeros and 1.13 for the usual Dense weights.
     value = loss(model, fresh, images, mask)
     np.testing.assert_allclose(value, 0.921, atol=0.06)
+
+
+# ---- Other decoders and targets ------------------------------------------------------
+
+
+def test_the_mlp_has_one_more_layer_of_the_encoders_width(tiny):
+    _, _, images, mask = tiny
+    linear = shapes(TINY, images, mask)
+    mlp = shapes(dataclasses.replace(TINY, decoder_kind="mlp"), images, mask)
+    hidden = mlp.pop("decoder_hidden")
+    assert {name: p.shape for name, p in hidden.items()} == {
+        "kernel": (32, 32),
+        "bias": (32,),
+    }
+    assert jax.tree.map(jnp.shape, mlp) == jax.tree.map(jnp.shape, linear)
+
+
+def test_the_mlp_has_a_gelu_between_its_layers(tiny):
+    _, params, images, mask = tiny
+    rng = np.random.default_rng(1)
+    hidden = {
+        "kernel": rng.normal(0, 0.2, (32, 32)).astype(np.float32),
+        "bias": rng.normal(0, 0.2, 32).astype(np.float32),
+    }
+    model = dataclasses.replace(TINY, decoder_kind="mlp")
+    out = apply(model, params | {"decoder_hidden": hidden}, images, mask)
+    grid = ENCODER.apply({"params": params["encoder"]}, images, mask).grid
+    x = jax.nn.gelu(grid @ hidden["kernel"] + hidden["bias"], approximate=False)
+    pixels = x @ params["decoder"]["kernel"] + params["decoder"]["bias"]
+    patch = pixels[3, 5, 2].reshape(3, 4, 4).transpose(1, 2, 0)
+    np.testing.assert_allclose(out[3, 20:24, 8:12], patch, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("downsample", "features"), [(1, 48), (2, 12), (4, 3), (8, 3), (16, 3)]
+)
+def test_smaller_predictions_need_fewer_features_of_a_token(tiny, downsample, features):
+    _, _, images, mask = tiny
+    model = dataclasses.replace(TINY, downsample=downsample)
+    out, variables = jax.eval_shape(
+        model.init_with_output, jax.random.key(0), images, mask
+    )
+    assert out.shape == (8, 32 // downsample, 32 // downsample, 3)
+    assert variables["params"]["decoder"]["kernel"].shape == (32, features)
+
+
+def test_pixels_larger_than_tokens_are_the_mean_of_their_tokens_predictions(tiny):
+    _, _, images, mask = tiny
+    tokens = dataclasses.replace(TINY, downsample=4)
+    params = init(tokens, images, mask)
+    fine = apply(tokens, params, images, mask)
+    coarse = apply(dataclasses.replace(TINY, downsample=16), params, images, mask)
+    expected = np.asarray(fine).reshape(8, 2, 4, 2, 4, 3).mean((2, 4))
+    np.testing.assert_allclose(coarse, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bins_are_logits_of_every_value_in_the_order_of_pixels():
+    encoder = dataclasses.replace(ENCODER, patch_size=(2, 3), depth=0)
+    model = SimMIM(encoder, bins=8)
+    images, mask = jnp.zeros((1, 4, 6, 5)), jnp.zeros((1, 2, 2), bool)
+    out = with_decoder_bias(model, images, mask, np.arange(30 * 8))
+    assert out.shape == (1, 4, 6, 5, 8)
+    pixels = with_decoder_bias(SimMIM(encoder), images, mask, np.arange(30))
+    np.testing.assert_array_equal(out, pixels[..., None] * 8 + np.arange(8))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"decoder_kind": "swin"}, r"config\.decoder\.kind='swin': expected 'linear'"),
+        ({"downsample": 16}, "downsample=16 does not divide images of 24x24"),
+        ({"downsample": 6}, "downsample=6 must divide the encoder's stride, 4x4"),
+    ],
+)
+def test_decoders_that_cannot_be_are_refused(fields, says):
+    images, mask = jnp.zeros((1, 24, 24, 3)), jnp.zeros((1, 6, 6), bool)
+    with pytest.raises(ValueError, match=says):
+        shapes(dataclasses.replace(TINY, **fields), images, mask)

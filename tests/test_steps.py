@@ -13,6 +13,7 @@ from simmim_jax import augment, losses, masking, steps
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.models.vit import ViT
+from simmim_jax.objective import Objective
 from simmim_jax.steps import TrainState, purpose, train_step
 
 MODEL = SimMIM(ViT(patch_size=(4, 4), embed_dim=16, depth=1, num_heads=2))
@@ -405,6 +406,38 @@ def test_units_that_are_no_multiple_of_the_patch_raise_and_name_both(unit):
     expected = rf"unit_size=\({unit[0]}, {unit[1]}\).*patch_size=\(4, 4\)"
     with pytest.raises(ValueError, match=expected):
         steps.pretrain_prepare(**PREPARE | {"mask_unit": unit}, flip=True)
+
+
+@pytest.mark.parametrize("kind", masking.MASKS)
+def test_masks_are_of_the_kind_that_is_asked_for(batch, kind):
+    prepare = steps.pretrain_prepare(**PREPARE | {"mask_kind": kind}, flip=False)
+    key = jax.random.key(0)
+    expected = masking.MASKS[kind](purpose(key, "mask"), 8, (4, 4), (2, 2), 0.5)
+    np.testing.assert_array_equal(prepare(batch, key)["mask"], expected)
+
+
+def test_unknown_masks_are_named_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"config\.mask\.kind='grid': .*'block'"):
+        steps.pretrain_prepare(**PREPARE | {"mask_kind": "grid"}, flip=False)
+
+
+def test_a_ratio_that_leaves_nothing_visible_is_refused(batch):
+    prepare = steps.pretrain_prepare(**PREPARE | {"mask_ratio": 0.8}, flip=False)
+    with pytest.raises(ValueError, match=r"mask\.ratio=0\.8 hides all 4 units"):
+        prepare(batch, jax.random.key(0))
+
+
+def test_pre_training_loss_is_that_of_its_objective(batch):
+    objective = Objective(target="normalized", window=5, downsample=2, loss="l2")
+    model = dataclasses.replace(MODEL, downsample=2)
+    inputs = prepared(batch, 0)
+    params = random_params(model, inputs["image"], inputs["mask"])
+    loss = jax.jit(steps.pretrain_loss(model, objective))
+    value, metrics = loss(params, inputs, jax.random.key(0))
+    prediction = model.apply({"params": params}, inputs["image"], inputs["mask"])
+    expected, _ = objective(prediction, inputs["image"], inputs["mask"])
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    assert metrics["loss"] == value
 
 
 def test_paths_drop_in_training_and_not_in_evaluation(batch):

@@ -24,9 +24,22 @@ def build_encoder(name: str, **fields: Any) -> nn.Module:
     return ENCODERS[name](**fields)
 
 
-def build_simmim(*, dtype: str, **encoder: Any) -> SimMIM:
+def build_simmim(
+    *,
+    dtype: str,
+    decoder_kind: str = "linear",
+    downsample: int = 1,
+    bins: int = 0,
+    **encoder: Any,
+) -> SimMIM:
     """The pre-training model around an encoder; dtype: that of its activations."""
-    return SimMIM(build_encoder(**encoder, dtype=jnp.dtype(dtype)), jnp.dtype(dtype))
+    return SimMIM(
+        build_encoder(**encoder, dtype=jnp.dtype(dtype)),
+        jnp.dtype(dtype),
+        decoder_kind,
+        downsample,
+        bins,
+    )
 
 
 def build_classifier(

@@ -1,25 +1,33 @@
-"""SimMIM: a masked encoder and one linear layer that predicts the pixels."""
+"""SimMIM: a masked encoder and a light decoder that predicts the pixels."""
 
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+from einops import rearrange, reduce
 
 from simmim_jax.models.layers import Linear, uniform
 
 
 class SimMIM(nn.Module):
-    """Encoder and one-layer pixel decoder (official `SimMIM`; paper section 3.2).
+    """Encoder and pixel decoder (official `SimMIM`; paper section 3.2).
 
-    The decoder is the official 1x1 convolution and pixel shuffle: channels of a
-    prediction are ordered (c p q), its stride is the encoder's, its
-    channels follow from the image.
+    The defaults are the official 1x1 convolution and pixel shuffle: channels of a
+    prediction are ordered (c p q), its stride is the encoder's, its channels follow
+    from the image.
+
+    decoder_kind: "linear", or "mlp": a layer of the encoder's width and a GELU before.
+    downsample: the prediction is so many times smaller than the image. Where its pixels
+    are larger than the encoder's stride, predictions of their tokens are averaged.
+    bins: 0 predicts each value of a pixel, any other number that many logits for it.
     """
 
     encoder: nn.Module
     dtype: jnp.dtype = jnp.float32
+    decoder_kind: str = "linear"
+    downsample: int = 1
+    bins: int = 0
 
     @nn.compact
     def __call__(
@@ -27,19 +35,55 @@ class SimMIM(nn.Module):
     ) -> jax.Array:
         """images: float[b h w c], normalised; mask: bool[b gh gw], True = masked.
 
-        returns: float32[b h w c], all pixels as predicted, visible ones included.
+        returns: float32[b h w c], all pixels as predicted, visible ones included; with
+        bins, [b h w c bins]; h and w are smaller by `downsample`. ValueError for
+        another kind, or a size that is no multiple.
         """
         height, width, channels = images.shape[1:]
-        grid = self.encoder(images, mask, train=train).grid
-        p, q = self.encoder.stride
+        stride = self.encoder.stride
+        self._check(height, width, stride)
+        x = self.encoder(images, mask, train=train).grid
         # PyTorch's default for a convolution, which the official decoder keeps.
-        init = uniform(1 / math.sqrt(grid.shape[-1]))
-        pixels = Linear(p * q * channels, init, init, self.dtype, name="decoder")(grid)
-        image = rearrange(
-            pixels.astype(jnp.float32),
-            "b h w (c p q) -> b (h p) (w q) c",
+        init = uniform(1 / math.sqrt(x.shape[-1]))
+        if self.decoder_kind == "mlp":
+            hidden = Linear(x.shape[-1], init, init, self.dtype, name="decoder_hidden")
+            x = nn.gelu(hidden(x), approximate=False)
+        p, q = (max(s // self.downsample, 1) for s in stride)
+        features = p * q * channels * max(self.bins, 1)
+        values = Linear(features, init, init, self.dtype, name="decoder")(x)
+        values = rearrange(
+            values.astype(jnp.float32),
+            "b h w (c p q k) -> b (h p) (w q) c k",
             c=channels,
             p=p,
             q=q,
+            k=max(self.bins, 1),
         )
-        return image[:, :height, :width]  # an encoder may have padded its grid
+        # An encoder may have padded its grid.
+        values = values[:, : height * p // stride[0], : width * q // stride[1]]
+        values = reduce(
+            values,
+            "b (h p) (w q) c k -> b h w c k",
+            "mean",
+            h=height // self.downsample,
+            w=width // self.downsample,
+        )
+        return values if self.bins else values[..., 0]
+
+    def _check(self, height: int, width: int, stride: tuple[int, int]) -> None:
+        if self.decoder_kind not in ("linear", "mlp"):
+            raise ValueError(
+                f"config.decoder.kind={self.decoder_kind!r}: expected 'linear' or "
+                "'mlp'."
+            )
+        factor = self.downsample
+        if height % factor or width % factor:
+            raise ValueError(
+                f"config.target.downsample={factor} does not divide images of "
+                f"{height}x{width} pixels."
+            )
+        if any(s % factor and factor % s for s in stride):
+            raise ValueError(
+                f"config.target.downsample={factor} must divide the encoder's stride, "
+                f"{stride[0]}x{stride[1]} pixels, or be a multiple of it."
+            )
