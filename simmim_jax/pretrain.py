@@ -110,7 +110,6 @@ def evaluation(
     objective = objective_of(config)
     batches = inputs.eval_pass(config, source)
     chosen = np.linspace(0, len(source) - 1, min(config.pictures, len(source)))
-    shown = inputs.eval_pass(config, SubsetSource(source, chosen.astype(int)))
     mesh = sharding.make_mesh(**config.mesh)
     whole = jax.NamedSharding(mesh, jax.P())
 
@@ -142,6 +141,7 @@ def evaluation(
             for index, batch in enumerate(batches)
         ]
         if config.pictures:
+            shown = inputs.eval_pass(config, SubsetSource(source, chosen.astype(int)))
             batch = sharding.to_devices(next(iter(shown)), mesh)
             images, masks, pixels = jax.device_get(reconstruct(params, batch))
             if jax.process_index() == 0:

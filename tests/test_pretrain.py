@@ -61,6 +61,14 @@ def test_padding_of_the_last_batch_does_not_count(parts, tmp_path):
     assert padded == pytest.approx(error[:5][mask[:5]].mean(), rel=1e-5)
 
 
+def test_without_pictures_none_is_drawn(parts, tmp_path):
+    config, *rest = parts
+    config = config.copy_and_resolve_references()
+    config.pictures = 0
+    evaluate((config, *rest), images(4), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_picture_shows_the_first_images(parts, tmp_path):
     evaluate(parts, images(20), tmp_path)
     with Image.open(tmp_path / "reconstructions" / "0000003.png") as picture:
