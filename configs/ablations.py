@@ -2,16 +2,14 @@
 
     python -m simmim_jax.main --config=configs/ablations.py:l2 --workdir=runs/l2
 
-The setting is Swin-B on ImageNet-1k, 192 pixels, 100 epochs (the official
-simmim_pretrain__swin_base__img192_window6__100ep). After fine-tuning at 192 pixels it
-gives 82.8 % top-1 (README of github.com/microsoft/SimMIM). Hardware: the official code
-names 16 V100 with 128 images each.
+The setting is configs/swin_base_100ep.py, to be fine-tuned with
+configs/swin_base_100ep_finetune192.py: 82.8 % top-1 (README of
+github.com/microsoft/SimMIM). `ABLATIONS` has the names, and what each changes. Masks
+are named after kind, unit in pixels and ratio: random_32_0.6 is the setting.
 
-`ABLATIONS` has the names, and what each changes. Masks are named after kind, unit in
-pixels and ratio; random_32_0.6 is the setting. bins_256 predicts 48 x 48 pixels: at full
-size it would need a decoder of 805M parameters. Of what the paper compares, the inverse
-Swin decoders are missing, which were never released, and targets that another network
-makes: colour clusters and BEiT's tokens.
+bins_256 predicts 48 x 48 pixels: at full size its decoder would have 806M parameters.
+Of what the paper compares, the inverse Swin decoders are missing, which were never
+released, and targets that another network makes: colour clusters and BEiT's tokens.
 
 ":l2,smoke" takes ten steps with a tiny Swin on a bundled set, and ":smoke" does so with
 the setting. benchmarks/ablations.py tries all of them.
@@ -21,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, swin_base_100ep
 
 
 def _mask(kind: str, unit: int, ratio: float) -> dict[str, Any]:
@@ -62,37 +60,15 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """The setting, or an ablation of that name; ",smoke" for a test in seconds."""
-    name, _, smoke = arg.partition(",")
-    if name == "smoke":
-        name, smoke = "", "smoke"
+    name, _, smoke = ("," + arg if arg == "smoke" else arg).partition(",")
     if name not in ("", *ABLATIONS) or smoke not in ("", "smoke"):
         raise ValueError(
             f"config argument {arg!r}: expected 'smoke' or nothing, or one of "
             f"{', '.join(ABLATIONS)}; with ',smoke' after it to try it in seconds."
         )
-    config = setting()
+    config = swin_base_100ep.get_config()
     config.update_from_flattened_dict(ABLATIONS.get(name, {}))
     return tiny(config) if smoke else config
-
-
-def setting() -> ConfigDict:
-    """What the ablations change."""
-    config = common.pretrain()
-    config.data.image_size = (192, 192)
-    config.model = ConfigDict(
-        {
-            "name": "swin",
-            "patch_size": (4, 4),
-            "embed_dim": 128,
-            "depths": (2, 2, 18, 2),
-            "num_heads": (4, 8, 16, 32),
-            "window_size": 6,
-        }
-    )
-    config.optim.lr = 2e-4
-    config.optim.warmup_lr = 1e-6
-    config.optim.min_lr = 1e-5
-    return config
 
 
 def tiny(config: ConfigDict) -> ConfigDict:

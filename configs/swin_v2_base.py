@@ -21,6 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The official recipe, or a "smoke" test of the same model."""
     config = common.pretrain("swin_v2_base", window_size=12, drop_path_rate=0.1)
     config.data.image_size = (192, 192)
+    config.target.kind = "normalized"
     config.duration = "800 epochs"
     config.optim.decay = "multistep"
     config.optim.milestones = ("700 epochs",)

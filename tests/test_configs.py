@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from configs import ablations, common, swin_base_100ep
+from simmim_jax import steps
+from simmim_jax.checkpoint import config_changes
 from simmim_jax.data.sources import check_source
 from simmim_jax.finetune import patch_grid, window_notice
 from simmim_jax.main import check
 from simmim_jax.models import build_classifier, build_simmim
+from simmim_jax.pretrain import model_of, objective_of
 from simmim_jax.transfer import transfer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -128,3 +131,61 @@ def test_every_field_has_its_sentence(part, fields):
 def test_bundled_sets_are_there():
     for dataset in ("bundled:climate", "bundled:fashion_mnist_10k"):
         check_source(dataset, "train")
+
+
+# ---- Ablations -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ablations.ABLATIONS)
+def test_ablation_changes_what_it_says_and_nothing_else(name):
+    setting = swin_base_100ep.get_config().to_dict()
+    changed = load("ablations", name).to_dict()
+    fields = ablations.ABLATIONS[name]
+    assert set(config_changes(setting, changed)) <= set(fields)
+    assert (changed == setting) == (name == "random_32_0.6")
+
+
+@pytest.mark.parametrize("name", ablations.ABLATIONS)
+def test_ablation_masks_and_predicts_what_it_says(name):
+    config = load("ablations", f"{name},smoke")
+    prepare = steps.pretrain_prepare(
+        patch_size=config.model.patch_size,
+        mask_kind=config.mask.kind,
+        mask_unit=config.mask.unit_size,
+        mask_ratio=config.mask.ratio,
+        mean=config.data.mean,
+        std=config.data.std,
+        flip=False,
+    )
+    images = np.zeros((2, 192, 192, 3), np.uint8)
+    batch = jax.eval_shape(prepare, {"image": images}, jax.random.key(0))
+    assert batch["mask"].shape == (2, 48, 48)
+    objective = objective_of(config)
+    if "mask.kind" in ablations.ABLATIONS[name]:
+        return  # the same model as the setting
+    prediction, _ = jax.eval_shape(
+        model_of(config).init_with_output,
+        jax.random.key(0),
+        batch["image"],
+        batch["mask"],
+    )
+    target = jax.eval_shape(objective.of, batch["image"])
+    bins = (objective.bins,) if objective.loss == "bins" else ()
+    assert prediction.shape == target.shape + bins
+    kind, _, size = name.partition("_")
+    if kind == "resolution":
+        assert target.shape == (2, int(size), int(size), 3)
+
+
+@pytest.mark.parametrize("arg", ["l3", "l2,smok", "l2,smoke,l2", ",l2"])
+def test_unknown_ablation_is_named_with_the_known_ones(arg):
+    with pytest.raises(ValueError, match=r"random_4_0\.2, .*smooth_l1.*',"):
+        load("ablations", arg)
+
+
+def test_without_a_name_it_is_the_setting():
+    setting = swin_base_100ep.get_config().to_dict()
+    assert load("ablations").to_dict() == setting
+    smoke = load("ablations", "smoke").to_dict()
+    assert smoke == load("ablations", "random_32_0.6,smoke").to_dict()
+    assert smoke != setting

@@ -9,19 +9,16 @@ import official_cases
 import optax
 import pytest
 
-from simmim_jax import losses, masking, optim
+from simmim_jax import losses, optim
 from simmim_jax.convert.official import to_official
+from simmim_jax.objective import SIMMIM, Objective
 
 
 def golden(prefix: str):
     cases = official_cases.load(prefix)
     return pytest.mark.parametrize(
         "case",
-        [
-            pytest.param(case, id=f"golden-{name}")
-            for name, case in cases.items()
-            if "norm_target_window" not in case["arch"]
-        ],
+        [pytest.param(case, id=f"golden-{name}") for name, case in cases.items()],
     )
 
 
@@ -32,11 +29,12 @@ def norms(tree) -> dict[str, float]:
     }
 
 
-def pretrain_loss(model, params, images, mask):
-    pixels = masking.upsample(mask, *images.shape[1:3])
-    return losses.masked_l1(
-        model.apply({"params": params}, images, mask), images, pixels
-    )[0]
+def pretrain_loss(case, model, params, images, mask):
+    objective = SIMMIM
+    if window := case["arch"].get("norm_target_window"):
+        objective = Objective("normalized", window)
+    prediction = model.apply({"params": params}, images, mask)
+    return objective(prediction, images, mask)[0]
 
 
 @golden("forward")
@@ -48,8 +46,8 @@ def test_forward_and_gradients(case):
 
     z = model.encoder.apply({"params": params["encoder"]}, images, mask).grid
     rec = model.apply({"params": params}, images, mask)
-    loss, grads = jax.value_and_grad(pretrain_loss, argnums=1)(
-        model, params, images, mask
+    loss, grads = jax.value_and_grad(pretrain_loss, argnums=2)(
+        case, model, params, images, mask
     )
 
     z, rec = (np.asarray(x).transpose(0, 3, 1, 2) for x in (z, rec))
@@ -83,7 +81,7 @@ def test_trajectory(case):
     @functools.partial(jax.value_and_grad, has_aux=True)
     def grad_fn(params, images, mask, targets):
         if not classes:
-            return pretrain_loss(model, params, images, mask), ()
+            return pretrain_loss(case, model, params, images, mask), ()
         logits = model.apply({"params": params}, images)
         return losses.cross_entropy(logits, targets).mean(), logits
 
