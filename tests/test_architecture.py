@@ -14,7 +14,15 @@ PACKAGE = ROOT / "simmim_jax"
 
 # A room, which is a module or a sub-package, imports rooms of lower levels and itself.
 LEVELS = (
-    {"losses", "masking", "flops", "augment", "visualize", "interrupt"},
+    {
+        "losses",
+        "masking",
+        "flops",
+        "augment",
+        "randaugment",
+        "visualize",
+        "interrupt",
+    },
     {"models", "optim", "sharding", "metrics", "checkpoint", "transfer", "data"},
     {"steps", "step_log", "inputs", "convert"},
     {"train_loop", "predict", "aot"},
