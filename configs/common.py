@@ -56,7 +56,8 @@ def _base(mode: str) -> ConfigDict:
     config.data.crop_ratio = (3 / 4, 4 / 3)
     # How images are resized: "bilinear" or "bicubic".
     config.data.interpolation = "bilinear"
-    # Evaluation resizes the short side to image_size / eval_crop and crops the centre.
+    # Evaluation resizes the short side to image_size / eval_crop and crops the centre;
+    # 1.0: it resizes the whole image instead.
     config.data.eval_crop = 224 / 256
     # Mirror half of the images left to right.
     config.data.flip = True

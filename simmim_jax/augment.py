@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Of an erased box: its share of the image, and its height to width on a log scale.
+# An erased box has this share of the image,
 ERASE_AREA = (0.02, 1 / 3)
-ERASE_ASPECT = (0.3, 1 / 0.3)
+# and a height to width of at least this and at most its inverse.
+ERASE_ASPECT = 0.3
 # Boxes are drawn until one fits, at most as often.
 ERASE_TRIES = 10
 
@@ -41,18 +42,19 @@ def random_erase(key: jax.Array, images: jax.Array, prob: float) -> jax.Array:
     prob: share of images; boxes as in timm 0.4.12 (timm/data/random_erasing.py).
     """
     b, h, w, _ = images.shape
-    gate, area, aspect, top, left, noise = jax.random.split(key, 6)
-    tries = (b, ERASE_TRIES)
-    area = h * w * jax.random.uniform(area, tries, float, *ERASE_AREA)
-    aspect = jnp.exp(jax.random.uniform(aspect, tries, float, *np.log(ERASE_ASPECT)))
+    gate, box, noise = jax.random.split(key, 3)
+    area, aspect, top, left = jax.random.uniform(box, (4, b, ERASE_TRIES))
+    area = h * w * (ERASE_AREA[0] + area * (ERASE_AREA[1] - ERASE_AREA[0]))
+    aspect = ERASE_ASPECT ** (2 * aspect - 1)  # uniform on a log scale
     height = jnp.round(jnp.sqrt(area * aspect))
     width = jnp.round(jnp.sqrt(area / aspect))
+    top = jnp.floor(top * (h - height + 1))
+    left = jnp.floor(left * (w - width + 1))
     fits = (height < h) & (width < w)
     first = fits.argmax(1, keepdims=True)
-    height = jnp.take_along_axis(height, first, 1).astype(int)
-    width = jnp.take_along_axis(width, first, 1).astype(int)
-    top = jax.random.randint(top, (b, 1), 0, h - height + 1)
-    left = jax.random.randint(left, (b, 1), 0, w - width + 1)
+    top, left, height, width = (
+        jnp.take_along_axis(x, first, 1) for x in (top, left, height, width)
+    )
     rows = _is_within(top, top + height, h)[:, :, None, None]
     columns = _is_within(left, left + width, w)[:, None, :, None]
     erased = jax.random.bernoulli(gate, prob, (b,)) & fits.any(1)
@@ -89,23 +91,24 @@ def mix(
     share = jax.random.beta(share, alpha, alpha)
     share = jnp.where(jax.random.bernoulli(gate, prob), share, 1.0)
     # How much of each pixel is the image's own.
-    own = jnp.where(cut, ~_cutmix_box(box, images.shape[1:3], share), share)
+    own = jnp.where(cut, ~_cutmix_box(box, images.shape, share), share)
     images = images * own[..., None] + images[::-1] * (1 - own[..., None])
     # Of a box that the border cuts off, only what is left counts.
     share = own.mean()
     return images, targets * share + targets[::-1] * (1 - share)
 
 
-def _cutmix_box(key: jax.Array, size: tuple[int, int], share: jax.Array) -> jax.Array:
+def _cutmix_box(key: jax.Array, shape: tuple[int, ...], share: jax.Array) -> jax.Array:
     """bool[h w]: a box of 1 - share of the image around any pixel, cut off outside."""
 
     def side(key: jax.Array, n: int) -> jax.Array:
         half = (n * jnp.sqrt(1 - share)).astype(int) // 2
-        centre = jax.random.randint(key, (), 0, n)
+        centre = jnp.floor(jax.random.uniform(key) * n)
         return _is_within(centre - half, centre + half, n)
 
+    _, h, w, _ = shape
     down, across = jax.random.split(key)
-    return side(down, size[0])[:, None] & side(across, size[1])
+    return side(down, h)[:, None] & side(across, w)
 
 
 def _is_within(start: jax.Array, stop: jax.Array, n: int) -> jax.Array:

@@ -67,10 +67,10 @@ def draw(
 ) -> tuple[jax.Array, jax.Array]:
     """Random operations and their arguments, int[n] and float[n], for `apply`."""
     choice, gate, noise, sign = jax.random.split(key, 4)
-    op = jax.random.randint(choice, n, 0, len(OPERATIONS))
-    op = jnp.where(jax.random.bernoulli(gate, PROBABILITY, n), op, NONE)
-    level = magnitude + magnitude_std * jax.random.normal(noise, n)
-    sign = jax.random.rademacher(sign, n, jnp.float32)
+    op = jax.random.randint(choice, (n,), 0, len(OPERATIONS))
+    op = jnp.where(jax.random.bernoulli(gate, PROBABILITY, (n,)), op, NONE)
+    level = magnitude + magnitude_std * jax.random.normal(noise, (n,))
+    sign = jax.random.rademacher(sign, (n,), jnp.float32)
     return op, argument_of(op, jnp.clip(level, 0, MAX_MAGNITUDE), sign)
 
 
