@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageOps
+from pillow_operations import pillow
 
 from simmim_jax import randaugment
 from simmim_jax.data.sources import open_source
@@ -18,44 +19,6 @@ WARPS = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 SHAPES = [(64, 64, 3), (48, 80, 3), (23, 19, 1), (19, 23, 3)]
 IMAGES = 8  # an operation
 apply = jax.jit(randaugment.apply, static_argnames="fill")
-
-
-def pillow(name: str, image: Image.Image, argument: float) -> Image.Image:
-    """What the operation is by Pillow's own functions, as timm calls them."""
-    width, height = image.size
-    fill = FILL[: len(image.getbands())] if image.mode == "RGB" else FILL[0]
-    options = {"resample": Image.Resampling.BICUBIC, "fillcolor": fill}
-
-    def affine(*matrix: float) -> Image.Image:
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, **options)
-
-    match name:
-        case "AutoContrast":
-            return ImageOps.autocontrast(image)
-        case "Equalize":
-            return ImageOps.equalize(image)
-        case "Invert":
-            return ImageOps.invert(image)
-        case "Rotate":
-            return image.rotate(argument, **options)
-        case "Posterize":
-            return ImageOps.posterize(image, int(argument))
-        case "Solarize":
-            return ImageOps.solarize(image, int(argument))
-        case "SolarizeAdd":
-            table = [min(255, i + int(argument)) if i < 128 else i for i in range(256)]
-            return image.point(table * len(image.getbands()))
-        case "Color" | "Contrast" | "Brightness" | "Sharpness":
-            return getattr(ImageEnhance, name)(image).enhance(argument)
-        case "ShearX":
-            return affine(1, argument, 0, 0, 1, 0)
-        case "ShearY":
-            return affine(1, 0, 0, argument, 1, 0)
-        case "TranslateX":
-            return affine(1, 0, argument * width, 0, 1, 0)
-        case "TranslateY":
-            return affine(1, 0, 0, 0, 1, argument * height)
-    raise ValueError(name)
 
 
 def to_pillow(image: np.ndarray) -> Image.Image:
@@ -81,7 +44,9 @@ def results(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.nda
     argument = np.asarray(argument_of(op, level, sign))
     ours = np.asarray(apply(images, op, argument, FILL[:channels]))
     theirs = [
-        np.asarray(pillow(OPERATIONS[o], to_pillow(image), float(a))).reshape(shape)
+        np.asarray(
+            pillow(OPERATIONS[o], to_pillow(image), float(a), FILL[:channels])
+        ).reshape(shape)
         for image, o, a in zip(images, op, argument, strict=True)
     ]
     return tuple(
