@@ -192,6 +192,12 @@ def finetune(variant: str = "vit_base", **model: Any) -> ConfigDict:
     return config
 
 
+def only_crop_and_flip(config: ConfigDict) -> None:
+    """Turns the augmentations of config.augment off."""
+    for name in ("num_ops", "erase_prob", "mixup_alpha", "cutmix_alpha"):
+        config.augment[name] = 0
+
+
 def is_smoke(arg: str) -> bool:
     """Whether a config's argument asks for the smoke test; ValueError if unknown."""
     if arg not in ("", "smoke"):
@@ -260,8 +266,7 @@ def comparison(
     config.pretrain.optim.lr = 8e-3  # 2e-3 at this batch size
     config.pretrain.optim.min_lr = 4e-5
     config.pretrain.optim.warmup = "20000 examples"
-    for name in ("num_ops", "erase_prob", "mixup_alpha", "cutmix_alpha"):
-        config.finetune.augment[name] = 0
+    only_crop_and_flip(config.finetune)
     config.finetune.pictures = 0
     config.finetune.checkpoint_every = "200 steps"
     config.finetune.data.batch_size = 64

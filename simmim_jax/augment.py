@@ -91,8 +91,11 @@ def mix(
     share = jax.random.beta(share, alpha, alpha)
     share = jnp.where(jax.random.bernoulli(gate, prob), share, 1.0)
     # How much of each pixel is the image's own.
-    own = jnp.where(cut, ~_cutmix_box(box, images.shape, share), share)
-    images = images * own[..., None] + images[::-1] * (1 - own[..., None])
+    own = jnp.where(cut, ~_cutmix_box(box, images.shape, share), share)[..., None]
+    # A branch, not least since XLA would else compute all that made the images twice.
+    images = jax.lax.cond(
+        share < 1, lambda x: x * own + x[::-1] * (1 - own), lambda x: x, images
+    )
     # Of a box that the border cuts off, only what is left counts.
     share = own.mean()
     return images, targets * share + targets[::-1] * (1 - share)
