@@ -56,7 +56,8 @@ def _base(mode: str) -> ConfigDict:
     config.data.crop_ratio = (3 / 4, 4 / 3)
     # How images are resized: "bilinear" or "bicubic".
     config.data.interpolation = "bilinear"
-    # Evaluation resizes the short side to image_size / eval_crop and crops the centre.
+    # Evaluation resizes the short side to image_size / eval_crop and crops the centre;
+    # 1.0: it resizes the whole image instead.
     config.data.eval_crop = 224 / 256
     # Mirror half of the images left to right.
     config.data.flip = True
@@ -180,6 +181,28 @@ def finetune(variant: str = "vit_base", **model: Any) -> ConfigDict:
     config.data.interpolation = "bicubic"
     # Train on this many examples, equally many a class; 0: on all.
     config.data.num_labels = 0
+
+    # What else happens to training images, in this order, after crop and flip.
+    config.augment = ConfigDict()
+    # RandAugment, timm's "rand-m9-mstd0.5-inc1": draws so many of 15 operations for
+    # each image and carries out each with probability 1/2; 0: none.
+    config.augment.num_ops = 2
+    # How strongly they change an image: the mean of a normal distribution in 0..10,
+    config.augment.magnitude = 9.0
+    # and its standard deviation.
+    config.augment.magnitude_std = 0.5
+    # Random erasing: fills a box with noise in this share of images; 0: none.
+    config.augment.erase_prob = 0.25
+    # Mixup: pairs of images are averaged with weights from Beta(alpha, alpha); 0: not.
+    config.augment.mixup_alpha = 0.8
+    # CutMix: a box is taken from the other image, its area from Beta(alpha, alpha);
+    # 0: not.
+    config.augment.cutmix_alpha = 1.0
+    # Share of batches that are mixed; labels are mixed with the images.
+    config.augment.mix_prob = 1.0
+    # Share of those that CutMix mixes, where Mixup is on too.
+    config.augment.mix_switch_prob = 0.5
+
     # The encoder and its head: their fields stand in configs/models.py.
     config.model = models.finetuning(variant, **model)
     # As in `_base`, with the values of the recipe.
@@ -191,7 +214,15 @@ def finetune(variant: str = "vit_base", **model: Any) -> ConfigDict:
     config.optim.layer_decay = 0.65
     # Share of each target that is spread over all classes.
     config.label_smoothing = 0.1
+    # Augmented training images drawn at the start, beside what they were made of.
+    config.pictures = 8
     return config
+
+
+def only_crop_and_flip(config: ConfigDict) -> None:
+    """Turns the augmentations of config.augment off."""
+    for name in ("num_ops", "erase_prob", "mixup_alpha", "cutmix_alpha"):
+        config.augment[name] = 0
 
 
 def is_smoke(arg: str) -> bool:
@@ -262,6 +293,8 @@ def comparison(
     config.pretrain.optim.lr = 8e-3  # 2e-3 at this batch size
     config.pretrain.optim.min_lr = 4e-5
     config.pretrain.optim.warmup = "20000 examples"
+    only_crop_and_flip(config.finetune)
+    config.finetune.pictures = 0
     config.finetune.checkpoint_every = "200 steps"
     config.finetune.data.batch_size = 64
     config.finetune.optim.lr = 16e-3  # 2e-3 at this batch size

@@ -5,8 +5,7 @@
 
 Images: ImageNet-1k through TFDS. Hardware: the official code names one DGX-2, 16 V100
 with 128 images each, for its batch of 2048. Expected: 83.8 % top-1 after the official
-800 epochs of pre-training (README of github.com/microsoft/SimMIM). The official recipe
-also has RandAugment, random erasing, mixup and cutmix, which are yet to come here.
+800 epochs of pre-training (README of github.com/microsoft/SimMIM).
 
 ":smoke" takes ten steps on a bundled set, to see that everything runs.
 """

@@ -1,10 +1,17 @@
-"""What happens to pixels on the device: flip and normalisation."""
+"""What happens to a batch on the device: flip, normalisation, erasing, mixing."""
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# An erased box has this share of the image,
+ERASE_AREA = (0.02, 1 / 3)
+# and a height to width of at least this and at most its inverse.
+ERASE_ASPECT = 0.3
+# Boxes are drawn until one fits, at most as often.
+ERASE_TRIES = 10
 
 
 def normalize(
@@ -26,3 +33,87 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
     """Mirrors each image of [b h w c] left to right with probability 1/2."""
     flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
     return jnp.where(flip, images[:, :, ::-1], images)
+
+
+def random_erase(key: jax.Array, images: jax.Array, prob: float) -> jax.Array:
+    """Fills a box of some images with noise: Zhong et al., 2017, in "pixel" mode.
+
+    images: float[b h w c], normalised, so that the noise of N(0, 1) looks like them;
+    prob: share of images; boxes as in timm 0.4.12 (timm/data/random_erasing.py).
+    """
+    b, h, w, _ = images.shape
+    gate, box, noise = jax.random.split(key, 3)
+    area, aspect, top, left = jax.random.uniform(box, (4, b, ERASE_TRIES))
+    area = h * w * (ERASE_AREA[0] + area * (ERASE_AREA[1] - ERASE_AREA[0]))
+    aspect = ERASE_ASPECT ** (2 * aspect - 1)  # uniform on a log scale
+    height = jnp.round(jnp.sqrt(area * aspect))
+    width = jnp.round(jnp.sqrt(area / aspect))
+    top = jnp.floor(top * (h - height + 1))
+    left = jnp.floor(left * (w - width + 1))
+    fits = (height < h) & (width < w)
+    first = fits.argmax(1, keepdims=True)
+    top, left, height, width = (
+        jnp.take_along_axis(x, first, 1) for x in (top, left, height, width)
+    )
+    rows = _is_within(top, top + height, h)[:, :, None, None]
+    columns = _is_within(left, left + width, w)[:, None, :, None]
+    erased = jax.random.bernoulli(gate, prob, (b,)) & fits.any(1)
+    erased = erased[:, None, None, None] & rows & columns
+    return jnp.where(erased, jax.random.normal(noise, images.shape), images)
+
+
+def mix(
+    key: jax.Array,
+    images: jax.Array,
+    targets: jax.Array,
+    *,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    prob: float,
+    switch_prob: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Mixup (Zhang et al., 2017) or CutMix (Yun et al., 2019) with the batch reversed.
+
+    One choice, one share and one box for the batch, as timm 0.4.12's "batch" mode has
+    it (timm/data/mixup.py); the official code draws them on each GPU. The reversed
+    batch moves images between devices.
+
+    images: float[b h w c]; targets: float[b k]; prob: how often a batch is mixed;
+    switch_prob: how often by CutMix, where both are on. An alpha, of the share's
+    distribution Beta(alpha, alpha), is above 0, or 0 where the kind is off.
+    """
+    gate, switch, share, box = jax.random.split(key, 4)
+    if mixup_alpha and cutmix_alpha:
+        cut = jax.random.bernoulli(switch, switch_prob)
+    else:
+        cut = jnp.array(bool(cutmix_alpha))
+    alpha = jnp.where(cut, cutmix_alpha, mixup_alpha)
+    share = jax.random.beta(share, alpha, alpha)
+    share = jnp.where(jax.random.bernoulli(gate, prob), share, 1.0)
+    # How much of each pixel is the image's own.
+    own = jnp.where(cut, ~_cutmix_box(box, images.shape, share), share)[..., None]
+    # A branch, not least since XLA would else compute all that made the images twice.
+    images = jax.lax.cond(
+        share < 1, lambda x: x * own + x[::-1] * (1 - own), lambda x: x, images
+    )
+    # Of a box that the border cuts off, only what is left counts.
+    share = own.mean()
+    return images, targets * share + targets[::-1] * (1 - share)
+
+
+def _cutmix_box(key: jax.Array, shape: tuple[int, ...], share: jax.Array) -> jax.Array:
+    """bool[h w]: a box of 1 - share of the image around any pixel, cut off outside."""
+
+    def side(key: jax.Array, n: int) -> jax.Array:
+        half = (n * jnp.sqrt(1 - share)).astype(int) // 2
+        centre = jnp.floor(jax.random.uniform(key) * n)
+        return _is_within(centre - half, centre + half, n)
+
+    _, h, w, _ = shape
+    down, across = jax.random.split(key)
+    return side(down, h)[:, None] & side(across, w)
+
+
+def _is_within(start: jax.Array, stop: jax.Array, n: int) -> jax.Array:
+    """bool[... n]: which of the first n numbers are in start..stop - 1."""
+    return (jnp.arange(n) >= start) & (jnp.arange(n) < stop)

@@ -1,5 +1,6 @@
 """Fine-tuning: teach a pre-trained encoder, or a fresh one, to classify."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from simmim_jax import (
     sharding,
     steps,
     train_loop,
+    visualize,
 )
 from simmim_jax.data.pipeline import EvalBatches
 from simmim_jax.data.source import Source, subset
@@ -51,22 +53,27 @@ def finetune(config: ConfigDict, workdir: Path) -> train_loop.Trained:
     if config.init_from:
         meta["restored_from"] = str(checkpoint.find(config.init_from))
     images = jnp.zeros((1, *config.data.image_size, config.data.channels))
+    prepare = steps.finetune_prepare(
+        num_classes=len(class_names),
+        label_smoothing=config.label_smoothing,
+        mean=config.data.mean,
+        std=config.data.std,
+        flip=config.data.flip,
+        **config.augment,
+    )
     task = train_loop.Task(
         source=source,
         init=lambda key: model.init(key, images)["params"],
-        prepare=steps.finetune_prepare(
-            num_classes=len(class_names),
-            label_smoothing=config.label_smoothing,
-            mean=config.data.mean,
-            std=config.data.std,
-            flip=config.data.flip,
-        ),
+        prepare=prepare,
         loss=steps.finetune_loss(model, drop_paths=not config.freeze_encoder),
         evaluate=evaluation(config, model, inputs.eval_pass(config, held_out)),
         best="top1",
         mode="max",
         layer_id=model.layer_id,
         layer_decay=config.optim.layer_decay,
+        preview=functools.partial(draw_augmented, config, workdir, source, prepare)
+        if config.pictures
+        else None,
         restore=functools.partial(restore, config) if config.init_from else None,
         frozen=("encoder",) if config.freeze_encoder else (),
         meta=meta,
@@ -83,6 +90,24 @@ def check_classes(config: ConfigDict, source: Source) -> tuple[str, ...]:
             "least two classes, such as a folder with a sub-folder for each."
         )
     return source.class_names
+
+
+def draw_augmented(
+    config: ConfigDict, workdir: Path, source: Source, prepare: steps.Prepare
+) -> Path:
+    """Draws <workdir>/augmented.png: cropped images, and what the model sees of them.
+
+    They are augmented as a batch of their own, in which CutMix and Mixup mix the first
+    image with the last one, and so on.
+    """
+    with contextlib.closing(inputs.train_batches(config, source)) as batches:
+        batch = {name: x[: config.pictures] for name, x in next(batches).items()}
+    key = steps.purpose(jax.random.key(config.seed), "preview")
+    seen = jax.jit(prepare)(batch, key)["image"]
+    pixels = augment.denormalize(seen, config.data.mean, config.data.std)
+    return visualize.augmentation_grid(
+        batch["image"], np.asarray(pixels), workdir / "augmented.png"
+    )
 
 
 def restore(config: ConfigDict, params: Any) -> Any:

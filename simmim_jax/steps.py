@@ -4,6 +4,7 @@ Everything random in a step comes from fold_in(key(seed), step) and a purpose, s
 a run repeats itself on any number of devices and after any restart.
 """
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,14 +15,14 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 
-from simmim_jax import augment, losses, masking
+from simmim_jax import augment, losses, masking, randaugment
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.objective import SIMMIM, Objective
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-# Draws a batch's flips and masks: (batch, key) -> inputs of the loss.
+# Draws a batch's augmentation and masks: (batch, key) -> inputs of the loss.
 Prepare = Callable[[Batch, jax.Array], Batch]
 # (params, inputs, key of dropped paths) -> loss, metrics.
 Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
@@ -179,17 +180,74 @@ def finetune_prepare(
     mean: Sequence[float],
     std: Sequence[float],
     flip: bool,
+    num_ops: int = 0,
+    magnitude: float = 0.0,
+    magnitude_std: float = 0.0,
+    erase_prob: float = 0.0,
+    mixup_alpha: float = 0.0,
+    cutmix_alpha: float = 0.0,
+    mix_prob: float = 0.0,
+    mix_switch_prob: float = 0.0,
 ) -> Prepare:
-    """Flips, normalises and smooths labels."""
+    """Augments in the order of the official code, and makes soft targets of labels.
+
+    Flip, RandAugment, normalisation, erasing, mixing; see `randaugment` and `augment`.
+    """
+    _check_range(randaugment.MAX_MAGNITUDE, magnitude=magnitude)
+    _check_range(
+        1, erase_prob=erase_prob, mix_prob=mix_prob, mix_switch_prob=mix_switch_prob
+    )
+    _check_range(
+        math.inf,
+        num_ops=num_ops,
+        magnitude_std=magnitude_std,
+        mixup_alpha=mixup_alpha,
+        cutmix_alpha=cutmix_alpha,
+    )
+    if num_ops and len(mean) not in (1, 3):
+        raise ValueError(
+            f"config.augment.num_ops={num_ops} with images of {len(mean)} channels: "
+            "RandAugment is defined for grey and colour images, set it to 0."
+        )
+    fill = tuple(min(255, round(255 * level)) for level in mean)
 
     def prepare(batch: Batch, key: jax.Array) -> Batch:
         images = batch["image"]
         if flip:
             images = augment.random_flip(purpose(key, "flip"), images)
+        if num_ops:
+            images = randaugment.randaugment(
+                purpose(key, "randaugment"),
+                images,
+                num_ops=num_ops,
+                magnitude=magnitude,
+                magnitude_std=magnitude_std,
+                fill=fill,
+            )
+        images = augment.normalize(images, mean, std)
+        if erase_prob:
+            images = augment.random_erase(purpose(key, "erase"), images, erase_prob)
         targets = losses.smooth_labels(batch["label"], num_classes, label_smoothing)
-        return {"image": augment.normalize(images, mean, std), "target": targets}
+        if mixup_alpha or cutmix_alpha:
+            images, targets = augment.mix(
+                purpose(key, "mix"),
+                images,
+                targets,
+                mixup_alpha=mixup_alpha,
+                cutmix_alpha=cutmix_alpha,
+                prob=mix_prob,
+                switch_prob=mix_switch_prob,
+            )
+        return {"image": images, "target": targets}
 
     return prepare
+
+
+def _check_range(most: float, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= most:
+            expected = "0 or more" if math.isinf(most) else f"0 to {most}"
+            raise ValueError(f"config.augment.{name}={value}: expected {expected}.")
 
 
 def finetune_loss(model: Classifier, *, drop_paths: bool = True) -> Loss:

@@ -64,6 +64,8 @@ class Task:
     # The layer of a parameter, for layer-wise learning-rate decay.
     layer_id: Callable[[tuple[str, ...]], int] = lambda path: 0
     layer_decay: float = 1.0
+    # Draws what the model will see, where a run starts anew.
+    preview: Callable[[], Path] | None = None
     # Replaces fresh parameters where a run starts anew.
     restore: Callable[[Any], Any] | None = None
     # Top-level names of parameters that do not learn.
@@ -135,6 +137,8 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
             state = restore(checkpoints, start, shapes, shardings, iterator)
             writer.message(f"resumed at step {start} of {total}")
         else:
+            if task.preview and jax.process_index() == 0:
+                writer.picture(0, "augmented", task.preview())
             params = jax.jit(task.init, out_shardings=shardings.params)(key)
             if task.restore:
                 params = jax.device_put(task.restore(params), shardings.params)

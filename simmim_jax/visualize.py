@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 MASK_GREY = 205
 MIN_CELL_SIZE = 96  # pixels; smaller images are enlarged
-CAPTIONS = ("original", "masked", "reconstruction", "pasted")
 MAX_BARS = 5
 MAX_NAME_LENGTH = 30
 
@@ -61,21 +60,29 @@ def reconstruction_grid(
     images, masks = _check_images(images), np.asarray(masks, bool)
     _check_shape("masks", masks, images.shape[:3])
     _check_shape("reconstructions", np.asarray(reconstructions), images.shape)
-    predicted = np.nan_to_num(np.asarray(reconstructions, np.float32))
-    predicted = np.clip(np.rint(predicted), 0, 255).astype(np.uint8)
-
-    images, predicted = _to_rgb(images), _to_rgb(predicted)
+    images, predicted = _to_rgb(images), _to_rgb(_to_uint8(reconstructions))
     masks = masks[..., None]
-    masked = np.where(masks, np.uint8(MASK_GREY), images)
-    pasted = np.where(masks, predicted, images)
-    panels = np.stack([images, masked, predicted, pasted], axis=1)
-    scale = -(-MIN_CELL_SIZE // min(panels.shape[2:4]))
-    panels = repeat(
-        panels, "n p h w c -> n p (h sh) (w sw) c", sh=max(scale, 1), sw=max(scale, 1)
-    )
-    with _atomic(path) as temporary:
-        _captioned(panels).save(temporary, format="PNG")
-    return Path(path)
+    panels = {
+        "original": images,
+        "masked": np.where(masks, np.uint8(MASK_GREY), images),
+        "reconstruction": predicted,
+        "pasted": np.where(masks, predicted, images),
+    }
+    return _draw_panels(panels, path)
+
+
+def augmentation_grid(
+    images: np.ndarray, augmented: np.ndarray, path: str | Path
+) -> Path:
+    """Images beside what augmentation made of them; a PNG like `reconstruction_grid`.
+
+    images: uint8[n h w c]; augmented: float[n h w c], 0..255; returns: the path.
+    Raises ValueError for other shapes.
+    """
+    images = _check_images(images)
+    _check_shape("augmented", np.asarray(augmented), images.shape)
+    panels = {"original": _to_rgb(images), "augmented": _to_rgb(_to_uint8(augmented))}
+    return _draw_panels(panels, path)
 
 
 def curves(
@@ -184,8 +191,24 @@ def _to_rgb(images: np.ndarray) -> np.ndarray:
     return repeat(grey, "n h w -> n h w c", c=3)
 
 
-def _captioned(panels: np.ndarray) -> Image.Image:
-    """uint8[n 4 h w 3] -> one picture, captions above each column."""
+def _to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Rounded, clipped to 0..255, NaN black."""
+    pixels = np.nan_to_num(np.asarray(pixels, np.float32))
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def _draw_panels(panels: Mapping[str, np.ndarray], path: str | Path) -> Path:
+    """A column for each caption, uint8[n h w 3]; small images are enlarged."""
+    cells = np.stack(list(panels.values()), axis=1)
+    scale = max(-(-MIN_CELL_SIZE // min(cells.shape[2:4])), 1)
+    cells = repeat(cells, "n p h w c -> n p (h sh) (w sw) c", sh=scale, sw=scale)
+    with _atomic(path) as temporary:
+        _captioned(cells, list(panels)).save(temporary, format="PNG")
+    return Path(path)
+
+
+def _captioned(panels: np.ndarray, captions: Sequence[str]) -> Image.Image:
+    """uint8[n p h w 3] -> one picture, captions above each column."""
     n, w = len(panels), panels.shape[3]
     groups = 2 if n >= 4 else 1
     gap = max(w // 24, 4)
@@ -210,7 +233,7 @@ def _captioned(panels: np.ndarray) -> Image.Image:
 
     draw = ImageDraw.Draw(canvas)
     for group in range(groups):
-        for column, caption in enumerate(CAPTIONS):
+        for column, caption in enumerate(captions):
             left = margin + group * strips.shape[2] + column * (w + gap)
             centre = (left + w / 2, header / 2)
             draw.text(centre, caption, fill=INK, font=font, anchor="mm")

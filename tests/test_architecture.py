@@ -14,7 +14,16 @@ PACKAGE = ROOT / "simmim_jax"
 
 # A room, which is a module or a sub-package, imports rooms of lower levels and itself.
 LEVELS = (
-    {"losses", "masking", "targets", "flops", "augment", "visualize", "interrupt"},
+    {
+        "losses",
+        "masking",
+        "targets",
+        "flops",
+        "augment",
+        "randaugment",
+        "visualize",
+        "interrupt",
+    },
     {
         "objective",
         "models",

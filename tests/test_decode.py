@@ -207,12 +207,20 @@ def test_evaluation_resizes_the_short_side_to_256_and_crops_224(shape, resized):
     )
 
 
-def test_192_pixels_come_from_219():
-    image = gradient(300, 300, 3)
-    expected = Image.fromarray(image).resize((219, 219), Image.Resampling.BICUBIC)
+@pytest.mark.parametrize(
+    ("size", "short"), [(64, 73), (192, 219), (224, 256), (256, 292), (384, 438)]
+)
+@pytest.mark.parametrize("shape", [(300, 300), (230, 301)])
+def test_evaluation_resizes_by_the_official_rule(shape, size, short):
+    image = gradient(*shape, 3)
+    assert short == int(256 / 224 * size)
+    # torchvision's Resize: the long side is cut down to a whole number.
+    resized = [int(short * side / min(shape)) for side in shape]
+    expected = Image.fromarray(image).resize(resized[::-1], Image.Resampling.BICUBIC)
+    top, left = (round((side - size) / 2) for side in resized)
     np.testing.assert_array_equal(
-        resize_center_crop(image, (192, 192), 224 / 256, "bicubic"),
-        np.asarray(expected)[14:206, 14:206],
+        resize_center_crop(image, (size, size), 224 / 256, "bicubic"),
+        np.asarray(expected)[top : top + size, left : left + size],
     )
 
 
@@ -222,11 +230,12 @@ def test_crops_that_are_not_square_are_covered():
         assert crop.shape == (48, 96, 1)
 
 
-def test_without_a_crop_the_whole_image_is_resized():
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+def test_without_a_crop_the_whole_image_is_resized(size):
     image = gradient(40, 80, 3)
-    expected = Image.fromarray(image).resize((32, 32), Image.Resampling.BILINEAR)
+    expected = Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(
-        resize_center_crop(image, (32, 32), 1.0, "bilinear"), np.asarray(expected)
+        resize_center_crop(image, size, 1.0, "bicubic"), np.asarray(expected)
     )
 
 

@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 import tiny_config
+from PIL import Image
 
+from configs import common
 from simmim_jax import augment, inputs
 from simmim_jax.data.source import ArraySource
 from simmim_jax.finetune import check_classes, evaluation, finetune, window_notice
@@ -69,6 +71,21 @@ def test_starts_from_the_pre_trained_encoder(pretrained, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "restored" in said
     assert "left out: decoder" in said
+
+
+def test_draws_what_the_model_sees_where_a_run_starts(tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.duration = "1 steps"
+    config.augment = common.finetune().augment
+    config.pictures = 5
+    finetune(config, tmp_path)
+    with Image.open(tmp_path / "augmented.png") as picture:
+        assert picture.width > picture.height > 300  # three rows of four columns
+        pixels = np.asarray(picture.convert("RGB"))
+    assert pixels.std() > 10
+    (tmp_path / "augmented.png").unlink()
+    finetune(config, tmp_path)  # goes on from its checkpoint
+    assert not (tmp_path / "augmented.png").exists()
 
 
 def test_other_image_size_and_fewer_blocks(pretrained, tmp_path, capsys):

@@ -35,6 +35,17 @@ FINETUNE = {
     "vit_base_finetune": (224, None, 0.1, 0.65),
     "swin_v2_base_finetune": (224, 14, 0.1, 0.75),
 }
+# RandAugment is rand-m9-mstd0.5-inc1, which draws two operations.
+AUGMENT = {
+    "num_ops": 2,
+    "magnitude": 9.0,
+    "magnitude_std": 0.5,
+    "erase_prob": 0.25,
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+    "mix_prob": 1.0,
+    "mix_switch_prob": 0.5,
+}
 # Parameters: pre-training, fine-tuning.
 SIZES = {
     "swin_base_100ep": 89_874_104,
@@ -131,6 +142,7 @@ def test_fine_tuning_recipe_is_the_official_one(name):
     assert config.data.crop_scale == (0.08, 1.0)
     assert config.data.interpolation == "bicubic"
     assert config.data.eval_crop == 224 / 256
+    assert config.augment.to_dict() == AUGMENT
     check_shared(config)
     if "v2" in name:
         assert config.model.pretrained_window_sizes == (12, 12, 12, 6)

@@ -1,5 +1,9 @@
 """The same numbers on 1 device and on 8, whole or split (virtual CPU devices)."""
 
+import os
+import subprocess
+import sys
+
 import commands
 import jax
 import pytest
@@ -61,3 +65,40 @@ def test_mesh_that_does_not_fit_names_the_numbers():
         sharding.make_mesh(data=3)
     with pytest.raises(ValueError, match=r"fsdp=7 devices, but there are 1"):
         sharding.make_mesh(fsdp=7)
+
+
+AUGMENTED = """
+import re, jax, numpy as np
+from simmim_jax import sharding, steps
+
+batch = {
+    "image": np.random.default_rng(0).integers(0, 256, (8, 12, 16, 3), np.uint8),
+    "label": np.arange(8, dtype=np.int32) % 3,
+}
+prepare = steps.finetune_prepare(
+    num_classes=3, label_smoothing=0.1, mean=(0.5,) * 3, std=(0.2,) * 3, flip=True,
+    num_ops=2, magnitude=9.0, magnitude_std=0.5, erase_prob=0.5, cutmix_alpha=1.0,
+    mix_prob=1.0,
+)
+mesh = sharding.make_mesh()
+split = sharding.to_devices(batch, mesh)
+jitted = jax.jit(prepare, out_shardings=sharding.batch_sharding(mesh))
+many = jitted.lower(split, jax.random.key(0)).compile()
+one = jax.jit(prepare)(batch, jax.random.key(0))
+for name, x in many(split, jax.random.key(0)).items():
+    np.testing.assert_allclose(x, one[name], atol=1e-6)
+# No all-gather, all-reduce, all-to-all.
+moves = r" (all-[a-z-]+|collective-[a-z-]+|reduce-scatter)\\("
+print(len(x.devices()), set(re.findall(moves, many.as_text())))
+"""
+
+
+def test_augmentation_is_the_same_on_many_devices_and_only_mixing_moves_images():
+    run = subprocess.run(
+        [sys.executable, "-c", AUGMENTED],
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        cwd=commands.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.strip() == "4 {'collective-permute'}", run.stderr

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from simmim_jax import augment, losses, masking, steps
+from simmim_jax import augment, losses, masking, randaugment, steps
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.models.vit import ViT
@@ -504,3 +504,92 @@ def test_fine_tuning_flips_some_images_of_a_batch(batch):
     same = np.isclose(images, batch["image"]).all((1, 2, 3))
     assert (same ^ swapped).all()
     assert 0 < swapped.sum() < 8
+
+
+AUGMENTATION = {
+    "num_ops": 2,
+    "magnitude": 9.0,
+    "magnitude_std": 0.5,
+    "erase_prob": 0.5,
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+    "mix_prob": 1.0,
+    "mix_switch_prob": 0.5,
+}
+FINETUNE = {
+    "num_classes": 3,
+    "label_smoothing": 0.3,
+    "mean": (0.485, 0.456, 0.999),
+    "std": PREPARE["std"],
+    "flip": True,
+}
+
+
+def test_augmentation_follows_the_official_order_with_keys_of_its_own(batch):
+    @jax.jit
+    def expected(key):
+        images = augment.random_flip(purpose(key, "flip"), jnp.asarray(batch["image"]))
+        images = randaugment.randaugment(
+            purpose(key, "randaugment"),
+            images,
+            num_ops=2,
+            magnitude=9.0,
+            magnitude_std=0.5,
+            fill=(124, 116, 255),  # the mean in grey levels
+        )
+        images = augment.normalize(images, FINETUNE["mean"], FINETUNE["std"])
+        images = augment.random_erase(purpose(key, "erase"), images, 0.5)
+        return augment.mix(
+            purpose(key, "mix"),
+            images,
+            losses.smooth_labels(batch["label"], 3, 0.3),
+            mixup_alpha=0.8,
+            cutmix_alpha=1.0,
+            prob=1.0,
+            switch_prob=0.5,
+        )
+
+    key = jax.random.key(2)
+    images, targets = expected(key)
+    inputs = jax.jit(steps.finetune_prepare(**FINETUNE, **AUGMENTATION))(batch, key)
+    np.testing.assert_allclose(inputs["image"], images, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(inputs["target"], targets, rtol=1e-5)
+    assert len(np.unique(np.asarray(targets).round(4))) > 2  # mixed, and smoothed
+
+
+@pytest.mark.parametrize("field", ["num_ops", "erase_prob", "mixup_alpha"])
+def test_each_augmentation_is_off_at_zero_and_changes_images_when_on(field, batch):
+    off = dict.fromkeys(("num_ops", "erase_prob", "mixup_alpha", "cutmix_alpha"), 0)
+    on = off | {field: AUGMENTATION[field]}
+    plain, none, one = (
+        steps.finetune_prepare(**FINETUNE, **augmentation)(batch, jax.random.key(0))
+        for augmentation in ({}, AUGMENTATION | off, AUGMENTATION | on)
+    )
+    np.testing.assert_array_equal(none["image"], plain["image"])
+    np.testing.assert_array_equal(none["target"], plain["target"])
+    assert (one["image"] != plain["image"]).any()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("magnitude", 11.0, "0 to 10"),
+        ("magnitude", -1.0, "0 to 10"),
+        ("erase_prob", 1.5, "0 to 1"),
+        ("mix_prob", 2.0, "0 to 1"),
+        ("mix_switch_prob", -0.1, "0 to 1"),
+        ("num_ops", -1, "0 or more"),
+        ("mixup_alpha", -0.8, "0 or more"),
+        ("magnitude_std", float("nan"), "0 or more"),
+    ],
+)
+def test_augmentation_out_of_range_is_refused(field, value, expected):
+    with pytest.raises(ValueError, match=f"{field}={value}: expected {expected}"):
+        steps.finetune_prepare(**FINETUNE, **AUGMENTATION | {field: value})
+
+
+def test_randaugment_of_other_than_grey_and_colour_images_is_refused():
+    bands = FINETUNE | {"mean": (0.5,) * 5, "std": (0.2,) * 5}
+    with pytest.raises(ValueError, match="num_ops=2 with images of 5 channels"):
+        steps.finetune_prepare(**bands, **AUGMENTATION)
+    steps.finetune_prepare(**bands, **AUGMENTATION | {"num_ops": 0})

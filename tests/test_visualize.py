@@ -7,6 +7,7 @@ from PIL import Image
 from simmim_jax import visualize
 from simmim_jax.visualize import (
     MASK_GREY,
+    augmentation_grid,
     curves,
     prediction_grid,
     reconstruction_grid,
@@ -60,6 +61,19 @@ def test_each_column_shows_what_its_caption_says(tmp_path):
         np.testing.assert_array_equal(predicted, np.rint(reconstruction))
         np.testing.assert_array_equal(pasted[mask], predicted[mask])
         np.testing.assert_array_equal(pasted[~mask], image[~mask])
+
+
+def test_augmented_images_stand_beside_their_originals(tmp_path):
+    images, _, augmented = examples()
+    path = tmp_path / "augmented.png"
+    assert augmentation_grid(images, augmented, path) == path
+    rows = cells(read(path), (96, 96))
+    assert [len(row) for row in rows] == [2, 2, 2]
+    for image, after, row in zip(images, augmented, rows, strict=True):
+        np.testing.assert_array_equal(row[0][1::3, 1::3], image)
+        np.testing.assert_array_equal(row[1][1::3, 1::3], np.rint(after))
+    with pytest.raises(ValueError, match=r"augmented has shape \(3, 1024, 3\)"):
+        augmentation_grid(images, augmented.reshape(3, -1, 3), path)
 
 
 def test_small_images_are_enlarged_by_whole_pixels(tmp_path):

@@ -30,4 +30,6 @@ def get_config(mode: str) -> ConfigDict:
         config.pictures = 2
     else:
         config.data.num_labels = 40
+        common.only_crop_and_flip(config)  # the others take seconds to compile
+        config.pictures = 0
     return config
