@@ -79,14 +79,14 @@ VIT_CLASSIFIER = (
 )
 
 
-def images(size: int = SIZE) -> np.ndarray:
-    """float32[2 size size 3]."""
-    return np.random.default_rng(1).normal(size=(2, size, size, 3)).astype(np.float32)
+def images(size: tuple[int, int] = (SIZE, SIZE)) -> np.ndarray:
+    """float32[2 height width 3]."""
+    return np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
 
 
-def mask(grid: int = GRID) -> np.ndarray:
-    """bool[2 grid grid]."""
-    return np.random.default_rng(2).random((2, grid, grid)) < 0.6
+def mask(grid: tuple[int, int] = (GRID, GRID)) -> np.ndarray:
+    """bool[2 height width]."""
+    return np.random.default_rng(2).random((2, *grid)) < 0.6
 
 
 def random_like(shapes):
@@ -100,10 +100,16 @@ def random_like(shapes):
 def make(path: Path, model: dict, *, encoder_only: bool = False, **data) -> dict:
     """Writes a checkpoint of ours with random weights, and returns these."""
     classes = CLASSES if "pool" in model else ()
-    module, inputs = build(model, len(classes), encoder_only)
+    data = DATA | data
+    height, width = data["image_size"]
+    module = build(model, len(classes), encoder_only)
+    inputs = [images((height, width))]
+    if not classes:
+        p, q = model["patch_size"]
+        inputs.append(mask((height // p, width // q)))
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     params = random_like({"encoder": shapes} if encoder_only else shapes)
-    config = {"dtype": "float32", "model": model, "data": DATA | data}
+    config = {"dtype": "float32", "model": model, "data": data}
     config["mode"] = "finetune" if classes else "pretrain"
     meta = {"config": config, "step": 3}
     checkpoint.write(path, params, meta | ({"class_names": classes} if classes else {}))
@@ -111,13 +117,12 @@ def make(path: Path, model: dict, *, encoder_only: bool = False, **data) -> dict
 
 
 def build(model: dict, num_classes: int, encoder_only: bool):
-    """The module and inputs to start it with."""
+    """The module of a checkpoint."""
     if num_classes:
-        module = build_classifier(num_classes=num_classes, dtype="float32", **model)
-        return module, [images()]
+        return build_classifier(num_classes=num_classes, dtype="float32", **model)
     if encoder_only:
-        return build_encoder(**model, dtype=jnp.float32), [images()]
-    return build_simmim(dtype="float32", **model), [images(), mask()]
+        return build_encoder(**model, dtype=jnp.float32)
+    return build_simmim(dtype="float32", **model)
 
 
 def run(path: Path, images: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
@@ -125,7 +130,7 @@ def run(path: Path, images: np.ndarray, mask: np.ndarray | None = None) -> np.nd
     params, meta = checkpoint.load(path)
     model, classes = meta["config"]["model"], meta.get("class_names", ())
     encoder_only = not classes and "decoder" not in params
-    module, _ = build(model, len(classes), encoder_only)
+    module = build(model, len(classes), encoder_only)
     params = params["encoder"] if encoder_only else params
     out = module.apply({"params": params}, images, *([] if mask is None else [mask]))
     return np.asarray(out.grid if encoder_only else out)

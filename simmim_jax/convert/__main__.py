@@ -31,9 +31,11 @@ def read(path: Path, given: Given) -> Model:
         return huggingface.read(path, given)
     if timm.is_folder(path):
         return timm.read(path, given)
-    if given != Given():
+    if given != Given() and path.exists():
         raise ValueError(
-            f"'{path}' is a run of ours, which tells all there is to know."
+            f"'{path}' is no file, and has no config.json of transformers or timm. "
+            "Where it is a workdir of ours, leave all flags but --to away: it tells "
+            "all there is to know."
         )
     return Model.load(path)
 
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             leave_out=args.leave_out,
         )
         model = read(args.source, given)
-        print(f"read {_describe(model)} from {args.source}")
+        print(f"read {args.source}: {_describe(model)}")
         model.params()  # raises where tensors do not fit
         unwritten = write(model, args.target, args.to, args.source)
     except (ImportError, OSError, ValueError) as error:
@@ -116,7 +118,7 @@ def _describe(model: Model) -> str:
     height, width = model.data["image_size"]
     size = sum(value.size for value in model.state.values())
     return (
-        f"a {model.kind} model, {model.model['name']}, {size:,} parameters, images of "
+        f"{model.kind}, {model.model['name']}, {size:,} parameters, images of "
         f"{height}x{width}x{model.channels}"
     )
 

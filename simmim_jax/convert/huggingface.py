@@ -151,7 +151,7 @@ def _misfit(model: Model, kind: str) -> str:
 def _architecture(model: Model, kind: str) -> str:
     if model.kind == "classifier":
         return f"{MODEL_TYPES[kind]}ForImageClassification"
-    if model.kind == "pre-training" and kind != "beit":
+    if model.kind == "pre-training model" and kind != "beit":
         return f"{MODEL_TYPES[kind]}ForMaskedImageModeling"
     return f"{MODEL_TYPES[kind]}Model"
 

@@ -163,7 +163,7 @@ def _single(size: tuple[int, int]) -> int | list[int]:
 def _buffers(model: Model) -> dict[str, np.ndarray]:
     """What official models compute from their sizes and save all the same."""
     fields = model.model
-    prefix = "encoder." if model.kind == "pre-training" else ""
+    prefix = "encoder." if model.kind == "pre-training model" else ""
     grid = tuple(
         s // p
         for s, p in zip(model.data["image_size"], fields["patch_size"], strict=True)

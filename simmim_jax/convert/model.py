@@ -23,6 +23,8 @@ OFFICIAL_DATA = {
     "interpolation": "bicubic",
     "eval_crop": 224 / 256,
 }
+# Fields of config.model that are not the encoder's.
+_HEAD = ("pool", "pool_norm", "head_scale")
 # Official buffers follow from sizes. A bias of keys, which no official model has, adds
 # the same number to all logits of a query, and softmax takes it off again.
 _REDUNDANT = re.compile(
@@ -80,15 +82,11 @@ class Model:
         ]
         state = {n: v for n, v in state.items() if n not in set(left_out)}
         fields = infer.model_fields(state, {**model, **_with_tuples(given.model)})
-        fields = _defaults(fields["name"]) | fields
+        defaults = _defaults(fields["name"])
+        _check_names("model", given.model, {*defaults, *_HEAD})
+        _check_names("data", given.data, {*OFFICIAL_DATA, "image_size"})
+        fields = defaults | fields
         data = {**OFFICIAL_DATA, **data, **_with_tuples(given.data)}
-        for part, known in (
-            ("model", fields),
-            ("data", (*OFFICIAL_DATA, "image_size")),
-        ):
-            if strange := sorted(set(getattr(given, part)) - set(known)):
-                expected = ", ".join(sorted(known))
-                raise ValueError(f"--{part}.{strange[0]}: expected one of {expected}.")
         data["channels"] = _patch_weight(state).shape[1]
         if "image_size" not in data:
             data["image_size"] = _image_size(state, fields)
@@ -134,9 +132,9 @@ class Model:
 
     @property
     def kind(self) -> str:
-        """ "pre-training", "classifier" or "encoder"."""
+        """What it is: "pre-training model", "classifier" or "encoder"."""
         if any(name.startswith("decoder.") for name in self.state):
-            return "pre-training"
+            return "pre-training model"
         return "classifier" if "head.weight" in self.state else "encoder"
 
     @property
@@ -178,7 +176,7 @@ class Model:
         images = jax.ShapeDtypeStruct((1, height, width, self.channels), jnp.float32)
         mask = jax.ShapeDtypeStruct((1, height // p, width // q), jnp.bool_)
         module: nn.Module
-        if self.kind == "pre-training":
+        if self.kind == "pre-training model":
             module, inputs = build_simmim(dtype="float32", **self.model), [images, mask]
         elif self.kind == "classifier":
             classes = len(self.class_names)
@@ -208,6 +206,12 @@ def _image_size(
             "--data.image_size='(height, width)'"
         )
     return tuple(side * p for p in fields["patch_size"])
+
+
+def _check_names(part: str, given: Mapping[str, Any], known: set[str]) -> None:
+    if strange := sorted(given.keys() - known):
+        expected = ", ".join(sorted(known))
+        raise ValueError(f"--{part}.{strange[0]}: expected one of {expected}.")
 
 
 def _defaults(encoder: str) -> dict[str, Any]:
