@@ -132,7 +132,8 @@ def run(path: Path, images: np.ndarray, mask: np.ndarray | None = None) -> np.nd
     encoder_only = not classes and "decoder" not in params
     module = build(model, len(classes), encoder_only)
     params = params["encoder"] if encoder_only else params
-    out = module.apply({"params": params}, images, *([] if mask is None else [mask]))
+    inputs = [images] if mask is None else [images, mask]
+    out = jax.jit(module.apply)({"params": params}, *inputs)
     return np.asarray(out.grid if encoder_only else out)
 
 

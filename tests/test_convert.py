@@ -328,11 +328,10 @@ def test_predict_runs_on_a_converted_classifier(tmp_path, photo):
     assert "2 names of classes, and a head for 5" in message
 
 
-@pytest.mark.parametrize("encoder_only", [False, True], ids=["whole", "encoder"])
-def test_finetuning_starts_from_a_converted_encoder(encoder_only, tmp_path):
+def test_finetuning_starts_from_a_converted_encoder(tmp_path):
     """The whole way: a file, converted, restored, trained for a step."""
     model = PLAIN_VIT | {"patch_size": (14, 14)}
-    make(tmp_path / "ours", model, encoder_only=encoder_only, image_size=(28, 28))
+    make(tmp_path / "ours", model, image_size=(28, 28))
     file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
     pretrained = convert(file, tmp_path / "pretrained")
     flags = {name: model[name] for name in model if name not in ("init_cut", "remat")}

@@ -56,6 +56,7 @@ VIT_CONFIG = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
     "encoder_stride": PATCH,
+    "layer_norm_eps": 0.01,  # so large that it shows
     "id2label": dict(enumerate(CLASSES)),
 }
 BEIT_CONFIG = VIT_CONFIG | {
@@ -69,7 +70,7 @@ SWIN_V2_CONFIG = SWIN_CONFIG | {
     "encoder_stride": 4 * PATCH,
     "pretrained_window_sizes": [6, 6, 3],
 }
-# A grid of 8 does not divide into windows of 3, and 7 is no power of two.
+# A grid of 8 does not divide into windows of 3.
 ODD_WINDOW = {"window_size": 3}
 # Class and settings of their models.
 THEIRS = {

@@ -121,6 +121,7 @@ def _require(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        package = module.partition(".")[0]
         raise ImportError(
-            f"converting needs {module}: pip install 'simmim_jax[convert]'."
+            f"this file needs {package}: pip install {package}"
         ) from error
