@@ -349,6 +349,26 @@ def test_finetuning_starts_from_a_converted_encoder(tmp_path):
     assert "encoder/patch_embed" not in output.split("new:")[1].splitlines()[0]
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"decoder": {"kind": "mlp"}}, {"target": {"downsample": 2}}],
+    ids=["mlp", "downsample"],
+)
+def test_of_other_decoders_the_encoder_is_converted(other, tmp_path, capsys):
+    params = make(tmp_path / "ours", SWIN)
+    meta = checkpoint.load(tmp_path / "ours")[1]
+    params["decoder_hidden"] = {"kernel": np.zeros((16, 16)), "bias": np.zeros(16)}
+    checkpoint.write(
+        tmp_path / "other", params, meta | {"config": meta["config"] | other}
+    )
+    file = convert(tmp_path / "other", tmp_path / "x.safetensors", "--to=official")
+    assert "left out: decoder.*.bias, decoder.*.weight, decoder_hidden.bias" in (
+        capsys.readouterr().out
+    )
+    back = convert(file, tmp_path / "back")
+    assert_same(checkpoint.load(back)[0], {"encoder": params["encoder"]})
+
+
 def test_a_checkpoint_is_never_replaced(tmp_path):
     make(tmp_path / "ours", VIT)
     before = checkpoint.load(tmp_path / "ours")[0]

@@ -99,14 +99,21 @@ class Model:
 
     @classmethod
     def load(cls, path: Path) -> "Model":
-        """From a workdir or checkpoint of ours."""
+        """From a workdir or checkpoint of ours.
+
+        Of a pre-training run with another decoder than the official one, the encoder.
+        """
         params, meta = checkpoint.load(path)
-        config = meta["config"]
+        config, left_out = meta["config"], tuple[str, ...]()
+        if "decoder" in params and not _has_official_decoder(config):
+            left_out = tuple(n for n in to_official(params) if n.startswith("decoder"))
+            params = {"encoder": params["encoder"]}
         return cls(
             to_official(params),
             _with_tuples(config["model"]),
             _with_tuples(config["data"]),
             tuple(meta.get("class_names", ())),
+            left_out,
         )
 
     def save(self, path: Path, source: str) -> None:
@@ -194,6 +201,15 @@ class Model:
 def _patch_weight(state: Mapping[str, np.ndarray]) -> np.ndarray:
     name = "patch_embed.proj.weight"
     return state[name if name in state else f"encoder.{name}"]
+
+
+def _has_official_decoder(config: Mapping[str, Any]) -> bool:
+    """Whether one linear layer predicts the values of all pixels."""
+    return (
+        config.get("decoder", {}).get("kind", "linear") == "linear"
+        and config.get("target", {}).get("downsample", 1) == 1
+        and config.get("loss", {}).get("kind") != "bins"
+    )
 
 
 def _image_size(
