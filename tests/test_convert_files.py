@@ -77,6 +77,21 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         files.write(tmp_path / "x.pth", TENSORS)
 
 
+def test_two_names_do_not_become_one():
+    renamed = files.renamed(TENSORS, str.upper)
+    assert list(renamed) == ["A.WEIGHT", "A.INDEX"]
+    with pytest.raises(ValueError, match=r"a\.index is x, which another"):
+        files.renamed(TENSORS, lambda name: "x")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "a: 1", "[1]", None])
+def test_json_of_others(text, tmp_path):
+    path = tmp_path / "config.json"
+    if text:
+        path.write_text(text)
+    assert files.read_json(path) == ({"a": 1} if text and "{" in text else {})
+
+
 # ---- PyTorch -------------------------------------------------------------------------
 
 

@@ -265,6 +265,14 @@ def test_everything_that_does_not_fit_is_listed(tmp_path, capsys):
     assert "left out: lm_head.bias, lm_head.weight" in capsys.readouterr().out
 
 
+def test_two_norms_do_not_become_one(tmp_path):
+    """With use_mean_pooling=False, their BEiT normalises once more before its head."""
+    config = transformers.BeitConfig(**BEIT_CONFIG, use_mean_pooling=False)
+    transformers.BeitForMaskedImageModeling(config).save_pretrained(tmp_path / "hf")
+    with pytest.raises(SystemExit, match=r"layernorm.* is norm\..*, which another"):
+        convert(tmp_path / "hf", tmp_path / "ours")
+
+
 def test_unknown_names_stay():
     state = {"swin.encoder.layers.0.blocks.0.new.weight": np.zeros(1), "x": np.ones(2)}
     official = to_official(state, "swin")

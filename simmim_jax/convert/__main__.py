@@ -119,8 +119,13 @@ def _describe(model: Model) -> str:
     size = sum(value.size for value in model.state.values())
     return (
         f"{model.kind}, {model.model['name']}, {size:,} parameters, images of "
-        f"{height}x{width}x{model.channels}"
+        f"{height}x{width}x{model.channels}, mean {_round(model.data['mean'])}, "
+        f"std {_round(model.data['std'])}"
     )
+
+
+def _round(numbers: Iterable[float]) -> str:
+    return "(" + ", ".join(f"{number:.3g}" for number in numbers) + ")"
 
 
 def _summary(names: Iterable[str]) -> str:

@@ -7,11 +7,12 @@ asks for is an error here.
 
 import argparse
 import importlib
+import json
 import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors of a file by name, and what else it holds, such as "config".
 
-    Half-precision tensors become float32, which changes no value. Optimiser states
-    are left in the file. FileNotFoundError, or ValueError for a file that is broken,
-    holds no tensors, or cannot be read without running it.
+    Half-precision tensors become float32, which changes no value. FileNotFoundError,
+    or ValueError for a file that is broken, holds no tensors, or cannot be read without
+    running what it says.
     """
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' is not a file: expected {SUFFIXES}.")
@@ -53,8 +54,31 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], **rest: Any) -> None:
         _require("safetensors.numpy").save_file(tensors, path, metadata=metadata)
         return
     torch = _require("torch")
-    state = {name: torch.from_numpy(value) for name, value in tensors.items()}
+    state = {name: torch.tensor(value) for name, value in tensors.items()}
     torch.save({"model": state, **rest}, path)
+
+
+def renamed(
+    tensors: Mapping[str, np.ndarray], rename: Callable[[str], str]
+) -> dict[str, np.ndarray]:
+    """The tensors by their new names; ValueError where two would have the same."""
+    new: dict[str, np.ndarray] = {}
+    for name, value in tensors.items():
+        if (new_name := rename(name)) in new:
+            raise ValueError(
+                f"{name} is {new_name}, which another tensor of the file is as well."
+            )
+        new[new_name] = value
+    return new
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; {} where there is none, or something else in it."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _reader(path: Path) -> Any:

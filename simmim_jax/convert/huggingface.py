@@ -3,6 +3,9 @@
 The ViT of transformers has absolute positions alone. The official ViT, with relative
 positions or LayerScale, is their BEiT, which has no pixel decoder: a pre-training model
 becomes a `BeitModel`, beside whose tensors the file holds the decoder's.
+
+Their Swin V2 adds the mask of shifted windows twice, -200 instead of the official -100:
+that shows only where logits are as large.
 """
 
 import json
@@ -25,7 +28,7 @@ _SWIN_NORM_EPS = 1e-5
 
 def is_folder(path: Path) -> bool:
     """Whether a folder has a config.json as transformers writes it."""
-    return "model_type" in _read_json(path / "config.json")
+    return "model_type" in files.read_json(path / "config.json")
 
 
 def read(path: Path, given: Given) -> Model:
@@ -33,7 +36,7 @@ def read(path: Path, given: Given) -> Model:
 
     The biases of a ViT's keys, which change nothing, are left out.
     """
-    config = _read_json(path / "config.json")
+    config = files.read_json(path / "config.json")
     _check_config(config, path)
     state = to_official(_read_tensors(path), config["model_type"])
     if names := config.get("id2label", {}):
@@ -42,8 +45,7 @@ def read(path: Path, given: Given) -> Model:
         state,
         given,
         model=_fields(config),
-        data={"image_size": _pair(config["image_size"])}
-        | _processing(_read_json(path / "preprocessor_config.json")),
+        data=_images(config, files.read_json(path / "preprocessor_config.json")),
         class_names=names if "head.weight" in state else (),
     )
 
@@ -95,12 +97,12 @@ def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
     rate = config.get("drop_path_rate", 0.0)
     fields: dict[str, Any] = {"drop_path_rate": float(rate)}
     if config["model_type"] in ("vit", "beit"):
-        fields["num_heads"] = config["num_attention_heads"]
+        fields["num_heads"] = config.get("num_attention_heads")
         fields["norm_eps"] = config.get("layer_norm_eps", 1e-12)
         if scale := config.get("layer_scale_init_value"):
             fields["layer_scale"] = scale
         return fields
-    fields["window_size"] = config["window_size"]
+    fields["window_size"] = config.get("window_size")
     windows = config.get("pretrained_window_sizes", ())
     if config["model_type"] == "swinv2":
         fields["pretrained_window_sizes"] = tuple(windows) if any(windows) else ()
@@ -211,9 +213,11 @@ def _config(model: Model, kind: str) -> dict[str, Any]:
 # ---- preprocessor_config.json --------------------------------------------------------
 
 
-def _processing(processor: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of config.data; {} where the folder does not tell."""
+def _images(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of config.data, as far as the folder tells."""
     data: dict[str, Any] = {}
+    if "image_size" in config:
+        data["image_size"] = _pair(config["image_size"])
     if "image_mean" in processor:
         data["mean"] = tuple(processor["image_mean"])
         data["std"] = tuple(processor["image_std"])
@@ -263,14 +267,10 @@ def _processor(data: Mapping[str, Any]) -> dict[str, Any]:
 # ---- Files ---------------------------------------------------------------------------
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The folder's tensors, from one file or those that an index names."""
     for name in ("model.safetensors", "pytorch_model.bin"):
-        index = _read_json(path / f"{name}.index.json")
+        index = files.read_json(path / f"{name}.index.json")
         parts = sorted(set(index["weight_map"].values())) if index else [name]
         if (path / parts[0]).is_file():
             tensors: dict[str, np.ndarray] = {}

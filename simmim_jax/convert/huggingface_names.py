@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from simmim_jax.convert.files import renamed
+
 # Official names -> those of transformers, outside of blocks.
 _STEM = {
     "mask_token": "embeddings.mask_token",
@@ -53,19 +55,18 @@ def to_official(state: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndar
     stem, block = _tables(kind)
     stem = {theirs: ours for ours, theirs in stem.items()}
     block = {theirs: ours for ours, theirs in block.items()}
-    official = {}
-    for name, value in state.items():
+
+    def official_name(name: str) -> str:
         name = name.removeprefix(f"{kind}.")
         if found := _PATH.fullmatch(name):
             place = found[1].replace("layer.", "blocks.")
-            name = f"{place}.{_replace_start(found[2], block)}"
-        elif re.match(r"encoder\.layers\.\d+\.downsample\.", name):
-            name = name.removeprefix("encoder.")
-        else:
-            name = _replace_start(name, stem)
-        official[name] = value
+            return f"{place}.{_replace_start(found[2], block)}"
+        if re.match(r"encoder\.layers\.\d+\.downsample\.", name):
+            return name.removeprefix("encoder.")
+        return _replace_start(name, stem)
+
     official = _join_attention(
-        official, biases="joined" if kind == "swin" else "single"
+        renamed(state, official_name), biases="joined" if kind == "swin" else "single"
     )
     if not any(name.startswith("decoder.") for name in official):
         return official
@@ -84,18 +85,19 @@ def from_official(
     encoder itself. Biases that they need and the model has not, become zeros.
     """
     stem, block = _tables(kind)
-    theirs = {}
-    for name, value in _split_attention(state, kind).items():
+
+    def their_name(name: str) -> str:
         if found := _OFFICIAL_PATH.fullmatch(name):
-            place = found[1] if "layers" in found[1] else f"layer.{found[1][7:]}"
+            place = re.sub("^blocks", "layer", found[1])
             name = f"encoder.{place}.{_replace_start(found[2], block)}"
         elif name.startswith("layers."):
             name = f"encoder.{name}"
         else:
             name = _replace_start(name, stem)
         bare = not prefix or name.startswith(("decoder.", "classifier."))
-        theirs[name if bare else f"{prefix}.{name}"] = value
-    return theirs
+        return name if bare else f"{prefix}.{name}"
+
+    return renamed(_split_attention(state, kind), their_name)
 
 
 def _tables(kind: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -133,8 +135,10 @@ def _join_attention(
         attn = name.removesuffix("q.weight")
         for part in ("weight", "bias") if biases == "joined" else ("weight",):
             names = [f"{attn}{which}.{part}" for which in "qkv"]
-            if len({state[n].shape[1:] for n in names if n in state}) == 1 and all(
-                n in state for n in names
+            # Others stay apart, to be named where what does not fit is listed.
+            if (
+                state.keys() >= set(names)
+                and len({state[n].shape[1:] for n in names}) == 1
             ):
                 joined[f"{attn}qkv.{part}"] = np.concatenate(
                     [joined.pop(n) for n in names]

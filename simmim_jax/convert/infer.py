@@ -22,8 +22,9 @@ def model_fields(
     state = {name.removeprefix("encoder."): value for name, value in state.items()}
     if "patch_embed.proj.weight" not in state:
         raise ValueError(
-            "these tensors are no ViT, Swin or Swin V2: expected one that is called "
-            f"patch_embed.proj.weight. They are {', '.join(sorted(state)[:5])}, …"
+            "these tensors are no ViT, Swin or Swin V2 in official or timm's names: "
+            "expected one that is called patch_embed.proj.weight. (Of transformers, "
+            f"give the folder.) They are {', '.join(sorted(state)[:5])}, …"
         )
     width, _, *patch_size = state["patch_embed.proj.weight"].shape
     fields: dict[str, Any] = {"patch_size": tuple(patch_size), "embed_dim": width}
@@ -38,7 +39,7 @@ def model_fields(
         swin = fields["name"] != "vit"
         fields["pool"] = "mean" if swin or fields["pool_norm"] else "cls"
         fields["head_scale"] = 1.0 if swin else 0.001  # of initial weights
-    fields |= known
+    fields |= {name: value for name, value in known.items() if value is not None}
     unknown = [name for name, value in fields.items() if value is None]
     if unknown:
         flags = " ".join(f"--model.{name}=…" for name in unknown)

@@ -51,7 +51,7 @@ def read(path: Path, given: Given) -> Model:
     """
     tensors, rest = files.read(path)
     # Swin V2's first files have another name for the MLP of positions.
-    state = {n.replace(".rpe_mlp.", ".cpb_mlp."): v for n, v in tensors.items()}
+    state = files.renamed(tensors, lambda name: name.replace(".rpe_mlp.", ".cpb_mlp."))
     config = rest.get("config", {})
     config = json.loads(config) if isinstance(config, str) else config
     names = rest.get("class_names", ())
@@ -94,11 +94,11 @@ def _known(config: Mapping[str, Any]) -> dict[str, Any]:
     rate = config["MODEL"].get("DROP_PATH_RATE", 0.0)
     fields: dict[str, Any] = {"drop_path_rate": float(rate)}
     if kind == "vit":
-        fields["num_heads"] = section["NUM_HEADS"]
+        fields["num_heads"] = section.get("NUM_HEADS")
         if section.get("INIT_VALUES"):
             fields["layer_scale"] = section["INIT_VALUES"]
         return fields
-    fields["window_size"] = section["WINDOW_SIZE"]
+    fields["window_size"] = section.get("WINDOW_SIZE")
     windows = section.get("PRETRAINED_WINDOW_SIZES") or ()
     if kind == "swinv2":
         fields["pretrained_window_sizes"] = tuple(windows) if any(windows) else ()

@@ -29,8 +29,7 @@ _WEIGHTS = "model.safetensors"
 
 def is_folder(path: Path) -> bool:
     """Whether a folder has a config.json as timm writes it."""
-    config = path / "config.json"
-    return config.is_file() and "architecture" in json.loads(config.read_text())
+    return "architecture" in files.read_json(path / "config.json")
 
 
 def read(path: Path, given: Given) -> Model:
@@ -86,12 +85,15 @@ def to_official(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     # Theirs merges patches before a stage, the official code after it.
     merges_first = not any("layers.0.downsample." in name for name in state)
-    official = {}
-    for name, value in state.items():
+
+    def official_name(name: str) -> str:
         if merges_first:
             name = re.sub(r"(?<=layers\.)\d+(?=\.downsample)", _previous, name)
         name = re.sub(r"^head\.fc\.", "head.", name)
-        name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
+        return re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
+
+    official = {}
+    for name, value in files.renamed(state, official_name).items():
         if re.fullmatch(r"(encoder\.)?blocks\.\d+\.attn\.qkv\.bias", name):
             attn = name.removesuffix("qkv.bias")
             for which, part in zip("qkv", np.split(value, 3), strict=True):
