@@ -169,6 +169,23 @@ def load(path: str | Path) -> tuple[dict, dict[str, Any]]:
         return params, reader.restore(path / "meta")
 
 
+def write(path: str | Path, params: Any, meta: dict[str, Any]) -> None:
+    """Writes parameters and meta as one checkpoint, the folder `path`, for `load`.
+
+    It has no optimiser: a run can start from it, and not go on with it. ValueError
+    where there is a checkpoint already.
+    """
+    path = Path(path).expanduser().absolute()
+    if (path / "params").exists() or (path / "checkpoints").exists():
+        raise ValueError(f"'{path}' holds a checkpoint already: choose another folder.")
+    path.mkdir(parents=True, exist_ok=True)
+    # `find` looks for params: they come last, when all the rest is there.
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
+        writer.save(path / "meta", meta)
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(path / "params", params)
+
+
 def find(path: str | Path) -> Path:
     """The folder of one checkpoint; of a workdir its best one, or else its last.
 

@@ -12,10 +12,16 @@ LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
 IMAGE = re.compile(r"<img[^>]*\ssrc=[\"'](?!https?://)([^\"']+)")
 
 
+def module_file(module: str) -> str:
+    """The file that `python -m` runs."""
+    path = module.replace(".", "/")
+    return f"{path}/__main__.py" if (ROOT / path).is_dir() else f"{path}.py"
+
+
 def paths(text: str) -> set[str]:
     """Files and folders that a page names or links to, modules that it runs."""
     modules = re.findall(r"-m (simmim_jax[\w.]*)", text)
-    found = {module.replace(".", "/") + ".py" for module in modules}
+    found = {module_file(module) for module in modules}
     for pattern in (PATH, LINK, IMAGE):
         found.update(pattern.findall(text))
     return found
@@ -39,6 +45,7 @@ def test_the_search_for_paths():
 [one](docs/one.md#part) [two](https://a.example/tests/two.py) ![three](docs/3.png)
 `configs/four.py:smoke`, `configs/*.py`, `tests/test_<name>.py`, https://a.example/simmim_jax/tree
     python -m simmim_jax.main --config=configs/five.py --workdir=runs/five
+    python -m simmim_jax.convert runs/five five.pth
 <img alt="six" src="docs/six.png">, simmim_jax/data/.
 """
     assert paths(text) == {
@@ -46,6 +53,7 @@ def test_the_search_for_paths():
         "docs/3.png",
         "configs/four.py",
         "simmim_jax/main.py",
+        "simmim_jax/convert/__main__.py",
         "configs/five.py",
         "docs/six.png",
         "simmim_jax/data",

@@ -52,10 +52,12 @@ def build_classifier(
     **encoder: Any,
 ) -> Classifier:
     """The fine-tuning model around an encoder."""
+    module = build_encoder(**encoder, dtype=jnp.dtype(dtype))
     return Classifier(
-        build_encoder(**encoder, dtype=jnp.dtype(dtype)),
+        module,
         num_classes,
         pool=pool,
         pool_norm=pool_norm,
         head_scale=head_scale,
+        norm_eps=module.norm_eps,
     )

@@ -1,0 +1,149 @@
+"""Small models of ours with random weights, and what they give, for converter tests."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simmim_jax import checkpoint, losses, masking
+from simmim_jax.convert.__main__ import main
+from simmim_jax.models import build_classifier, build_encoder, build_simmim
+
+SIZE, PATCH, CLASSES = 32, 4, ("ant", "bee", "cat", "dog", "eel")
+GRID = SIZE // PATCH
+DATA = {
+    "image_size": (SIZE, SIZE),
+    "channels": 3,
+    "mean": (0.4, 0.5, 0.6),
+    "std": (0.2, 0.25, 0.3),
+    "interpolation": "bilinear",
+    "eval_crop": 0.875,
+}
+VIT = {
+    "name": "vit",
+    "patch_size": (PATCH, PATCH),
+    "embed_dim": 16,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_ratio": 2.0,
+    "qkv_bias": True,
+    "use_abs_pos_emb": False,
+    "use_rel_pos_bias": False,
+    "use_shared_rel_pos_bias": True,
+    "layer_scale": 0.1,
+    "drop_path_rate": 0.1,
+    "final_norm": True,
+    "norm_eps": 1e-6,
+    "init_std": 0.02,
+    "init_cut": 1.0,
+    "remat": "none",
+}
+PLAIN_VIT = VIT | {
+    "use_abs_pos_emb": True,
+    "use_shared_rel_pos_bias": False,
+    "layer_scale": 0.0,
+    "drop_path_rate": 0.0,
+}
+SWIN = {
+    "name": "swin",
+    "patch_size": (PATCH, PATCH),
+    "embed_dim": 8,
+    "depths": (2, 2),
+    "num_heads": (2, 4),
+    "window_size": 4,
+    "mlp_ratio": 2.0,
+    "qkv_bias": True,
+    "patch_norm": True,
+    "use_abs_pos_emb": False,
+    "drop_path_rate": 0.1,
+    "norm_eps": 1e-5,
+    "init_std": 0.02,
+    "remat": "none",
+}
+# The second stage is smaller than a window.
+SWIN_V2 = SWIN | {
+    "name": "swin_v2",
+    "depths": (2, 2, 1),
+    "num_heads": (2, 4, 4),
+    "pretrained_window_sizes": (6, 6, 3),
+}
+MEAN_HEAD = {"pool": "mean", "pool_norm": True, "head_scale": 0.001}
+CLS_HEAD = {"pool": "cls", "pool_norm": False, "head_scale": 0.001}
+SWIN_HEAD = {"pool": "mean", "pool_norm": False, "head_scale": 1.0}
+# The official classifier: a table a block, no norm before the pooling.
+VIT_CLASSIFIER = (
+    VIT
+    | {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": False, "final_norm": False}
+    | MEAN_HEAD
+)
+
+
+def images(size: tuple[int, int] = (SIZE, SIZE)) -> np.ndarray:
+    """float32[2 height width 3]."""
+    return np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
+
+
+def mask(grid: tuple[int, int] = (GRID, GRID)) -> np.ndarray:
+    """bool[2 height width]."""
+    return np.random.default_rng(2).random((2, *grid)) < 0.6
+
+
+def random_like(shapes):
+    """Weights that make every part of a model matter."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda p: rng.normal(0, 0.3, p.shape).astype(np.float32), shapes
+    )
+
+
+def make(path: Path, model: dict, *, encoder_only: bool = False, **data) -> dict:
+    """Writes a checkpoint of ours with random weights, and returns these."""
+    classes = CLASSES if "pool" in model else ()
+    data = DATA | data
+    height, width = data["image_size"]
+    module = build(model, len(classes), encoder_only)
+    inputs = [images((height, width))]
+    if not classes:
+        p, q = model["patch_size"]
+        inputs.append(mask((height // p, width // q)))
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    params = random_like({"encoder": shapes} if encoder_only else shapes)
+    config = {"dtype": "float32", "model": model, "data": data}
+    config["mode"] = "finetune" if classes else "pretrain"
+    meta = {"config": config, "step": 3}
+    checkpoint.write(path, params, meta | ({"class_names": classes} if classes else {}))
+    return params
+
+
+def build(model: dict, num_classes: int, encoder_only: bool):
+    """The module of a checkpoint."""
+    if num_classes:
+        return build_classifier(num_classes=num_classes, dtype="float32", **model)
+    if encoder_only:
+        return build_encoder(**model, dtype=jnp.float32)
+    return build_simmim(dtype="float32", **model)
+
+
+def run(path: Path, images: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """What a checkpoint of ours gives: logits, pixels, or features of patches."""
+    params, meta = checkpoint.load(path)
+    model, classes = meta["config"]["model"], meta.get("class_names", ())
+    encoder_only = not classes and "decoder" not in params
+    module = build(model, len(classes), encoder_only)
+    params = params["encoder"] if encoder_only else params
+    inputs = [images] if mask is None else [images, mask]
+    out = jax.jit(module.apply)({"params": params}, *inputs)
+    return np.asarray(out.grid if encoder_only else out)
+
+
+def masked_loss(pixels: np.ndarray, images: np.ndarray, mask: np.ndarray) -> float:
+    """The pre-training loss of a prediction."""
+    mask = masking.upsample(mask, *images.shape[1:3])
+    return float(losses.masked_l1(pixels, images, mask)[0])
+
+
+def convert(source: Path, target: Path, *flags: str) -> Path:
+    """Runs the command, in this process; returns the target."""
+    main([str(source), str(target), *flags])
+    return target
