@@ -132,3 +132,35 @@ def test_eight_images_are_learned_by_heart():
     for _ in range(1500):
         state, metrics = step(state, {"image": images})
     assert metrics["loss"] < 0.1
+
+
+@pytest.mark.slow
+def test_an_ablation_logs_the_distance_of_its_masks_and_draws(tmp_path):
+    commands.run(
+        "--config=configs/ablations.py:resolution_48,smoke",
+        f"--workdir={tmp_path}",
+        "--config.mask.kind=block",
+        "--config.pictures=2",
+    )
+    losses = [m["loss"] for m in commands.metrics(tmp_path) if "loss" in m]
+    assert losses[-1] < 0.8 * losses[0]
+    held_out = commands.metrics(tmp_path)[-1]
+    assert 25 < held_out["avg_dist"] < 34  # blocks; of random units it is 15
+    with Image.open(tmp_path / "reconstructions" / "0000010.png") as picture:
+        assert np.asarray(picture).std() > 10
+
+
+@pytest.mark.slow
+def test_the_table_of_ablations_has_what_they_give():
+    names = ("random_4_0.8", "bins_8", "normalized", "all_pixels")
+    output = commands.run(*names, "--steps=10", module="benchmarks.ablations")
+    rows = [line.strip("| ").split(" | ") for line in output.splitlines()]
+    found = {row[0]: row for row in rows}
+    assert set(names) < set(found)
+    for name in names:
+        first, last = map(float, found[name][2:4])
+        assert 0 < last < first
+    assert float(found["bins_8"][2]) == pytest.approx(np.log(8), abs=0.4)
+    assert float(found["random_4_0.8"][4]) == pytest.approx(3.25, abs=0.1)
+    assert found["random_4_0.8"][5] == "80.0%"
+    assert found["all_pixels"][6] == "81.7 %"
