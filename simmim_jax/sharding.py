@@ -49,6 +49,15 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(spec, state)
 
 
+def placed(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes with their shardings: what to compile for, and restore onto."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        shardings,
+    )
+
+
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's part of a batch -> arrays over all devices of all processes."""
     sharding = batch_sharding(mesh)

@@ -8,7 +8,6 @@ all metrics of step n are on disk before it.
 import contextlib
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,31 +19,13 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simmim_jax import inputs, optim, sharding, steps
-from simmim_jax.checkpoint import Checkpointer, config_changes, describe_software
-from simmim_jax.data.pipeline import TrainIterator
+from simmim_jax import inputs, optim, resume, sharding, steps
+from simmim_jax.checkpoint import Checkpointer, describe_software
 from simmim_jax.data.source import Source
 from simmim_jax.interrupt import Interrupted, catch_signals
 from simmim_jax.metrics import MetricWriter, write_json
 from simmim_jax.step_log import StepLog
 from simmim_jax.steps import TrainState
-
-# Fields that change nothing of what a run learns.
-HARMLESS = (
-    "checkpoint_every",
-    "data.data_dir",
-    "data.num_threads",
-    "data.num_workers",
-    "keep_checkpoints",
-    "log_every",
-    "mesh.",
-    "pictures",
-    "wandb",
-)
-
-
-# Fields that change what the parameters are, or what they have learned to predict.
-MODEL = ("decoder.", "loss.", "model.", "target.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +114,13 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
             )
         )
         if start:
-            check_same_run(workdir, config, task, writer, finished=start >= total)
-            state = restore(checkpoints, start, shapes, shardings, iterator)
+            for change in resume.changes(
+                workdir, config, task.meta, finished=start >= total
+            ):
+                writer.message(change)
+            state = resume.restore(
+                checkpoints, start, sharding.placed(shapes, shardings), iterator
+            )
             writer.message(f"resumed at step {start} of {total}")
         else:
             if task.preview and jax.process_index() == 0:
@@ -205,7 +191,7 @@ def loop(
         log.checkpoints.save(
             step,
             params=state.averaged,
-            optimizer=optimizer_item(state),
+            optimizer=resume.optimizer_item(state),
             data=position,
             meta=meta | {"step": step},
             metrics=held_out,
@@ -278,80 +264,7 @@ def compile_step(
         "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharded),
     }
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-    return jitted.lower(_placed(shapes, shardings), batch).compile()
-
-
-def check_same_run(
-    workdir: Path,
-    config: ConfigDict,
-    task: Task,
-    writer: MetricWriter,
-    finished: bool,
-) -> None:
-    """Tells how the config changed since the run began.
-
-    ValueError where the model changed or other things are to be kept of it, or where
-    the run is finished, so that a change of what it learned would have no effect.
-    """
-    begun = json.loads((workdir / "config.json").read_text())
-    changes = config_changes(
-        begun["config"] | {"encoder": begun.get("restored_from")},
-        config.to_dict() | {"encoder": task.meta.get("restored_from")},
-    )
-    said = [f"{name} {change}" for name, change in changes.items()]
-    other_state = any(name.startswith(MODEL) for name in changes) or any(
-        bool(begun["config"].get(name)) != bool(config.get(name))
-        for name in ("ema_decay", "freeze_encoder")
-    )
-    if other_state or (
-        finished and not all(name.startswith(HARMLESS) for name in changes)
-    ):
-        raise ValueError(
-            f"'{workdir}' holds {'a finished' if finished else 'the'} run of another "
-            "config. Choose another --workdir, or go on with its config:\n  "
-            + "\n  ".join(said)
-        )
-    for line in said:
-        writer.message(line)
-
-
-def restore(
-    checkpoints: Checkpointer,
-    step: int,
-    shapes: TrainState,
-    shardings: TrainState,
-    iterator: TrainIterator,
-) -> TrainState:
-    """The state at `step`, laid out by `shardings`; moves the iterator there."""
-    like = _placed(shapes, shardings)
-    params, optimizer, position = checkpoints.restore(
-        step, params=like.averaged, optimizer=optimizer_item(like)
-    )
-    iterator.set_state(position)
-    learned = optimizer.get("params")
-    ema = learned and {name: params[name] for name in learned}
-    return TrainState(
-        optimizer["step"], params | (learned or {}), optimizer["state"], ema
-    )
-
-
-def optimizer_item(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds to go on with, beside the parameters to use.
-
-    With moving averages, which are the parameters to use, these are the latest ones.
-    """
-    item = {"step": state.step, "state": state.opt_state}
-    if state.ema is not None:
-        item["params"] = {name: state.params[name] for name in state.ema}
-    return item
-
-
-def _placed(shapes: TrainState, shardings: TrainState) -> TrainState:
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        shapes,
-        shardings,
-    )
+    return jitted.lower(sharding.placed(shapes, shardings), batch).compile()
 
 
 def _in_steps(config: ConfigDict, task: Task, duration: str) -> int:

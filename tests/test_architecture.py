@@ -35,7 +35,8 @@ LEVELS = (
         "data",
     },
     {"steps", "step_log", "inputs", "convert"},
-    {"train_loop", "predict", "aot"},
+    {"resume", "predict", "aot"},
+    {"train_loop"},
     {"pretrain", "finetune"},
     {"compare"},
     {"main"},
@@ -44,7 +45,9 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 FILES = {"io", "os", "pathlib", "shutil", "tempfile"}
-TAKES_CONFIGS = {"inputs", "train_loop", "pretrain", "finetune", "compare", "main"}
+TAKES_CONFIGS = {
+    *("inputs", "resume", "train_loop", "pretrain", "finetune", "compare", "main"),
+}
 # pipeline marks absl's flags as parsed, which grain's workers need in a notebook.
 PARSED_FLAGS = {"is_parsed", "mark_as_parsed"}
 

@@ -1,7 +1,5 @@
 """Fine-tuning: what is restored, what is counted, what is refused."""
 
-from types import SimpleNamespace
-
 import commands
 import jax
 import numpy as np
@@ -13,9 +11,7 @@ from configs import common
 from simmim_jax import augment, inputs
 from simmim_jax.data.source import ArraySource
 from simmim_jax.finetune import check_classes, evaluation, finetune, window_notice
-from simmim_jax.metrics import write_json
 from simmim_jax.models import build_classifier
-from simmim_jax.train_loop import check_same_run
 from simmim_jax.transfer import interpolate_offsets
 
 
@@ -156,17 +152,6 @@ def test_average_is_what_is_evaluated_and_kept(pretrained, tmp_path):
     assert np.abs(last - restored).max() > 1e-3
     # It began with what was restored, not with the fresh encoder.
     np.testing.assert_allclose(average, 0.25 * restored + 0.75 * last, atol=1e-6)
-
-
-@pytest.mark.parametrize(("before", "after"), [(0.0, 0.9), (0.9, 0.0)])
-def test_average_begins_and_ends_with_a_run(before, after, tmp_path):
-    config = tiny_config.get_config("finetune")
-    config.ema_decay = before
-    write_json(tmp_path / "config.json", {"config": config.to_dict()})
-    config.ema_decay = after
-    task = SimpleNamespace(meta={})
-    with pytest.raises(ValueError, match=f"ema_decay was {before}, is {after}"):
-        check_same_run(tmp_path, config, task, None, finished=False)
 
 
 SWIN_V2 = {
