@@ -3,11 +3,10 @@
     python -m simmim_jax.main --config=configs/swin_v2_base.py \
         --workdir=runs/swin_v2_base
 
-Images: ImageNet-1k through TFDS, labels unused. Hardware: the official code names one
-DGX-2, 16 V100 with 128 images each, for its batch of 2048. Its target is normalised
-within a window of 47 pixels. Expected after fine-tuning with
-configs/swin_v2_base_finetune.py: 85.04 % top-1 after 500k steps, the 800 epochs (data
-scaling study, MODELHUB of github.com/microsoft/Swin-Transformer).
+Images: ImageNet-1k through TFDS, labels unused. Hardware: none is named for its batch
+of 2048. The target is normalised within a window of 47 pixels. Expected after fine-
+tuning with configs/swin_v2_base_finetune.py: 85.04 % top-1 after 500k steps, the 800
+epochs (data scaling study, MODELHUB of github.com/microsoft/Swin-Transformer).
 
 ":smoke" takes ten steps on a bundled set, to see that everything runs.
 """

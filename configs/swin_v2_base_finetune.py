@@ -3,10 +3,9 @@
     python -m simmim_jax.main --config=configs/swin_v2_base_finetune.py \
         --config.init_from=runs/swin_v2_base --workdir=runs/swin_v2_base_finetune
 
-Images: ImageNet-1k through TFDS. Hardware: the official code names one DGX-2, 16 V100
-with 128 images each, for its batch of 2048. Expected: 85.04 % top-1 after 500k steps,
-the official 800 epochs of pre-training (data scaling study, MODELHUB of
-github.com/microsoft/Swin-Transformer).
+Images: ImageNet-1k through TFDS. Hardware: none is named for its batch of 2048.
+Expected: 85.04 % top-1 after 500k steps, the official 800 epochs of pre-training (data
+scaling study, MODELHUB of github.com/microsoft/Swin-Transformer).
 
 ":smoke" takes ten steps on a bundled set, to see that everything runs.
 """

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from simmim_jax.checkpoint import Checkpointer, config_changes
@@ -33,6 +34,7 @@ def changes(
 ) -> list[str]:
     """How the config, and the encoder in `meta`, differ from when the run began.
 
+    A field that did not exist then is told, and changes nothing that is refused.
     ValueError where the model changed or other things are to be kept of it, or where
     the run is finished, so that a change of what it learned would have no effect.
     """
@@ -42,9 +44,12 @@ def changes(
         config.to_dict() | {"encoder": meta.get("restored_from")},
     )
     said = [f"{name} {change}" for name, change in changed.items()]
-    learned = [name for name in changed if not name.startswith(HARMLESS)]
+    known = flatten_dict(begun["config"] | {"encoder": None}, sep=".")
+    learned = [
+        name for name in changed if name in known and not name.startswith(HARMLESS)
+    ]
     other_state = any(name.startswith(MODEL) for name in learned) or any(
-        bool(begun["config"].get(name)) != bool(config.get(name))
+        bool(begun["config"].get(name, False)) != bool(config.get(name, False))
         for name in ("ema_decay", "freeze_encoder")
     )
     if other_state or (finished and learned):

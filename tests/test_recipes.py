@@ -1,6 +1,7 @@
 """Every published recipe, against the tables of the official configs."""
 
 import importlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,10 @@ import numpy as np
 import pytest
 
 from configs import models
-from simmim_jax import optim
-from simmim_jax.inputs import num_steps
+from simmim_jax import optim, train_loop
 from simmim_jax.models import build_classifier, build_encoder, build_simmim
 
 IMAGENET = 1_281_167
-# Effective rates at the official batch of 2048 are four times those of the configs.
-SCALE = 2048 / optim.REFERENCE_BATCH
 
 # image, window, epochs, warm-up, lr, warm-up lr, schedule, floor, drop path, target
 PRETRAIN = {
@@ -81,21 +79,12 @@ def build(config):
 
 
 def rates(config):
-    """The learning rate by the number of updates done, as train_loop sets it up."""
-
-    def steps(duration):
-        return num_steps(duration, config.data.batch_size, IMAGENET)
-
-    return optim.learning_rate(
-        decay=config.optim.decay,
-        peak=config.optim.lr * SCALE,
-        warmup_lr=config.optim.warmup_lr * SCALE,
-        min_lr=config.optim.min_lr * SCALE,
-        total_steps=steps(config.duration),
-        warmup_steps=steps(config.optim.warmup),
-        milestones=[steps(m) for m in config.optim.milestones],
-        schedule=config.optim.schedule,
+    """The learning rate by the number of updates done."""
+    task = SimpleNamespace(
+        source=range(IMAGENET), layer_id=lambda path: 0, layer_decay=1.0, frozen=()
     )
+    params = {"encoder": {"kernel": jnp.zeros((1, 1))}}
+    return train_loop.optimizer(config, task, params)[0]
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
@@ -165,6 +154,19 @@ def check_shared(config):
 def test_model_has_the_published_number_of_parameters(name):
     _, params = build(load(name))
     assert sum(p.size for p in jax.tree.leaves(params)) == SIZES[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("swin_base", 86_725_304),
+        ("swin_large", 195_159_540),
+        ("vit_base", 85_666_128),
+    ],
+)
+def test_encoder_has_the_published_number_of_parameters(name, expected):
+    _, params = build(load(name))
+    assert sum(p.size for p in jax.tree.leaves(params["encoder"])) == expected
 
 
 # ---- Rates at iterations of the official scheduler, which update i + 1 uses ----------

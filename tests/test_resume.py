@@ -68,3 +68,13 @@ def test_another_encoder_is_refused_once_the_run_is_finished(tmp_path):
             finished=True,
             meta={"restored_from": "/runs/other"},
         )
+
+
+def test_a_run_from_before_a_field_existed_goes_on(tmp_path):
+    config = tiny_config.get_config("pretrain")
+    old = config.to_dict()
+    del old["loss"], old["model"]["init_std"]
+    write_json(tmp_path / "config.json", {"config": old})
+    said = resume.changes(tmp_path, config, {}, finished=False)
+    assert "loss.kind was None, is 'l1'" in said
+    assert len(said) == 4

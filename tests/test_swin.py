@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.models.swin import Swin
 from simmim_jax.models.swin_v2 import SwinV2, log_spaced_offsets, unit
@@ -42,52 +41,6 @@ def random_params(model, size=(32, 32)):
 def apply(model, params, images, mask=None, key=None):
     rngs = None if key is None else {"drop_path": key}
     return model.apply({"params": params}, images, mask, key is not None, rngs=rngs)
-
-
-def count(params):
-    return sum(math.prod(p.shape) for p in jax.tree.leaves(params))
-
-
-# ---- Published sizes -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("encoder", "size", "expected"),
-    [
-        (Swin(), 192, 89_874_104),
-        (
-            Swin(embed_dim=192, num_heads=(6, 12, 24, 48), window_size=12),
-            192,
-            199_881_204,
-        ),
-        (SwinV2(), 192, 90_042_744),
-    ],
-    ids=["swin_base", "swin_large", "swin_v2_base"],
-)
-def test_pre_training_models_have_the_published_sizes(encoder, size, expected):
-    mask = jnp.zeros((1, size // 4, size // 4), bool)
-    assert (
-        count(shapes(SimMIM(encoder), jnp.zeros((1, size, size, 3)), mask)) == expected
-    )
-
-
-@pytest.mark.parametrize(
-    ("encoder", "size", "expected"),
-    [
-        (Swin(), 192, 87_750_176),
-        (Swin(window_size=7), 224, 87_768_224),
-        (
-            Swin(embed_dim=192, num_heads=(6, 12, 24, 48), window_size=14),
-            224,
-            196_794_556,
-        ),
-        (SwinV2(window_size=14), 224, 87_918_816),
-    ],
-    ids=["swin_base_192", "swin_base_224", "swin_large", "swin_v2_base"],
-)
-def test_classifiers_have_the_published_sizes(encoder, size, expected):
-    model = Classifier(encoder, 1000, pool_norm=False)
-    assert count(shapes(model, jnp.zeros((1, size, size, 3)))) == expected
 
 
 # ---- Sizes and masks -----------------------------------------------------------------

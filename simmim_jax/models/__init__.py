@@ -47,7 +47,7 @@ def build_classifier(
     num_classes: int,
     pool: str,
     pool_norm: bool,
-    head_scale: float,
+    head_scale: float = 0.001,
     dtype: str,
     **encoder: Any,
 ) -> Classifier:
