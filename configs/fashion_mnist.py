@@ -25,10 +25,6 @@ def get_config(arg: str = "") -> ConfigDict:
         std=(0.353,),
         patch_size=(7, 7),
     )
-    # All are framed alike, and shoes point to the left: crops and flips only distract.
-    config.pretrain.data.flip = False
-    config.finetune.data.flip = False
-    config.finetune.data.crop_scale = ()
     config.pretrain.duration = "500000 examples"
     config.pretrain.eval_every = "100000 examples"
     config.finetune.data.num_labels = 600
