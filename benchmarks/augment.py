@@ -6,6 +6,10 @@ Times, in turns: the official augmentation of a batch (flip, RandAugment, normal
 erasing, mixing) and one with the flip alone; fine-tuning steps of ViT-S/16 and ViT-B/16
 without augmentation; RandAugment alone, in a batch and with Pillow, image by image on
 one core. Prints medians over the turns, and writes the same to --json.
+
+On 2 cores of an AMD EPYC that had other work too (2026-11-25, batch 4, float32, 11
+turns): augmentation took 37 ms an image, 5.2 % of a step of ViT-S and 1.7 % of one of
+ViT-B; RandAugment alone 21 ms, in Pillow 16 ms. Not measured on GPUs and TPUs.
 """
 
 import argparse

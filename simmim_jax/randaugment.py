@@ -5,6 +5,9 @@ Operations are those of Pillow and their arguments those of timm 0.4.12
 blend with a grey or a smooth copy, an affine warp. Each kind is computed for all images
 of a batch, which costs less than fifteen branches of which a batch would compute all,
 and each image takes the result that its operation asks for.
+
+benchmarks/augment.py has the cost on a CPU. On TPUs, where gathers are slow, it has not
+been measured and may exceed that of the model.
 """
 
 from collections.abc import Mapping, Sequence
