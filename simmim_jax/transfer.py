@@ -36,10 +36,11 @@ def transfer(
 
     pretrained: parameters of a pre-training run, or of another classifier; params:
     those of the new model. A table that the pre-trained blocks share is copied to each
-    block (official `remap_pretrained_keys_vit`), or added to the block's own. Where the grids of patches or the
-    windows differ, positions are interpolated: see `interpolate_offsets` and
-    `interpolate_positions`. A grid that is not given is square. first_blocks: the
-    checkpoint may have more blocks than the model, which takes the first ones.
+    block (official `remap_pretrained_keys_vit`), or added to the block's own. Where the
+    grids of patches or the windows differ, positions are interpolated: see
+    `interpolate_offsets` and `interpolate_positions`. A grid that is not given is
+    square. first_blocks: the checkpoint may have more blocks than the model, which
+    takes the first ones.
 
     Returns the new parameters and a report of what matched, what was interpolated, what
     is new and what was left out. ValueError that names both shapes where the encoders
