@@ -36,10 +36,11 @@ def transfer(
 
     pretrained: parameters of a pre-training run, or of another classifier; params:
     those of the new model. A table that the pre-trained blocks share is copied to each
-    block (official `remap_pretrained_keys_vit`). Where the grids of patches or the
-    windows differ, positions are interpolated: see `interpolate_offsets` and
-    `interpolate_positions`. A grid that is not given is square. first_blocks: the
-    checkpoint may have more blocks than the model, which takes the first ones.
+    block (official `remap_pretrained_keys_vit`), or added to the block's own. Where the
+    grids of patches or the windows differ, positions are interpolated: see
+    `interpolate_offsets` and `interpolate_positions`. A grid that is not given is
+    square. first_blocks: the checkpoint may have more blocks than the model, which
+    takes the first ones.
 
     Returns the new parameters and a report of what matched, what was interpolated, what
     is new and what was left out. ValueError that names both shapes where the encoders
@@ -140,12 +141,15 @@ def interpolate_positions(positions: np.ndarray, size: Size) -> np.ndarray:
 
 
 def _share_out_table(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Gives each block the table that all share in `old`, if each has one in `new`."""
+    """Gives each block the table that all share in `old`, if each has one in `new`.
+
+    Where a block has its own as well, their sum is its bias.
+    """
     blocks = _blocks(old)
     names = [n for n in new if n.endswith(f"/attn/{_TABLE}") and _block(n) in blocks]
     if names and _SHARED_TABLE in old and _SHARED_TABLE not in new:
         shared = old.pop(_SHARED_TABLE)
-        old.update({name: shared for name in names if name not in old})
+        old.update({n: old[n] + shared if n in old else shared for n in names})
 
 
 def _differences(

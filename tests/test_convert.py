@@ -174,6 +174,37 @@ def test_official_checkpoint_with_a_yacs_config(zipped, tmp_path, capsys):
     )
 
 
+def test_averages_that_are_not_read_are_reported(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    params = make(tmp_path / "ours", PLAIN_VIT)
+    file = convert(tmp_path / "ours", tmp_path / "x.pth", "--to=official")
+    content = torch.load(file, weights_only=True)
+    averages = {name: value + 1 for name, value in content["model"].items()}
+    torch.save(content | {"model_ema": averages}, file)
+    capsys.readouterr()
+    assert_same(checkpoint.load(convert(file, tmp_path / "back"))[0], params)
+    assert "left out: model_ema\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"MODEL": {"TYPE": "swin"}}, "lacks the setting 'SWIN'"),
+        ({"DATA": {}}, "lacks the setting 'IMG_SIZE'"),
+        ({"MODEL": []}, "of another type"),
+    ],
+)
+def test_configs_without_a_setting_are_refused(config, complaint, tmp_path):
+    make(tmp_path / "ours", SWIN)
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+    bad = rewrite(
+        file, tmp_path / "bad.safetensors", lambda _: None, config=json.dumps(config)
+    )
+    message = refusal(bad, tmp_path / "back")
+    assert "bad.safetensors'" in message
+    assert complaint in message
+
+
 # ---- What a file does not tell -------------------------------------------------------
 
 
@@ -219,6 +250,7 @@ def test_what_shapes_do_not_tell_is_asked_for(tmp_path):
         ("--data.mean=(0.5,)", r"data.mean=\(0.5,\): expected a number for each of 3"),
         ("--colour=2", "--colour=2: expected --model.FIELD=VALUE"),
         ("--model.depth", "--model.depth: expected --model.FIELD=VALUE"),
+        ("--model.depth=2.5", "model.depth=2.5: expected int, such as 12"),
         ("--model.depth=3", "blocks.2.norm1.weight is missing"),
     ],
 )

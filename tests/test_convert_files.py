@@ -59,6 +59,34 @@ def test_half_precision_becomes_float32(tmp_path):
     assert_tensors(found, {k: v.astype(np.float32) for k, v in halves.items()})
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_doubles_that_float32_would_round_are_refused(suffix, tmp_path):
+    if suffix == "pth":
+        pytest.importorskip("torch")
+    path = tmp_path / f"x.{suffix}"
+    exact = np.array([1.5, np.nan, np.inf])
+    files.write(path, {"x": exact})
+    assert_tensors(files.read(path)[0], {"x": exact.astype(np.float32)})
+    for value in (1 + 2**-40, 1e300):
+        files.write(path, {"y": np.array([value])})
+        with pytest.raises(ValueError, match="y is float64, and float32 would round"):
+            files.read(path)
+
+
+def test_folders_that_break_off_leave_nothing_behind(tmp_path):
+    path = tmp_path / "folder"
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        files.write_folder(path, TENSORS, config={"x": {1, 2}})
+    assert not list(tmp_path.iterdir())
+    files.write_folder(path, TENSORS, config={"x": 1}, other={})
+    assert {p.name for p in path.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "other.json",
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
 def test_broken_files_are_named(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"no such header")
@@ -113,11 +141,29 @@ def test_pytorch_there_and_back(tmp_path, torch):
     assert rest == {"config": {"DATA": {"IMG_SIZE": 4}}}
 
 
+def test_files_that_break_off_leave_nothing_behind(tmp_path, torch):
+    with pytest.raises(AttributeError, match="pickle"):
+        files.write(tmp_path / "x.pth", TENSORS, config=lambda: 0)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("key", ["model", "state_dict", None])
 def test_where_files_keep_their_tensors(key, tmp_path, torch):
     content = {key: state(torch), "epoch": 3} if key else state(torch)
     torch.save(content, tmp_path / "x.bin")
     assert_tensors(files.read(tmp_path / "x.bin")[0])
+
+
+def test_other_groups_of_tensors_are_named(tmp_path, torch):
+    training = {name: {"state": {0: state(torch)}} for name in files._TRAINING_KEYS}
+    averages = {"model_ema": state(torch), "state_dict": {"module": state(torch)}}
+    content = {"model": state(torch), "epoch": 3, "args": {}} | averages | training
+    torch.save(content, tmp_path / "x.pth")
+    rest = files.read(tmp_path / "x.pth")[1]
+    assert set(files.tensor_groups(rest)) == set(averages)
+    torch.save(state(torch) | {"ema": state(torch)}, tmp_path / "x.pth")
+    rest = files.read(tmp_path / "x.pth")[1]
+    assert files.tensor_groups(rest) == ("ema",)
 
 
 def test_parameters_and_halves(tmp_path, torch):
@@ -172,6 +218,7 @@ def test_what_a_file_wants_to_run_is_refused(zipped, tmp_path, torch):
     [
         ({"epoch": 3}, r"holds no tensors.*\['epoch'\]"),
         ([1, 2], "holds a list"),
+        ({"model": [1, 2]}, "holds a list as 'model': expected a dict of tensors"),
     ],
 )
 def test_files_without_tensors_are_refused(content, complaint, tmp_path, torch):

@@ -285,6 +285,9 @@ def test_unknown_names_stay():
         ({"hidden_act": "gelu_new"}, "gelu_new"),
         ({"layer_norm_eps": 1e-6}, "layer_norm_eps=1e-06"),
         ({"model_type": "dinov2"}, "'dinov2'"),
+        ({"image_size": {"shortest_edge": 32}}, "lacks the setting 'height'"),
+        ({"drop_path_rate": None}, "of another type"),
+        ({"window_size": [4, 4]}, "window_size=.* expected int"),
     ],
 )
 def test_models_that_we_do_not_have_are_refused(setting, complaint, tmp_path):

@@ -57,6 +57,10 @@ THEIRS = {
         "vit_base_patch16_224",
         VIT_ARGS | {"global_pool": "avg", "init_values": 0.1},
     ),
+    "vit-mean-unnormed": (
+        "vit_base_patch16_224",
+        VIT_ARGS | {"global_pool": "avg", "fc_norm": False},
+    ),
     "vit-encoder": ("vit_base_patch16_224", VIT_ARGS | HEADLESS),
     "beit": ("beit_base_patch16_224", VIT_ARGS),
     "beit-cls": ("beit_base_patch16_224", VIT_ARGS | {"global_pool": "token"}),
@@ -184,6 +188,42 @@ def test_models_that_they_do_not_have_are_refused(model, complaint, tmp_path):
     make(tmp_path / "ours", model)
     with pytest.raises(SystemExit, match=complaint):
         convert(tmp_path / "ours", tmp_path / "timm", "--to=timm")
+
+
+def change_args(folder, **args):
+    """Other model_args in a folder of timm."""
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"] |= args
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_arguments_that_make_another_model_are_refused(tmp_path):
+    make(tmp_path / "ours", SWIN_V2 | SWIN_HEAD)
+    folder = convert(tmp_path / "ours", tmp_path / "timm", "--to=timm")
+    change_args(folder, act_layer="gelu", always_partition=False, drop_rate=0.1)
+    convert(folder, tmp_path / "same")
+    change_args(folder, act_layer="relu", always_partition=True, global_pool="max")
+    with pytest.raises(SystemExit, match=r"relu.*always_partition.*global_pool.*max"):
+        convert(folder, tmp_path / "back")
+
+
+def test_windows_of_two_sides(tmp_path):
+    make(tmp_path / "ours", SWIN_V2 | SWIN_HEAD)
+    folder = convert(tmp_path / "ours", tmp_path / "timm", "--to=timm")
+    change_args(folder, window_size=[4, 4])
+    meta = checkpoint.load(convert(folder, tmp_path / "back"))[1]
+    assert meta["config"]["model"]["window_size"] == 4
+    change_args(folder, window_size=[4, 2])
+    with pytest.raises(SystemExit, match=r"window_size=\(4, 2\): expected int"):
+        convert(folder, tmp_path / "other")
+
+
+def test_malformed_arguments_are_refused(tmp_path):
+    make(tmp_path / "ours", SWIN | SWIN_HEAD)
+    folder = convert(tmp_path / "ours", tmp_path / "timm", "--to=timm")
+    change_args(folder, pretrained_window_sizes=4)
+    with pytest.raises(SystemExit, match="timm' has a setting of another type"):
+        convert(folder, tmp_path / "back")
 
 
 def test_other_models_are_refused(tmp_path):

@@ -135,6 +135,24 @@ def test_shared_table_counts_once_where_there_are_both_kinds(pretrained):
     )
 
 
+def test_shared_table_is_added_to_the_blocks_own():
+    both = dataclasses.replace(PRETRAINED, use_rel_pos_bias=True, final_norm=False)
+    old = random_params(Classifier(both, 10))
+    merged, _ = transfer(old, random_params(Classifier(FINETUNED, 10), seed=1))
+    images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    found, expected = (
+        jax.jit(model.apply)({"params": params["encoder"]}, images).grid
+        for model, params in ((FINETUNED, merged), (both, old))
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_shared_table_that_no_block_takes_is_reported(pretrained):
+    model = dataclasses.replace(FINETUNED, use_rel_pos_bias=False)
+    _, report = transfer(pretrained, random_params(Classifier(model, 10), seed=1))
+    assert f"encoder/rel_pos_bias/{TABLE}" in report.split("left out: ")[1]
+
+
 def test_tables_stay_new_where_the_checkpoint_has_none(fresh):
     model = dataclasses.replace(PRETRAINED, use_shared_rel_pos_bias=False)
     merged, report = transfer(random_params(SimMIM(model)), fresh)

@@ -10,9 +10,11 @@ import importlib
 import json
 import pickle
 import re
+import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,18 @@ import numpy as np
 
 # The tensors of a training checkpoint, by who wrote it: SimMIM and Swin; timm.
 _STATE_KEYS = ("model", "state_dict")
+# Of a training run, and no model's.
+_TRAINING_KEYS = ("optimizer", "lr_scheduler", "scaler")
+WEIGHTS = "model.safetensors"  # of a folder
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors of a file by name, and what else it holds, such as "config".
 
-    Half-precision tensors become float32, which changes no value. FileNotFoundError,
-    or ValueError for a file that is broken, holds no tensors, or cannot be read without
-    running what it says.
+    Floats become float32, which changes no value. FileNotFoundError, or ValueError for
+    a file that is broken, holds no tensors or ones that float32 would round, or cannot
+    be read without running what it says.
     """
     if not path.is_file():
         raise FileNotFoundError(f"'{path}' is not a file: expected {SUFFIXES}.")
@@ -38,7 +43,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             f"'{path}' holds no tensors: expected a state dict, or one under 'model' "
             f"or 'state_dict'. It holds {sorted(rest)}."
         )
-    return {name: _widened(value) for name, value in tensors.items()}, rest
+    return {name: _as_float32(name, value) for name, value in tensors.items()}, rest
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], **rest: Any) -> None:
@@ -46,16 +51,28 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], **rest: Any) -> None:
 
     .safetensors: metadata, all text. Else PyTorch's: {"model": tensors, **rest}.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    if path.suffix == ".safetensors":
-        # transformers refuses files without "format".
-        metadata = {"format": "pt"} | rest
-        _require("safetensors.numpy").save_file(tensors, path, metadata=metadata)
-        return
-    torch = _require("torch")
-    state = {name: torch.tensor(value) for name, value in tensors.items()}
-    torch.save({"model": state, **rest}, path)
+    with _whole(path) as temporary:
+        if path.suffix == ".safetensors":
+            # transformers refuses files without "format".
+            metadata = {"format": "pt"} | rest
+            save_file = _require("safetensors.numpy").save_file
+            save_file(tensors, temporary, metadata=metadata)
+        else:
+            torch = _require("torch")
+            state = {name: torch.tensor(value) for name, value in tensors.items()}
+            torch.save({"model": state, **rest}, temporary)
+
+
+def write_folder(
+    path: Path, tensors: Mapping[str, np.ndarray], **contents: Mapping[str, Any]
+) -> None:
+    """Writes a folder of tensors, WEIGHTS, and of JSON files by name: config=…, …."""
+    with _whole(path) as temporary:
+        write(temporary / WEIGHTS, tensors)
+        for name, content in contents.items():
+            text = json.dumps(content, indent=2) + "\n"
+            (temporary / f"{name}.json").write_text(text)
 
 
 def renamed(
@@ -79,6 +96,46 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def tensor_groups(rest: Mapping[str, Any]) -> tuple[str, ...]:
+    """What else of a file holds tensors and is no training state, as "model_ema"."""
+    return tuple(
+        name
+        for name, value in rest.items()
+        if name not in _TRAINING_KEYS and _holds_tensors(value)
+    )
+
+
+@contextmanager
+def settings_of(path: Path) -> Iterator[None]:
+    """ValueError that names the file, where a setting is missing or of another type."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"'{path}' lacks the setting {error}.") from error
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"'{path}' has a setting of another type than expected: {error}."
+        ) from error
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A temporary sibling of a file or folder that becomes it once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=f".{path.name}."
+    ) as scratch:
+        temporary = Path(scratch) / path.name
+        yield temporary
+        temporary.rename(path)
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensors, value.values()))
+    return hasattr(value, "shape")
 
 
 def _reader(path: Path) -> Any:
@@ -123,22 +180,38 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not isinstance(content, Mapping):
         raise ValueError(f"'{path}' holds a {type(content).__name__}, not a dict.")
     rest = dict(content)
-    state = next((rest.pop(key) for key in _STATE_KEYS if key in rest), content)
+    key = next((key for key in _STATE_KEYS if key in rest), None)
+    state = rest.pop(key) if key else content
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"'{path}' holds a {type(state).__name__} as {key!r}: expected a dict of "
+            "tensors, a state dict."
+        )
     tensors = {
         name: _to_numpy(value)
         for name, value in state.items()
         if isinstance(value, torch.Tensor)
     }
-    return tensors, rest
+    return tensors, rest if key else {n: rest[n] for n in rest if n not in tensors}
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
     tensor = tensor.detach()
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    half = tensor.is_floating_point() and tensor.element_size() < 4
+    return (tensor.float() if half else tensor).numpy()
 
 
-def _widened(value: np.ndarray) -> np.ndarray:
-    return value if value.dtype.kind in "iub" else value.astype(np.float32)
+def _as_float32(name: str, value: np.ndarray) -> np.ndarray:
+    if value.dtype.kind in "iub":
+        return value
+    with np.errstate(over="ignore"):
+        single = value.astype(np.float32)
+    if value.dtype == np.float64 and not np.array_equal(single, value, equal_nan=True):
+        raise ValueError(
+            f"{name} is float64, and float32 would round it: expected float32 or less. "
+            "Where that does no harm, round it in the file."
+        )
+    return single
 
 
 def _require(module: str) -> Any:

@@ -8,7 +8,6 @@ Their Swin V2 adds the mask of shifted windows twice, -200 instead of the offici
 that shows only where logits are as large.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,15 +36,18 @@ def read(path: Path, given: Given) -> Model:
     The biases of a ViT's keys, which change nothing, are left out.
     """
     config = files.read_json(path / "config.json")
-    _check_config(config, path)
+    with files.settings_of(path):
+        _check_config(config, path)
+        fields = _fields(config)
+        data = _images(config, files.read_json(path / "preprocessor_config.json"))
+        if names := config.get("id2label", {}):
+            names = [name for _, name in sorted(names.items(), key=lambda x: int(x[0]))]
     state = to_official(_read_tensors(path), config["model_type"])
-    if names := config.get("id2label", {}):
-        names = [name for _, name in sorted(names.items(), key=lambda x: int(x[0]))]
     return Model.describe(
         state,
         given,
-        model=_fields(config),
-        data=_images(config, files.read_json(path / "preprocessor_config.json")),
+        model=fields,
+        data=data,
         class_names=names if "head.weight" in state else (),
     )
 
@@ -58,16 +60,15 @@ def write(model: Model, path: Path) -> None:
     model_type = _model_type(model)
     if reason := _misfit(model, model_type):
         raise ValueError(f"transformers has no such model: {reason}.")
-    path.mkdir(parents=True, exist_ok=True)
     # A class for a task has the encoder under a name, the encoder's own has not.
     prefix = "" if _architecture(model, model_type).endswith("Model") else model_type
     state = from_official(model.bare_state(), model_type, prefix)
-    files.write(path / "model.safetensors", state)
-    for name, content in (
-        ("config.json", _config(model, model_type)),
-        ("preprocessor_config.json", _processor(model.data)),
-    ):
-        (path / name).write_text(json.dumps(content, indent=2) + "\n")
+    files.write_folder(
+        path,
+        state,
+        config=_config(model, model_type),
+        preprocessor_config=_processor(model.data),
+    )
 
 
 # ---- config.json ---------------------------------------------------------------------
@@ -269,9 +270,9 @@ def _processor(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The folder's tensors, from one file or those that an index names."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        index = files.read_json(path / f"{name}.index.json")
-        parts = sorted(set(index["weight_map"].values())) if index else [name]
+    for name in (files.WEIGHTS, "pytorch_model.bin"):
+        index = files.read_json(path / f"{name}.index.json").get("weight_map")
+        parts = sorted(set(index.values())) if index else [name]
         if (path / parts[0]).is_file():
             tensors: dict[str, np.ndarray] = {}
             for part in parts:

@@ -46,7 +46,8 @@ _VIT = {
 def read(path: Path, given: Given) -> Model:
     """From a file of official or timm's names.
 
-    Index and mask buffers, which follow from the sizes, are left out. ValueError where
+    Index and mask buffers, which follow from the sizes, are left out, and so are other
+    groups of tensors, such as the averages under "model_ema". ValueError where
     the file does not tell enough.
     """
     tensors, rest = files.read(path)
@@ -54,13 +55,16 @@ def read(path: Path, given: Given) -> Model:
     state = files.renamed(tensors, lambda name: name.replace(".rpe_mlp.", ".cpb_mlp."))
     config = rest.get("config", {})
     config = json.loads(config) if isinstance(config, str) else config
+    with files.settings_of(path):
+        fields, data = _known(config), _images(config)
     names = rest.get("class_names", ())
     return Model.describe(
         timm.to_official(state),
         given,
-        model=_known(config),
-        data=_images(config),
+        model=fields,
+        data=data,
         class_names=json.loads(names) if isinstance(names, str) else names,
+        unread=files.tensor_groups(rest),
     )
 
 

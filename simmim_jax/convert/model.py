@@ -69,10 +69,12 @@ class Model:
         model: Mapping[str, Any],
         data: Mapping[str, Any],
         class_names: Sequence[str] = (),
+        unread: Sequence[str] = (),
     ) -> "Model":
         """From tensors in official names, what their file says, and what the user says.
 
-        Shapes tell the rest. ValueError where something remains unknown.
+        Shapes tell the rest. unread: tensors of the file that are not in `state`.
+        ValueError where something remains unknown, or is of another type.
         """
         left_out = [
             name
@@ -86,6 +88,7 @@ class Model:
         _check_names("model", given.model, {*defaults, *_HEAD})
         _check_names("data", given.data, {*OFFICIAL_DATA, "image_size"})
         fields = defaults | fields
+        _check_types(fields, defaults)
         data = {**OFFICIAL_DATA, **data, **_with_tuples(given.data)}
         data["channels"] = _patch_weight(state).shape[1]
         if "image_size" not in data:
@@ -93,7 +96,7 @@ class Model:
         names = given.class_names or class_names
         if "head.weight" in state:
             names = names or [f"class {i}" for i in range(len(state["head.weight"]))]
-        described = cls(state, fields, data, tuple(names), tuple(left_out))
+        described = cls(state, fields, data, tuple(names), (*left_out, *unread))
         described.check()
         return described
 
@@ -228,6 +231,16 @@ def _check_names(part: str, given: Mapping[str, Any], known: set[str]) -> None:
     if strange := sorted(given.keys() - known):
         expected = ", ".join(sorted(known))
         raise ValueError(f"--{part}.{strange[0]}: expected one of {expected}.")
+
+
+def _check_types(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    for name, default in defaults.items():
+        types = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value := fields[name], types):
+            raise ValueError(
+                f"model.{name}={value!r}: expected {type(default).__name__}, such as "
+                f"{default!r}; add --model.{name}=…"
+            )
 
 
 def _defaults(encoder: str) -> dict[str, Any]:

@@ -24,7 +24,19 @@ ARCHITECTURES = {
     "vit": "vit_base_patch16_224",
 }
 _NORM_EPS = {"swin": 1e-5, "swin_v2": 1e-5, "beit": 1e-6, "vit": 1e-6}
-_WEIGHTS = "model.safetensors"
+# Arguments of timm's models that tensors tell, or that matter in training alone.
+_TOLD = {
+    *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth"),
+    *("depths", "head_dim", "mlp_ratio", "qkv_bias", "qk_norm", "proj_bias"),
+    *("class_token", "no_embed_class", "reg_tokens", "pos_embed", "pre_norm"),
+    *("final_norm", "fc_norm", "use_fc_norm", "use_abs_pos_emb", "use_rel_pos_bias"),
+    *("use_shared_rel_pos_bias", "strict_img_size", "dynamic_img_size"),
+    *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate"),
+    *("attn_drop_rate", "weight_init", "fix_init", "head_init_scale"),
+}
+# Those that are fields of ours by the same name.
+_FIELDS = ("num_heads", "window_size", "drop_path_rate", "pretrained_window_sizes")
+_POOLS = {"avg": "mean", "token": "cls"}
 
 
 def is_folder(path: Path) -> bool:
@@ -39,19 +51,27 @@ def read(path: Path, given: Given) -> Model:
     """
     config = json.loads((path / "config.json").read_text())
     weights = next(
-        (path / w for w in (_WEIGHTS, "pytorch_model.bin") if (path / w).is_file()),
-        path / _WEIGHTS,
+        (
+            path / name
+            for name in (files.WEIGHTS, "pytorch_model.bin")
+            if (path / name).is_file()
+        ),
+        path / files.WEIGHTS,
     )
     state = to_official(files.read(weights)[0])
-    # Old files have the description of images at the top.
-    images = config.get("pretrained_cfg", config)
-    names = config.get("label_names") or images.get("label_names") or ()
+    classifies = "head.weight" in state
+    with files.settings_of(path):
+        # Old files have the description of images at the top.
+        images = config.get("pretrained_cfg", config)
+        names = config.get("label_names") or images.get("label_names") or ()
+        fields = _known(config.get("model_args", {}), classifies)
+        data = _images(images)
     return Model.describe(
         state,
         given,
-        model=_known(config.get("model_args", {})),
-        data=_images(images),
-        class_names=names if "head.weight" in state else (),
+        model=fields,
+        data=data,
+        class_names=names if classifies else (),
     )
 
 
@@ -69,9 +89,7 @@ def write(model: Model, path: Path) -> list[str]:
     if path.suffix in files.SUFFIXES:
         files.write(path, state)
     else:
-        path.mkdir(parents=True, exist_ok=True)
-        files.write(path / _WEIGHTS, state)
-        (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        files.write_folder(path, state, config=config)
     return [name for name in model.state if _is_for_masking(name)]
 
 
@@ -139,12 +157,34 @@ def _is_for_masking(name: str) -> bool:
 # ---- config.json ---------------------------------------------------------------------
 
 
-def _known(args: Mapping[str, Any]) -> dict[str, Any]:
-    """What shapes do not tell, from the arguments of timm's model."""
-    names = ("num_heads", "window_size", "drop_path_rate", "pretrained_window_sizes")
-    fields = {name: args[name] for name in names if name in args}
+def _known(args: Mapping[str, Any], classifies: bool) -> dict[str, Any]:
+    """What shapes do not tell, from the arguments of timm's model.
+
+    ValueError where they make another model than ours.
+    """
+    strange = {
+        name: value
+        for name, value in args.items()
+        if value
+        and name not in {*_TOLD, *_FIELDS, "init_values", "global_pool"}
+        and (name, value) != ("act_layer", "gelu")
+    }
+    pool = args.get("global_pool")
+    if classifies and pool and pool not in _POOLS:
+        strange["global_pool"] = pool
+    if strange:
+        raise ValueError(
+            f"we have no model with {strange}, model_args in timm's config.json: "
+            "expected its defaults. Take them out there if they change nothing."
+        )
+    fields = {name: args[name] for name in _FIELDS if name in args}
+    if classifies and pool:
+        fields["pool"] = _POOLS[pool]
     if args.get("init_values"):
         fields["layer_scale"] = args["init_values"]
+    match fields.get("window_size"):
+        case [height, width] if height == width:
+            fields["window_size"] = height
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     if not any(fields.get("pretrained_window_sizes", ())):
         fields.pop("pretrained_window_sizes", None)
