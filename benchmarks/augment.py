@@ -25,11 +25,11 @@ import numpy as np
 import optax
 from PIL import Image
 
+from benchmarks.pillow_operations import pillow
 from configs import common
 from simmim_jax import randaugment, steps
 from simmim_jax.data.sources import open_source
 from simmim_jax.models import build_classifier
-from tests.pillow_operations import pillow
 
 SIZE = 224
 CLASSES = 1000

@@ -39,6 +39,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
         ("block", 32, (0.4, 0.6, 0.8)),
         # Squares of 2 to 5 units.
         ("square", 32, (0.11, 0.25, 0.44, 0.69)),
+        ("center", 32, (0.11, 0.25, 0.44, 0.69)),
     )
     for ratio in ratios
 } | {

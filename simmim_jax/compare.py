@@ -9,11 +9,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from simmim_jax import inputs, visualize
-from simmim_jax.finetune import finetune
+from simmim_jax import inputs, train_loop, visualize
+from simmim_jax.finetune import finetune, finetune_task, patch_grid
 from simmim_jax.metrics import read_metrics, write_json
 from simmim_jax.predict import Predictor
-from simmim_jax.pretrain import picture_path, pretrain
+from simmim_jax.pretrain import picture_path, pretrain, pretrain_task
+from simmim_jax.transfer import transfer
 
 PREDICTIONS = 8
 
@@ -27,6 +28,7 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     `seconds` are those of this call.
     """
     begin = time.perf_counter()
+    check(config, workdir)
     pretrained = pretrain(config.pretrain, workdir / "pretrain")
     fresh, restored = arms(config.finetune, workdir / "pretrain")
     scratch = finetune(fresh, workdir / "scratch")
@@ -52,6 +54,23 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         print(f"{name:<17}  {summary[name]}")
     print(f"{'summary':<17}  {workdir / 'summary.json'}")
     return summary
+
+
+def check(config: ConfigDict, workdir: Path) -> None:
+    """ValueError for what would end fine-tuning, before pre-training begins."""
+    old, (new, _) = config.pretrain, arms(config.finetune, workdir)
+    shapes = (
+        train_loop.check(old, pretrain_task(old, workdir)),
+        train_loop.check(new, finetune_task(new, workdir)),
+    )
+    # Parameters without memory.
+    zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
+    transfer(
+        *zeros,
+        source_grid=patch_grid(old),
+        target_grid=patch_grid(new),
+        first_blocks=new.init_first_blocks,
+    )
 
 
 def arms(config: ConfigDict, pretrained: Path) -> tuple[ConfigDict, ConfigDict]:

@@ -22,7 +22,7 @@ from simmim_jax import (
     visualize,
 )
 from simmim_jax.data.pipeline import EvalBatches
-from simmim_jax.data.source import Source, subset
+from simmim_jax.data.source import Source, SubsetSource, subset
 from simmim_jax.models import build_classifier
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.transfer import transfer
@@ -30,6 +30,11 @@ from simmim_jax.transfer import transfer
 
 def finetune(config: ConfigDict, workdir: Path) -> train_loop.Trained:
     """Fine-tunes as `config` says, or goes on with what lies in `workdir`."""
+    return train_loop.train(config, workdir, finetune_task(config, workdir))
+
+
+def finetune_task(config: ConfigDict, workdir: Path) -> train_loop.Task:
+    """What the training loop is to do; ValueError where `config` makes no sense."""
     source = inputs.open_split(config, config.data.train_split)
     class_names = check_classes(config, source)
     if config.data.num_labels:
@@ -61,7 +66,7 @@ def finetune(config: ConfigDict, workdir: Path) -> train_loop.Trained:
         flip=config.data.flip,
         **config.augment,
     )
-    task = train_loop.Task(
+    return train_loop.Task(
         source=source,
         init=lambda key: model.init(key, images)["params"],
         prepare=prepare,
@@ -78,7 +83,6 @@ def finetune(config: ConfigDict, workdir: Path) -> train_loop.Trained:
         frozen=("encoder",) if config.freeze_encoder else (),
         meta=meta,
     )
-    return train_loop.train(config, workdir, task)
 
 
 def check_classes(config: ConfigDict, source: Source) -> tuple[str, ...]:
@@ -97,11 +101,16 @@ def draw_augmented(
 ) -> Path:
     """Draws <workdir>/augmented.png: cropped images, and what the model sees of them.
 
-    They are augmented as a batch of their own, in which CutMix and Mixup mix the first
-    image with the last one, and so on.
+    They are taken from all over `source` and augmented as a batch of their own, in
+    which CutMix and Mixup mix the first image with the last one, and so on.
     """
-    with contextlib.closing(inputs.train_batches(config, source)) as batches:
-        batch = {name: x[: config.pictures] for name, x in next(batches).items()}
+    chosen = np.linspace(0, len(source) - 1, min(config.pictures, len(source)))
+    few = config.copy_and_resolve_references()
+    few.data.batch_size = len(chosen) * jax.process_count()
+    few.data.num_workers = 0
+    shown = SubsetSource(source, chosen.astype(int))
+    with contextlib.closing(inputs.train_batches(few, shown)) as batches:
+        batch = next(batches)
     key = steps.purpose(jax.random.key(config.seed), "preview")
     seen = jax.jit(prepare)(batch, key)["image"]
     pixels = augment.denormalize(seen, config.data.mean, config.data.std)

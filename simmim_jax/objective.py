@@ -47,6 +47,7 @@ class Objective:
                 f"config.target.downsample={self.downsample}: expected 1, the size of "
                 "the image, or more."
             )
+        targets.check_window(self.window)
         if self.loss == "bins" and self.target != "pixels":
             raise ValueError(
                 f"config.target.kind={self.target!r} has no colour bins: expected "
@@ -100,8 +101,13 @@ class Objective:
             pixels = pixels * std + mean
         return augment.denormalize(pixels, self.mean, self.std)
 
-    def check_mask(self, unit: Sequence[int]) -> None:
-        """ValueError where units of that size hide parts of a target's pixels."""
+    def check_mask(self, unit: Sequence[int], ratio: float) -> None:
+        """ValueError where masks leave no loss, or hide parts of a target's pixels."""
+        if self.area == "masked" and ratio <= 0:
+            raise ValueError(
+                f"config.mask.ratio={ratio} hides nothing, and nothing else counts: "
+                "expected a higher one, or config.loss.area='all'."
+            )
         if self.area == "masked" and any(side % self.downsample for side in unit):
             raise ValueError(
                 f"config.target.downsample={self.downsample} must divide both sides of "

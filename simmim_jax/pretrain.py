@@ -26,6 +26,11 @@ from simmim_jax.objective import Objective
 
 def pretrain(config: ConfigDict, workdir: Path) -> train_loop.Trained:
     """Pre-trains as `config` says, or goes on with what lies in `workdir`."""
+    return train_loop.train(config, workdir, pretrain_task(config, workdir))
+
+
+def pretrain_task(config: ConfigDict, workdir: Path) -> train_loop.Task:
+    """What the training loop is to do; ValueError where `config` makes no sense."""
     source = inputs.open_split(config, config.data.train_split)
     held_out = inputs.open_split(config, config.data.eval_split)
     objective = objective_of(config)
@@ -40,7 +45,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> train_loop.Trained:
         std=config.data.std,
     )
     evaluate = evaluation(config, workdir, model, prepare(flip=False), held_out)
-    task = train_loop.Task(
+    return train_loop.Task(
         source=source,
         init=functools.partial(init, config, model),
         prepare=prepare(flip=config.data.flip),
@@ -50,7 +55,6 @@ def pretrain(config: ConfigDict, workdir: Path) -> train_loop.Trained:
         mode="min",
         picture=functools.partial(picture_path, workdir) if config.pictures else None,
     )
-    return train_loop.train(config, workdir, task)
 
 
 def picture_path(workdir: Path, step: int) -> Path:
@@ -70,7 +74,7 @@ def objective_of(config: ConfigDict) -> Objective:
         mean=config.data.mean,
         std=config.data.std,
     )
-    objective.check_mask(config.mask.unit_size)
+    objective.check_mask(config.mask.unit_size, config.mask.ratio)
     return objective
 
 

@@ -180,14 +180,14 @@ def finetune_prepare(
     mean: Sequence[float],
     std: Sequence[float],
     flip: bool,
-    num_ops: int = 0,
-    magnitude: float = 0.0,
-    magnitude_std: float = 0.0,
-    erase_prob: float = 0.0,
-    mixup_alpha: float = 0.0,
-    cutmix_alpha: float = 0.0,
-    mix_prob: float = 0.0,
-    mix_switch_prob: float = 0.0,
+    num_ops: int,
+    magnitude: float,
+    magnitude_std: float,
+    erase_prob: float,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+    mix_prob: float,
+    mix_switch_prob: float,
 ) -> Prepare:
     """Augments in the order of the official code, and makes soft targets of labels.
 

@@ -9,6 +9,14 @@ from einops import reduce, repeat
 EPS = 1e-6
 
 
+def check_window(window: int) -> None:
+    """ValueError for a side in pixels that has no centre, or nothing beside it."""
+    if window % 2 == 0 or window < 3:
+        raise ValueError(
+            f"config.target.window={window}: expected an odd number from 3 on."
+        )
+
+
 def window_moments(images: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
     """Mean and standard deviation around every pixel, channel by channel.
 
@@ -22,10 +30,7 @@ def window_moments(images: jax.Array, window: int) -> tuple[jax.Array, jax.Array
     changes no variance, and leaves less for float32 to cancel. ValueError for a window
     without a centre.
     """
-    if window % 2 == 0 or window < 3:
-        raise ValueError(
-            f"config.target.window={window}: expected an odd number from 3 on."
-        )
+    check_window(window)
     rows, columns = (_band(size, window) for size in images.shape[1:3])
     count = np.outer(rows.sum(1), columns.sum(1))[:, :, None]
 

@@ -66,6 +66,25 @@ class Trained:
     last: dict[str, float]  # metrics of the last evaluation
 
 
+def check(config: ConfigDict, task: Task) -> Any:
+    """Shapes of the parameters; ValueError for what would end a run later.
+
+    Traces the loss of a step, but compiles nothing.
+    """
+    inputs.check_batch(config, sharding.make_mesh(**config.mesh))
+    for duration in (config.log_every, config.eval_every, config.checkpoint_every):
+        _in_steps(config, task, duration)
+    key = jax.random.key(config.seed)
+    params = jax.eval_shape(task.init, key)
+    optimizer(config, task, params)
+
+    def loss(params: Any, batch: steps.Batch, key: jax.Array) -> Any:
+        return task.loss(params, task.prepare(batch, key), key)
+
+    jax.eval_shape(loss, params, _batch_like(config), key)
+    return params
+
+
 def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
     """Trains until config.duration is over, from the last checkpoint in `workdir`.
 
@@ -73,10 +92,9 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
     SIGTERM or SIGINT, once a checkpoint is written.
     """
     # ---- Shapes, optimiser, shardings ------------------------------------------------
+    params = check(config, task)
     mesh = sharding.make_mesh(**config.mesh)
-    inputs.check_batch(config, mesh)
     key = jax.random.key(config.seed)
-    params = jax.eval_shape(task.init, key)
     schedule, tx = optimizer(config, task, params)
 
     def fresh_state(params: Any) -> TrainState:
@@ -256,15 +274,20 @@ def compile_step(
         frozen=task.frozen,
         ema_decay=config.ema_decay,
     )
-    sharded = sharding.batch_sharding(mesh)
-    size = config.data.batch_size
-    pixels = (size, *config.data.image_size, config.data.channels)
-    batch = {
-        "image": jax.ShapeDtypeStruct(pixels, jnp.uint8, sharding=sharded),
-        "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharded),
-    }
+    batch = _batch_like(config, sharding.batch_sharding(mesh))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     return jitted.lower(sharding.placed(shapes, shardings), batch).compile()
+
+
+def _batch_like(
+    config: ConfigDict, layout: jax.sharding.Sharding | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    size = config.data.batch_size
+    pixels = (size, *config.data.image_size, config.data.channels)
+    return {
+        "image": jax.ShapeDtypeStruct(pixels, jnp.uint8, sharding=layout),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=layout),
+    }
 
 
 def _in_steps(config: ConfigDict, task: Task, duration: str) -> int:

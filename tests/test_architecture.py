@@ -178,6 +178,17 @@ def test_configs_import_nothing_of_the_package():
     assert not found, "\n".join(["", *found])
 
 
+def test_benchmarks_import_nothing_of_the_tests():
+    tests = {"tests", *(Path(file).stem for file in sources(ROOT / "tests"))}
+    found = [
+        f"{file}:{found.line}: imports {found.name}: tests may import benchmarks"
+        for file, source in sources(ROOT / "benchmarks").items()
+        for found in imports(ast.parse(source))
+        if found.is_of(*tests)
+    ]
+    assert not found, "\n".join(["", *found])
+
+
 def test_no_module_is_a_drawer():
     drawers = {"util", "utils", "helper", "helpers", "misc", "common"}
     found = [f for f in sources(PACKAGE) if drawers & set(Path(f).stem.split("_"))]

@@ -1,5 +1,7 @@
 """Fine-tuning: what is restored, what is counted, what is refused."""
 
+import dataclasses
+
 import commands
 import jax
 import numpy as np
@@ -10,7 +12,14 @@ from PIL import Image
 from configs import common
 from simmim_jax import augment, inputs
 from simmim_jax.data.source import ArraySource
-from simmim_jax.finetune import check_classes, evaluation, finetune, window_notice
+from simmim_jax.finetune import (
+    check_classes,
+    draw_augmented,
+    evaluation,
+    finetune,
+    finetune_task,
+    window_notice,
+)
 from simmim_jax.models import build_classifier
 from simmim_jax.transfer import interpolate_offsets
 
@@ -82,6 +91,30 @@ def test_draws_what_the_model_sees_where_a_run_starts(tmp_path):
     (tmp_path / "augmented.png").unlink()
     finetune(config, tmp_path)  # goes on from its checkpoint
     assert not (tmp_path / "augmented.png").exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording(ArraySource):
+    """Knows which of its images were asked for."""
+
+    asked: set[int] = dataclasses.field(default_factory=set)
+
+    def __getitem__(self, index):
+        self.asked.add(index)
+        return super().__getitem__(index)
+
+
+def test_drawing_reads_the_images_that_are_drawn_and_no_others(tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.pictures = 3
+    config.data.num_workers = 1  # in whose process nothing would be recorded here
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8)
+    source = Recording(images, np.arange(40) % 10, tuple("abcdefghij"))
+    path = draw_augmented(
+        config, tmp_path, source, finetune_task(config, tmp_path).prepare
+    )
+    assert source.asked == {0, 19, 39}
+    assert path.exists()
 
 
 def test_other_image_size_and_fewer_blocks(pretrained, tmp_path, capsys):

@@ -177,9 +177,16 @@ def test_values_that_mean_nothing_are_refused(fields, says):
 
 def test_units_that_would_hide_part_of_a_target_pixel_are_refused():
     with pytest.raises(ValueError, match=r"downsample=32 must divide .*\(32, 16\)"):
-        Objective(downsample=32).check_mask((32, 16))
-    Objective(downsample=32).check_mask((32, 64))
-    Objective(downsample=32, area="all").check_mask((32, 16))
+        Objective(downsample=32).check_mask((32, 16), 0.6)
+    Objective(downsample=32).check_mask((32, 64), 0.6)
+    Objective(downsample=32, area="all").check_mask((32, 16), 0.6)
+
+
+def test_masks_that_leave_nothing_to_count_are_refused():
+    with pytest.raises(ValueError, match=r"config\.mask\.ratio=0\.0 hides nothing"):
+        SIMMIM.check_mask((32, 32), 0.0)
+    SIMMIM.check_mask((32, 32), 0.01)
+    Objective(area="all").check_mask((32, 32), 0.0)
 
 
 @pytest.mark.parametrize("loss", losses.PIXEL_LOSSES)

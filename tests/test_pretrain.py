@@ -115,11 +115,15 @@ def test_every_objective_has_its_held_out_loss_and_pictures(fields, tmp_path):
     [
         ("mask.kind", "grid", "config.mask.kind='grid': expected one of"),
         ("mask.ratio", 0.99, "hides all 8 units of an image"),
+        ("mask.ratio", 0.0, "hides nothing.* or config.loss.area='all'"),
         ("target.kind", "hog", "config.target.kind='hog': expected one of"),
+        ("target.window", 46, "config.target.window=46: expected an odd number"),
+        ("target.window", 1, "config.target.window=1: expected an odd number"),
         ("target.downsample", 2, "must divide both sides of config.mask.unit_size"),
         ("loss.kind", "huber", "config.loss.kind='huber': expected one of"),
         ("loss.area", "visible", "config.loss.area='visible': expected one of"),
         ("decoder.kind", "unet", "config.decoder.kind='unet': expected"),
+        ("log_every", "often", "'often' is no length of time"),
     ],
 )
 def test_mistakes_end_before_anything_is_compiled(field, value, says, tmp_path):
@@ -127,3 +131,4 @@ def test_mistakes_end_before_anything_is_compiled(field, value, says, tmp_path):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=says):
         pretrain(config, tmp_path)
+    assert not any(tmp_path.iterdir())

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from pillow_operations import pillow
 
+from benchmarks.pillow_operations import pillow
 from simmim_jax import randaugment
 from simmim_jax.data.sources import open_source
 from simmim_jax.randaugment import NONE, OPERATIONS, argument_of, draw

@@ -77,8 +77,8 @@ batch = {
 }
 prepare = steps.finetune_prepare(
     num_classes=3, label_smoothing=0.1, mean=(0.5,) * 3, std=(0.2,) * 3, flip=True,
-    num_ops=2, magnitude=9.0, magnitude_std=0.5, erase_prob=0.5, cutmix_alpha=1.0,
-    mix_prob=1.0,
+    num_ops=2, magnitude=9.0, magnitude_std=0.5, erase_prob=0.5, mixup_alpha=0.0,
+    cutmix_alpha=1.0, mix_prob=1.0, mix_switch_prob=0.5,
 )
 mesh = sharding.make_mesh()
 split = sharding.to_devices(batch, mesh)

@@ -30,12 +30,24 @@ PREPARE = {
 CLIP = 0.03  # below the norm of the first gradients here
 pretrain_prepare = functools.partial(steps.pretrain_prepare, **PREPARE)
 CLASSIFIER = Classifier(MODEL.encoder, num_classes=3)
+AUGMENTATION = {
+    "num_ops": 2,
+    "magnitude": 9.0,
+    "magnitude_std": 0.5,
+    "erase_prob": 0.5,
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+    "mix_prob": 1.0,
+    "mix_switch_prob": 0.5,
+}
+PLAIN = dict.fromkeys(AUGMENTATION, 0)
 finetune_prepare = functools.partial(
     steps.finetune_prepare,
     num_classes=3,
     label_smoothing=0.1,
     mean=PREPARE["mean"],
     std=PREPARE["std"],
+    **PLAIN,
 )
 
 
@@ -472,13 +484,7 @@ def test_pre_training_learns_a_batch_by_heart(batch, params):
 
 def test_fine_tuning_loss_is_cross_entropy_with_smoothed_labels(batch):
     model = Classifier(MODEL.encoder, num_classes=3)
-    prepare = steps.finetune_prepare(
-        num_classes=3,
-        label_smoothing=0.3,
-        mean=PREPARE["mean"],
-        std=PREPARE["std"],
-        flip=False,
-    )
+    prepare = finetune_prepare(label_smoothing=0.3, flip=False)
     inputs = prepare(batch, jax.random.key(0))
     expected = np.full((8, 3), 0.1)
     expected[np.arange(8), batch["label"]] = 0.8
@@ -496,9 +502,7 @@ def test_fine_tuning_loss_is_cross_entropy_with_smoothed_labels(batch):
 
 
 def test_fine_tuning_flips_some_images_of_a_batch(batch):
-    prepare = steps.finetune_prepare(
-        num_classes=3, label_smoothing=0.0, mean=(0,) * 3, std=(1,) * 3, flip=True
-    )
+    prepare = finetune_prepare(mean=(0,) * 3, std=(1,) * 3, flip=True)
     images = np.asarray(prepare(batch, jax.random.key(1))["image"]) * 255
     swapped = np.isclose(images, batch["image"][:, :, ::-1]).all((1, 2, 3))
     same = np.isclose(images, batch["image"]).all((1, 2, 3))
@@ -506,16 +510,6 @@ def test_fine_tuning_flips_some_images_of_a_batch(batch):
     assert 0 < swapped.sum() < 8
 
 
-AUGMENTATION = {
-    "num_ops": 2,
-    "magnitude": 9.0,
-    "magnitude_std": 0.5,
-    "erase_prob": 0.5,
-    "mixup_alpha": 0.8,
-    "cutmix_alpha": 1.0,
-    "mix_prob": 1.0,
-    "mix_switch_prob": 0.5,
-}
 FINETUNE = {
     "num_classes": 3,
     "label_smoothing": 0.3,
@@ -563,7 +557,7 @@ def test_each_augmentation_is_off_at_zero_and_changes_images_when_on(field, batc
     on = off | {field: AUGMENTATION[field]}
     plain, none, one = (
         steps.finetune_prepare(**FINETUNE, **augmentation)(batch, jax.random.key(0))
-        for augmentation in ({}, AUGMENTATION | off, AUGMENTATION | on)
+        for augmentation in (PLAIN, AUGMENTATION | off, AUGMENTATION | on)
     )
     np.testing.assert_array_equal(none["image"], plain["image"])
     np.testing.assert_array_equal(none["target"], plain["target"])

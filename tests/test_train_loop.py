@@ -34,16 +34,25 @@ def test_killed_run_resumes_bit_for_bit(moment, uninterrupted, tmp_path):
     assert_equal_runs(tmp_path, uninterrupted)
 
 
-def test_killed_finetuning_with_an_average_resumes_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_killed_finetuning_with_an_average_resumes_bit_for_bit(
+    frozen, uninterrupted, tmp_path
+):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    commands.run(*commands.tiny("finetune", whole, "ema_decay=0.9"))
-    args = commands.tiny("finetune", killed, "ema_decay=0.9")
+    fields = (
+        "ema_decay=0.9",
+        f"init_from={uninterrupted}",
+        f"freeze_encoder={frozen}",
+    )
+    commands.run(*commands.tiny("finetune", whole, *fields))
+    args = commands.tiny("finetune", killed, *fields)
     commands.kill(commands.start(*args), lambda: (killed / "checkpoints/4").exists())
     assert "resumed at step" in commands.run(*args)
     assert_equal_runs(killed, whole)
     averages, latest = commands.params(whole, 12), commands.latest_params(whole, 12)
     commands.assert_same(commands.latest_params(killed, 12), latest)
     assert (averages["head"]["kernel"] != latest["head"]["kernel"]).any()
+    assert ("encoder" in latest) == (not frozen)
 
 
 def test_sigterm_saves_exits_75_and_the_next_run_goes_on(uninterrupted, tmp_path):
