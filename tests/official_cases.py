@@ -109,13 +109,13 @@ def build(arch: dict) -> SimMIM | Classifier:
         "depths": tuple(arch["depths"]),
         "num_heads": tuple(arch["num_heads"]),
         "window_size": arch["window_size"],
-        "patch_norm": arch["patch_norm"],
+        "patch_norm": arch.get("patch_norm", True),
         "use_abs_pos_emb": arch.get("ape", False),
     }
     if arch["type"] == "swin":
         encoder = Swin(**fields)
     else:
-        windows = tuple(arch["pretrained_window_sizes"])
+        windows = tuple(arch.get("pretrained_window_sizes", ()))
         encoder = SwinV2(**fields, pretrained_window_sizes=windows)
     if "num_classes" in arch:
         return Classifier(encoder, arch["num_classes"], pool_norm=False)
