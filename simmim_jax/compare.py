@@ -29,9 +29,12 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     begin = time.perf_counter()
     check(config, workdir)
+    announce("pre-training, without labels")
     pretrained = pretrain(config.pretrain, workdir / "pretrain")
     fresh, restored = arms(config.finetune, workdir / "pretrain")
+    announce("fine-tuning from scratch")
     scratch = finetune(fresh, workdir / "scratch")
+    announce("fine-tuning with SimMIM")
     simmim = finetune(restored, workdir / "simmim")
     if jax.process_index():
         return {}
@@ -46,14 +49,20 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     }
     write_json(workdir / "summary.json", summary)
     print(
-        f"\n{summary['labels']:,} labels           top-1 accuracy\n"
-        f"from scratch       {summary['scratch_top1']:.1%}\n"
-        f"with SimMIM        {summary['simmim_top1']:.1%}\n"
+        f"\n{summary['labels']:,} labels           top-1 accuracy after the last step\n"
+        f"from scratch       {summary['scratch_top1']:.2%}\n"
+        f"with SimMIM        {summary['simmim_top1']:.2%}\n"
     )
     for name in ("reconstructions", "curves", "predictions"):
         print(f"{name:<17}  {summary[name]}")
     print(f"{'summary':<17}  {workdir / 'summary.json'}")
     return summary
+
+
+def announce(part: str) -> None:
+    """A headline above the log of a part."""
+    if jax.process_index() == 0:
+        print(f"\n== {part}")
 
 
 def check(config: ConfigDict, workdir: Path) -> None:

@@ -49,6 +49,8 @@ def main(argv: Sequence[str]) -> None:
     # Compiled programs are kept, so that a second run starts at once.
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "simmim_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.expanduser()))
+    import jax
+
     from simmim_jax.compare import compare
     from simmim_jax.finetune import finetune
     from simmim_jax.interrupt import Interrupted
@@ -63,7 +65,16 @@ def main(argv: Sequence[str]) -> None:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
         if Path(__file__).parent not in Path(raised_in).parents:
             raise
-        sys.exit(f"{type(error).__name__}: {error}")
+        notes = getattr(error, "__notes__", [])  # which image it was
+        sys.exit("\n".join([f"{type(error).__name__}: {error}", *notes]))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(
+            f"out of memory: {str(error).splitlines()[0]}\nTry "
+            "--config.model.remat=dots or full, then --config.optim.accumulation=4, or "
+            "a smaller --config.data.batch_size."
+        )
     except NonFiniteError as error:
         sys.exit(f"stopped: {error}")
     except Interrupted as interruption:
@@ -144,7 +155,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         getattr(CONFIG.value, "mode", None)  # loads it, or raises what went wrong
         return rest
     except (AttributeError, KeyError) as error:
-        sys.exit(f"unknown config field {' '.join(str(error.args[0]).split())}")
+        # ml_collections hands some of its messages over as quoted text.
+        message = str(error.args[0]).replace("\\n", ": ").replace("\\'", "")
+        message = " ".join(message.split()).strip("'")
+        sys.exit(f"unknown config field {message}")
     except Exception as error:  # whatever a config file raises, too
         # A config's own error comes with its traceback; what it says ends it.
         sys.exit(str(error).strip().splitlines()[-1].strip())

@@ -5,6 +5,7 @@ import time
 import commands
 import pytest
 import tiny_config
+from PIL import Image
 
 from simmim_jax.pretrain import pretrain
 
@@ -18,7 +19,7 @@ FINETUNE = "--config=tests/tiny_config.py:finetune"
         ([], "--config is missing: try --config=configs/quickstart.py"),
         (["--config=configs/nope.py"], "No such file or directory: 'configs/nope.py'"),
         (["--config=configs/quickstart.py:x"], "expected 'smoke' or nothing"),
-        ([PRETRAIN, "--config.optim.lrr=1"], 'Did you mean "lr"'),
+        ([PRETRAIN, "--config.optim.lrr=1"], 'field lrr: Did you mean "lr"'),
         ([PRETRAIN, "--config.optim.lr=fast"], "could not convert string to float"),
         ([PRETRAIN, "--config.data.dataset=/none"], "'/none' is not a directory"),
         (
@@ -45,6 +46,19 @@ def test_mistakes(args, says, tmp_path):
     # A second on an idle machine; JAX alone takes longer to import than that.
     assert time.monotonic() - begin < 5
     assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_image_is_named(tmp_path):
+    for name in ("good", "bad"):
+        Image.new("L", (28, 28)).save(tmp_path / f"{name}.png")
+    broken = tmp_path / "bad.png"
+    broken.write_bytes(broken.read_bytes()[:30])
+    output = commands.run(
+        *commands.tiny("pretrain", tmp_path / "run", f"data.dataset={tmp_path}"),
+        status=1,
+    )
+    assert "Traceback" not in output
+    assert f": {broken}" in output
 
 
 def test_bucket_as_workdir_is_refused():

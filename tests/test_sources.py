@@ -136,6 +136,16 @@ def test_class_folders_are_labelled_in_sorted_order(tmp_path):
         assert validation.labels.tolist() == [2]
 
 
+@pytest.mark.parametrize("prefix", ["", "train"])
+def test_class_folders_without_images_are_refused(prefix, tmp_path):
+    write_image(tmp_path / prefix / "cat" / "1.png")
+    write_image(tmp_path / prefix / "cat" / "2.png")
+    (tmp_path / prefix / "dog").mkdir()
+    (tmp_path / prefix / "dog" / "1.tif").touch()
+    with pytest.raises(ValueError, match=r"without images to learn from: dog\. "):
+        open_source(str(tmp_path), "train")
+
+
 def test_images_beside_no_folder_make_it_unlabelled(tmp_path):
     write_image(tmp_path / "train" / "a.png")
     write_image(tmp_path / "train" / "folder" / "b.png")

@@ -116,6 +116,13 @@ def _open_images(root: str, split: str) -> FolderSource:
             [folder] if by_rule else [os.path.join(root, s) for s in _SPLIT_FOLDERS]
         )
         class_names = sorted({name for path in siblings for name in subfolders(path)})
+        empty = set(class_names) - {path.split(os.sep, 1)[0] for path in paths}
+        if empty and (by_rule or split == "train"):
+            raise ValueError(
+                f"{folder!r} has class folders without images to learn from: "
+                f"{', '.join(sorted(empty))}. Expected {'/'.join(_EXTENSIONS)} files "
+                "in them: convert other formats, or remove the folders."
+            )
     else:
         class_names = []
     if by_rule:
