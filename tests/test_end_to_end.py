@@ -28,7 +28,7 @@ def test_comparison_ends_with_table_pictures_and_summary(compared):
     workdir, output = compared
     summary = commands.summary(workdir)
     assert f"from scratch       {summary['scratch_top1']:.2%}" in output
-    assert f"with SimMIM        {summary['simmim_top1']:.1%}" in output
+    assert f"with SimMIM        {summary['simmim_top1']:.2%}" in output
     assert summary["seconds"] > 0
     assert summary["labels"] > 0
     for name in ("reconstructions", "curves", "predictions"):
