@@ -144,38 +144,6 @@ def test_drop_path_drops_while_training_alone(model):
 
 
 @both
-@pytest.mark.parametrize("policy", ["full", "dots"])
-def test_rematerialisation_changes_no_gradient(model, policy):
-    params, images = random_params(model), images_like(1, 32, 32, 3)
-    model = dataclasses.replace(model, drop_path_rate=0.5)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    @functools.partial(jax.grad, argnums=1)
-    def gradient(model, params):
-        grid = model.apply(
-            {"params": params},
-            images,
-            None,
-            True,
-            rngs={"drop_path": jax.random.key(0)},
-        ).grid
-        return jnp.square(grid).mean()
-
-    expected = gradient(model, params)
-    got = gradient(dataclasses.replace(model, remat=policy), params)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        got,
-        expected,
-    )
-
-
-def test_unknown_policies_of_rematerialisation_are_named():
-    with pytest.raises(ValueError, match=r"remat='all': expected 'none' or one of"):
-        shapes(dataclasses.replace(SWIN, remat="all"), jnp.zeros((1, 32, 32, 3)))
-
-
-@both
 def test_bfloat16_activations_stay_near_float32(model):
     params, images = random_params(model), images_like(1, 32, 32, 3)
     out = apply(dataclasses.replace(model, dtype=jnp.bfloat16), params, images).grid

@@ -520,30 +520,3 @@ def test_infinite_cut_cuts_nothing():
     assert np.abs(qkv).max() > 0.07
     proj = params["blocks_1/attn/proj/kernel"]
     np.testing.assert_allclose(proj.std(), 0.01, rtol=0.015)
-
-
-# ---- Memory --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("policy", ["full", "dots"])
-def test_rematerialisation_changes_no_gradient(policy, tiny):
-    model, params, images, mask = tiny
-
-    @functools.partial(jax.jit, static_argnums=0)
-    @functools.partial(jax.grad, argnums=1)
-    def gradient(model, params):
-        grid = model.apply(
-            {"params": params},
-            images,
-            mask,
-            True,
-            rngs={"drop_path": jax.random.key(0)},
-        ).grid
-        return jnp.square(grid).mean()
-
-    dropping = dataclasses.replace(model, drop_path_rate=0.5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        gradient(dataclasses.replace(dropping, remat=policy), params),
-        gradient(dropping, params),
-    )
