@@ -56,6 +56,10 @@ def _base(mode: str) -> ConfigDict:
     config.data.crop_ratio = (3 / 4, 4 / 3)
     # How images are resized: "bilinear" or "bicubic".
     config.data.interpolation = "bilinear"
+    # Decode training images at a lower resolution where the crop allows, and resize by
+    # OpenCV: faster, and pixels differ by less than 1 of 255 on average. False: the
+    # pixels of Pillow and torchvision. Evaluation is exact in any case.
+    config.data.fast_decode = True
     # Evaluation resizes the short side to image_size / eval_crop and crops the centre;
     # 1.0: it resizes the whole image instead.
     config.data.eval_crop = 224 / 256
@@ -274,6 +278,7 @@ def comparison(
         run.data.crop_scale = (0.8, 1.0)
         run.data.eval_crop = 1.0
         run.data.interpolation = "bilinear"
+        run.data.fast_decode = False  # small images take no time
         run.model.patch_size = patch_size
         run.model.embed_dim = 128
         run.model.depth = 4

@@ -33,6 +33,7 @@ def train_batches(config: ConfigDict, source: Source) -> TrainIterator:
         scale=config.data.crop_scale or None,
         ratio=config.data.crop_ratio,
         interpolation=config.data.interpolation,
+        fast_decode=config.data.fast_decode,
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from simmim_jax import augment, checkpoint, visualize
-from simmim_jax.data.decode import decode, resize_center_crop
+from simmim_jax.data.crop import resize_center_crop
+from simmim_jax.data.decode import decode
 from simmim_jax.models import build_classifier
 from simmim_jax.models.classifier import Classifier
 

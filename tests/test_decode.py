@@ -1,27 +1,26 @@
-"""Decoding of every kind of file that turns up in image folders, and the crops."""
+"""Decoding of every kind of file that turns up in image folders."""
 
 import io
+import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
-from simmim_jax.data.decode import decode, random_resized_crop, resize_center_crop
+from simmim_jax.data.crop import random_crop
+from simmim_jax.data.decode import (
+    BadImage,
+    decode,
+    decode_jpeg,
+    read_jpeg_header,
+)
+from tests.images import PHOTOS, encoded, gradient
 
-
-def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
-def gradient(height: int, width: int, channels: int) -> np.ndarray:
-    y, x = np.mgrid[:height, :width]
-    planes = [(x * (c + 1) + y * 3) % 256 for c in range(channels)]
-    return np.stack(planes, axis=-1).astype(np.uint8)
-
-
-# ---- decode --------------------------------------------------------------------------
+REASONS = {"empty", "not an image", "truncated", "corrupt", "too large"}
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP"])
@@ -104,149 +103,198 @@ def test_errors_say_what_was_expected():
         decode(gradient(5, 6, 3).astype(np.float32), 3)
     with pytest.raises(ValueError, match=r"channels=4.*raw uint8 arrays"):
         decode(encoded(Image.new("RGB", (4, 4))), 4)
-    with pytest.raises(ValueError, match=r"9 bytes starting with b'not an i'.*JPEG"):
+    with pytest.raises(BadImage, match=r"9 bytes starting with b'not an i'.*JPEG"):
         decode(b"not an im", 3)
     truncated = encoded(Image.fromarray(gradient(64, 64, 3)), "JPEG")[:-400]
-    with pytest.raises(ValueError, match=r"truncated.*Remove or replace"):
+    with pytest.raises(BadImage, match=r"truncated.*Remove or replace"):
         decode(truncated, 3)
 
 
-# ---- random_resized_crop -------------------------------------------------------------
+# ---- Files as they turn up -----------------------------------------------------------
 
 
-def boxes_of(image_shape, scale, ratio, count=2000):
-    """Find the boxes by cropping an image whose pixels are their own coordinates."""
-    height, width = image_shape
-    coordinates = np.zeros((height, width, 2), np.uint8)
-    coordinates[..., 0], coordinates[..., 1] = np.mgrid[:height, :width]
-    rng = np.random.default_rng(0)
-    boxes = []
-    for _ in range(count):
-        # Resized to a size that no box has, so that every box is interpolated.
-        crop = random_resized_crop(
-            coordinates, (256, 256), rng, scale, ratio, "bilinear"
-        )
-        (top, left), (bottom, right) = crop[0, 0].tolist(), crop[-1, -1].tolist()
-        boxes.append((top, left, bottom - top + 1, right - left + 1))
-    return np.array(boxes)
+def test_cmyk_and_ycck_photographs_show_their_colours():
+    photo = Image.open(PHOTOS[0]).resize((64, 48))
+    cmyk = photo.convert("CMYK")
+    expected = np.asarray(cmyk.convert("RGB")).astype(int)
+    file = encoded(cmyk, "JPEG", quality=95, subsampling=0)
+    assert read_jpeg_header(file) is None  # Pillow's part
+    assert np.abs(decode(file, 3) - expected).mean() < 4
+    # Adobe's transform 2 in the segment that Pillow writes says YCCK.
+    adobe = file.index(b"Adobe")
+    assert file[adobe + 11] == 0
+    ycck = file[: adobe + 11] + b"\x02" + file[adobe + 12 :]
+    with Image.open(io.BytesIO(ycck)) as image:
+        shown = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(decode(ycck, 3), shown)
 
 
-def test_boxes_have_the_areas_and_proportions_asked_for():
-    height, width = 200, 220
-    top, left, box_height, box_width = boxes_of(
-        (height, width), (0.1, 0.4), (3 / 4, 4 / 3), count=1000
-    ).T
-    area = box_height * box_width / (height * width)
-    aspect = box_width / box_height
-    assert 0.095 < area.min() < 0.12
-    assert 0.38 < area.max() < 0.41
-    assert area.mean() == pytest.approx(0.25, abs=0.01)  # Uniform.
-    assert 0.73 < aspect.min() < 0.77
-    assert 1.3 < aspect.max() < 1.36
-    assert np.log(aspect).mean() == pytest.approx(0, abs=0.02)  # Log-uniform.
-    # Places are uniform over those that fit.
-    assert (top / (height - box_height)).mean() == pytest.approx(0.5, abs=0.03)
-    assert (left / (width - box_width)).mean() == pytest.approx(0.5, abs=0.03)
-    assert top.min() == 0
-    assert (left + box_width).max() == width
-
-
-def test_images_too_long_for_any_box_are_cropped_in_the_middle():
-    image = gradient(10, 200, 3)
-    crop = random_resized_crop(
-        image, (10, 13), np.random.default_rng(0), (0.9, 1.0), (3 / 4, 4 / 3), "bicubic"
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_picture_counts(format):
+    pictures = [Image.new("RGB", (16, 12), color) for color in ("red", "blue", "lime")]
+    file = encoded(
+        pictures[0], format, save_all=True, append_images=pictures[1:], lossless=True
     )
-    # The widest box of height 10 is round(10 * 4/3) = 13, in the middle of 200.
-    np.testing.assert_array_equal(crop, image[:, 93:106])
+    assert (decode(file, 3) == (255, 0, 0)).all()
 
 
-def test_crop_is_the_plain_pillow_resize_of_the_box():
-    image = gradient(40, 50, 3)
-    whole = random_resized_crop(
-        image, (16, 20), np.random.default_rng(0), (1, 1), (1.25, 1.25), "bicubic"
+def test_16_bit_rgb_keeps_its_upper_bytes():
+    # Pillow cannot write one: a PNG by hand, of one row.
+    row = b"\0" + struct.pack(">6H", 0, 256, 65535, 257 * 10, 257 * 200, 257)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    file += chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    assert decode(file, 3).tolist() == [[[0, 1, 255], [10, 200, 1]]]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20000, 1), (1, 20000)])
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_the_smallest_and_the_longest(size, format):
+    image = decode(encoded(Image.new("RGB", size, "red"), format), 3)
+    assert image.shape == (size[1], size[0], 3)
+    assert image[0, 0, 0] > 250
+
+
+def test_a_wrong_ending_does_not_matter_as_no_ending_is_seen():
+    png = encoded(Image.open(PHOTOS[0]).resize((40, 30)))
+    assert decode(png, 3).shape == (30, 40, 3)
+
+
+def test_decompression_bombs_are_refused_before_they_are_decoded():
+    # 65,500 x 65,500 white pixels, whose data would follow.
+    jpeg = bytearray(encoded(Image.new("RGB", (16, 16), "white"), "JPEG"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_500, 65_500)
+    png = bytearray(encoded(Image.new("RGB", (16, 16), "white")))
+    png[16:24] = struct.pack(">II", 65_500, 65_500)
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    for bomb in (bytes(jpeg), bytes(png)):
+        with pytest.raises(BadImage, match="178,956,970 pixels") as raised:
+            decode(bomb, 3)
+        assert raised.value.reason == "too large"
+
+
+def test_reasons():
+    photo = encoded(Image.open(PHOTOS[0]).resize((96, 64)), "JPEG")
+    png = encoded(Image.open(PHOTOS[0]).resize((96, 64)))
+    damaged = png[:5000] + b"\0" * 200 + png[5200:]
+    cases = {
+        b"": "empty",
+        b"once upon a time": "not an image",
+        b"\xff\xd8" + b"no picture": "not an image",
+        photo[: len(photo) // 2]: "truncated",
+        png[: len(png) // 2]: "truncated",
+        png[:100]: "truncated",  # within its header
+        damaged: "corrupt",
+    }
+    for data, reason in cases.items():
+        with pytest.raises(BadImage) as raised:
+            decode(data, 3)
+        assert raised.value.reason == reason, data[:8]
+
+
+def test_a_bad_image_is_the_same_after_its_way_from_a_worker():
+    with pytest.raises(BadImage) as raised:
+        decode(b"text", 3)
+    copy = pickle.loads(pickle.dumps(raised.value))
+    assert (copy.reason, str(copy)) == ("not an image", str(raised.value))
+
+
+# ---- JPEG ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("photo", PHOTOS, ids=lambda path: path.stem)
+def test_a_photograph_decodes_to_the_pixels_that_pillow_gives(photo):
+    data = photo.read_bytes()
+    with Image.open(photo) as image:
+        np.testing.assert_array_equal(decode(data, 3), np.asarray(image))
+        gray = decode(data, 1)[..., 0].astype(int) - np.asarray(image.convert("L"))
+    # The JPEG's own luma: other than Pillow's where a colour was cut off at 0 or 255.
+    assert np.abs(gray).max() <= 6
+    assert np.abs(gray).mean() < 0.02
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("reduction", [1, 4])
+def test_every_orientation_is_turned_upright_as_by_pillow(orientation, reduction):
+    photo = Image.open(PHOTOS[1]).crop((40, 30, 295, 201))  # odd sides
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo, "JPEG", exif=exif, quality=95, subsampling=0)
+    with Image.open(io.BytesIO(data)) as image:
+        upright = ImageOps.exif_transpose(image)
+    jpeg = read_jpeg_header(data)
+    assert jpeg.shape == upright.size[::-1]
+    decoded = decode_jpeg(data, jpeg, 3, reduction)
+    if reduction == 1:
+        np.testing.assert_array_equal(decoded, np.asarray(upright))
+    else:
+        assert decoded.shape == (*(-(-side // 4) for side in jpeg.shape), 3)
+        means = np.asarray(upright.reduce(4)).astype(int)
+        assert np.abs(decoded - means)[1:-1, 1:-1].mean() < 4
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_a_reduced_jpeg_is_close_to_means_of_its_pixels(reduction):
+    data = PHOTOS[0].read_bytes()
+    decoded = decode_jpeg(data, read_jpeg_header(data), 3, reduction)
+    with Image.open(PHOTOS[0]) as image:
+        means = np.asarray(image.reduce(reduction)).astype(int)
+    assert decoded.shape == means.shape
+    assert np.abs(decoded - means).mean() < 3
+
+
+# ---- Fuzz ----------------------------------------------------------------------------
+
+SEEDS = [
+    encoded(Image.open(PHOTOS[0]).resize((75, 50)), format, **options)
+    for format, options in (
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True, "subsampling": 0}),
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("BMP", {}),
+        ("GIF", {}),
     )
-    expected = Image.fromarray(image).resize((20, 16), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(whole, np.asarray(expected))
+]
+EDIT = st.tuples(st.floats(0, 1), st.binary(max_size=6), st.integers(0, 6))
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
-def test_any_number_of_channels(channels):
-    image = gradient(40, 50, channels)
-    crops = [
-        random_resized_crop(
-            image[..., c],
-            (24, 32),
-            np.random.default_rng(1),
-            (0.2, 1),
-            (1, 1),
-            "bicubic",
-        )
-        for c in np.split(np.arange(channels), channels)
-    ]
-    together = random_resized_crop(
-        image, (24, 32), np.random.default_rng(1), (0.2, 1), (1, 1), "bicubic"
-    )
-    assert together.shape == (24, 32, channels)
-    np.testing.assert_array_equal(together, np.concatenate(crops, axis=-1))
-
-
-# ---- resize_center_crop --------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("shape", "resized"),
-    [((375, 500), (256, 341)), ((500, 375), (341, 256)), ((100, 100), (256, 256))],
-)
-def test_evaluation_resizes_the_short_side_to_256_and_crops_224(shape, resized):
-    image = gradient(*shape, 3)
-    expected = Image.fromarray(image).resize(resized[::-1], Image.Resampling.BICUBIC)
-    top, left = round((resized[0] - 224) / 2), round((resized[1] - 224) / 2)
-    np.testing.assert_array_equal(
-        resize_center_crop(image, (224, 224), 224 / 256, "bicubic"),
-        np.asarray(expected)[top : top + 224, left : left + 224],
-    )
-
-
-@pytest.mark.parametrize(
-    ("size", "short"), [(64, 73), (192, 219), (224, 256), (256, 292), (384, 438)]
-)
-@pytest.mark.parametrize("shape", [(300, 300), (230, 301)])
-def test_evaluation_resizes_by_the_official_rule(shape, size, short):
-    image = gradient(*shape, 3)
-    assert short == int(256 / 224 * size)
-    # torchvision's Resize: the long side is cut down to a whole number.
-    resized = [int(short * side / min(shape)) for side in shape]
-    expected = Image.fromarray(image).resize(resized[::-1], Image.Resampling.BICUBIC)
-    top, left = (round((side - size) / 2) for side in resized)
-    np.testing.assert_array_equal(
-        resize_center_crop(image, (size, size), 224 / 256, "bicubic"),
-        np.asarray(expected)[top : top + size, left : left + size],
-    )
-
-
-def test_crops_that_are_not_square_are_covered():
-    for shape in ((30, 200), (200, 30), (64, 97)):
-        crop = resize_center_crop(gradient(*shape, 1), (48, 96), 0.9, "bilinear")
-        assert crop.shape == (48, 96, 1)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
-def test_without_a_crop_the_whole_image_is_resized(size):
-    image = gradient(40, 80, 3)
-    expected = Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(
-        resize_center_crop(image, size, 1.0, "bicubic"), np.asarray(expected)
-    )
-
-
-def test_an_image_of_the_right_size_is_returned_untouched():
-    image = gradient(32, 32, 3)
-    assert resize_center_crop(image, (32, 32), 1.0, "bicubic") is image
-
-
-def test_wrong_options_are_named():
-    image = gradient(8, 8, 3)
-    with pytest.raises(ValueError, match=r"interpolation='cubic'.*'bicubic'"):
-        resize_center_crop(image, (4, 4), 1.0, "cubic")
-    with pytest.raises(ValueError, match=r"crop_fraction=1.5 must be in \(0, 1\]"):
-        resize_center_crop(image, (4, 4), 1.5, "bicubic")
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(SEEDS), st.lists(EDIT, min_size=1, max_size=8), st.booleans())
+def test_whatever_happens_to_a_file_it_decodes_or_is_a_bad_image(seed, edits, cut):
+    data = seed
+    for place, new, dropped in edits:
+        # Headers are short, and most interesting: half of the edits go there.
+        at = int(2 * place * 200) if place < 0.5 else int((place - 0.5) * 2 * len(data))
+        data = data[:at] + new + data[at + dropped :]
+    if cut:
+        data = data[: int(edits[0][0] * len(data))]
+    for read in (
+        lambda: decode(data, 3),
+        lambda: random_crop(
+            data,
+            channels=3,
+            size=(16, 24),
+            rng=np.random.default_rng(0),
+            scale=(0.67, 1),
+            ratio=(3 / 4, 4 / 3),
+            interpolation="bilinear",
+            fast=True,
+        ),
+    ):
+        try:
+            image = read()
+        except BadImage as error:
+            reason = error.reason
+        else:
+            reason = None
+            assert image.dtype == np.uint8
+            assert image.ndim == 3
+            assert image.shape[2] == 3
+        assert reason in (None, *REASONS)

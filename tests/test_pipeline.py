@@ -16,8 +16,8 @@ from simmim_jax.data.source import ArraySource, SubsetSource
 from simmim_jax.data.sources import open_source
 
 SMALL = {"image_size": (8, 8), "channels": 1, "interpolation": "bilinear"}
-NO_CROP = {**SMALL, "scale": None, "ratio": (1.0, 1.0)}
-CROP = {**SMALL, "scale": (0.3, 1.0), "ratio": (3 / 4, 4 / 3)}
+NO_CROP = {**SMALL, "fast_decode": False, "scale": None, "ratio": (1.0, 1.0)}
+CROP = {**SMALL, "fast_decode": False, "scale": (0.3, 1.0), "ratio": (3 / 4, 4 / 3)}
 
 
 def array_source(count: int, size: int = 8) -> ArraySource:

@@ -20,7 +20,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from simmim_jax.data.decode import decode, random_resized_crop, resize_center_crop
+from simmim_jax.data.crop import random_crop, resize_center_crop
+from simmim_jax.data.decode import decode
 from simmim_jax.data.source import NO_LABEL, ArraySource, Source
 
 Batch = dict[str, np.ndarray]
@@ -39,6 +40,7 @@ def train_iterator(
     scale: tuple[float, float] | None,
     ratio: tuple[float, float],
     interpolation: str,
+    fast_decode: bool,
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -47,9 +49,9 @@ def train_iterator(
 ) -> "TrainIterator":
     """Iterate for ever over shuffled batches of randomly cropped images.
 
-    batch_size: of this process; scale, ratio: see `random_resized_crop`, scale=None
-    resizes the whole image instead; num_workers: processes that decode, 0 = threads of
-    this one; num_threads: threads that decode, in each of them.
+    batch_size: of this process; scale, ratio, fast_decode: see `random_crop`, with
+    scale=None the whole image is resized instead, exactly; num_workers: processes that
+    decode, 0 = threads of this one; num_threads: threads that decode, in each of them.
     yields: {"image": uint8[b h w c], "label": int32[b]}, label -1 where there is none.
     raises: ValueError if the source is empty.
     """
@@ -61,6 +63,7 @@ def train_iterator(
         scale=scale,
         ratio=ratio,
         interpolation=interpolation,
+        fast_decode=fast_decode,
         seed=seed,
         process_index=process_index,
         process_count=process_count,
@@ -201,9 +204,9 @@ class _Batches:
         return 1 if small and isinstance(self.source, ArraySource) else self.num_threads
 
     def fill(
-        self, indices: np.ndarray, crop: Callable[[np.ndarray, int], np.ndarray]
+        self, indices: np.ndarray, crop: Callable[[bytes | np.ndarray, int], np.ndarray]
     ) -> Batch:
-        """Read examples: image i of the batch is crop(pixels of indices[i], i)."""
+        """Read examples: image i of the batch is crop(image of indices[i], i)."""
         shape = (self.batch_size, *self.image_size, self.channels)
         images = np.zeros(shape, np.uint8)
         labels = np.zeros(self.batch_size, np.int32)
@@ -212,8 +215,7 @@ class _Batches:
             for row in rows:
                 example = self.source[int(indices[row])]
                 try:
-                    pixels = decode(example["image"], self.channels)
-                    images[row] = crop(pixels, row)
+                    images[row] = crop(example["image"], row)
                 except ValueError as error:
                     error.add_note(
                         f"Example {indices[row]}: {example.get('path', self.source)}"
@@ -233,6 +235,7 @@ class _Batches:
 class _TrainBatches(_Batches):
     scale: tuple[float, float] | None
     ratio: tuple[float, float]
+    fast_decode: bool
     seed: int
 
     def __len__(self) -> int:
@@ -255,12 +258,19 @@ class _TrainBatches(_Batches):
             return _gather(source, indices)
         return self.fill(indices, lambda image, row: self._crop(image, positions[row]))
 
-    def _crop(self, image: np.ndarray, position: int) -> np.ndarray:
+    def _crop(self, data: bytes | np.ndarray, position: int) -> np.ndarray:
         if self.scale is None:
+            image = decode(data, self.channels)
             return resize_center_crop(image, self.image_size, 1.0, self.interpolation)
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
-        return random_resized_crop(
-            image, self.image_size, rng, self.scale, self.ratio, self.interpolation
+        return random_crop(
+            data,
+            channels=self.channels,
+            size=self.image_size,
+            rng=np.random.Generator(np.random.Philox(key=[self.seed, position])),
+            scale=self.scale,
+            ratio=self.ratio,
+            interpolation=self.interpolation,
+            fast=self.fast_decode,
         )
 
 
@@ -283,9 +293,12 @@ class EvalBatches(_Batches):
         weight = (positions < len(self.source)).astype(np.float32)
         return {**batch, "weight": weight}
 
-    def _crop(self, image: np.ndarray) -> np.ndarray:
+    def _crop(self, data: bytes | np.ndarray) -> np.ndarray:
         return resize_center_crop(
-            image, self.image_size, self.crop_fraction, self.interpolation
+            decode(data, self.channels),
+            self.image_size,
+            self.crop_fraction,
+            self.interpolation,
         )
 
 

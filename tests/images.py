@@ -1,0 +1,28 @@
+"""Images for tests."""
+
+import importlib.resources
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+# 640x427 photographs, of a dependency for development.
+PHOTOS = [
+    Path(str(importlib.resources.files("sklearn.datasets.images") / name))
+    for name in ("china.jpg", "flower.jpg")
+]
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    """The bytes of an image file."""
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def gradient(height: int, width: int, channels: int) -> np.ndarray:
+    """uint8[h w c] in which every pixel differs from its neighbours."""
+    y, x = np.mgrid[:height, :width]
+    planes = [(x * (c + 1) + y * 3) % 256 for c in range(channels)]
+    return np.stack(planes, axis=-1).astype(np.uint8)
