@@ -19,6 +19,7 @@ LEVELS = (
         "masking",
         "targets",
         "flops",
+        "accelerators",
         "augment",
         "randaugment",
         "visualize",
@@ -38,7 +39,7 @@ LEVELS = (
     {"resume", "predict", "aot"},
     {"train_loop"},
     {"pretrain", "finetune"},
-    {"compare"},
+    {"compare", "bench_input"},
     {"main"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -46,7 +47,16 @@ LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 FILES = {"io", "os", "pathlib", "shutil", "tempfile"}
 TAKES_CONFIGS = {
-    *("inputs", "resume", "train_loop", "pretrain", "finetune", "compare", "main"),
+    *(
+        "inputs",
+        "resume",
+        "train_loop",
+        "pretrain",
+        "finetune",
+        "compare",
+        "bench_input",
+        "main",
+    ),
 }
 # pipeline marks absl's flags as parsed, which grain's workers need in a notebook.
 PARSED_FLAGS = {"is_parsed", "mark_as_parsed"}
