@@ -17,7 +17,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def _base(mode: str) -> ConfigDict:
     """Fields of both modes."""
     config = ConfigDict()
-    # "pretrain", "finetune", or "compare" for both (see `comparison`).
+    # "pretrain", "finetune", or "compare" for both (see `comparison`). With any config
+    # "bench_input" measures how fast its images come, and changes nothing.
     config.mode = mode
     # Everything random follows from it: weights, order of the data, crops, masks.
     config.seed = 0
@@ -121,6 +122,10 @@ def _base(mode: str) -> ConfigDict:
     config.checkpoint_every = "1 epochs"
     # Last checkpoints to keep, beside the best one.
     config.keep_checkpoints = 3
+    # What mode "bench_input" measures for.
+    config.bench = ConfigDict()
+    # TPU slices as Google Cloud spells them, and GPUs of a host: "h100", "h100x8".
+    config.bench.accelerators = "v5e-1, v5e-8, v4-8, v6e-8, a100, h100x8"
     # Send metrics to Weights & Biases (pip install wandb).
     config.wandb = False
     return config

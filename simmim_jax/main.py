@@ -51,13 +51,19 @@ def main(argv: Sequence[str]) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.expanduser()))
     import jax
 
+    from simmim_jax.bench_input import bench_input
     from simmim_jax.compare import compare
     from simmim_jax.finetune import finetune
     from simmim_jax.interrupt import Interrupted
     from simmim_jax.pretrain import pretrain
     from simmim_jax.step_log import NonFiniteError
 
-    run = {"pretrain": pretrain, "finetune": finetune, "compare": compare}[config.mode]
+    run = {
+        "pretrain": pretrain,
+        "finetune": finetune,
+        "compare": compare,
+        "bench_input": bench_input,
+    }[config.mode]
     try:
         run(config, workdir)
     except (ValueError, FileNotFoundError) as error:
@@ -92,10 +98,13 @@ def default_workdir() -> str:
 
 def check(config: ConfigDict) -> None:
     """ValueError or FileNotFoundError for what is wrong before anything is compiled."""
-    mode, modes = config.get("mode"), ("pretrain", "finetune", "compare")
+    mode = config.get("mode")
+    modes = ("pretrain", "finetune", "compare", "bench_input")
     if mode not in modes:
         raise ValueError(f"config.mode={mode!r}: expected one of {modes}.")
     runs = [config.pretrain, config.finetune] if mode == "compare" else [config]
+    if mode == "bench_input":
+        runs = [config.get("pretrain", config)]
     for run in runs:
         check_values(run)
         for split in (run.data.train_split, run.data.eval_split):

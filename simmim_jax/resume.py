@@ -14,6 +14,7 @@ from simmim_jax.steps import TrainState
 
 # Fields that change nothing of what a run learns.
 HARMLESS = (
+    "bench.",
     "checkpoint_every",
     "data.data_dir",
     "data.num_threads",

@@ -19,7 +19,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simmim_jax import inputs, optim, resume, sharding, steps
+from simmim_jax import flops, inputs, optim, resume, sharding, steps
 from simmim_jax.checkpoint import Checkpointer, describe_software
 from simmim_jax.data.source import Source
 from simmim_jax.interrupt import Interrupted, catch_signals
@@ -83,6 +83,24 @@ def check(config: ConfigDict, task: Task) -> Any:
 
     jax.eval_shape(loss, params, _batch_like(config), key)
     return params
+
+
+def flops_per_image(config: ConfigDict, task: Task) -> float:
+    """Floating-point operations of a training step, of the model and an image.
+
+    With config.model.remat what is computed again counts again.
+    """
+    key = jax.random.key(config.seed)
+    params = jax.eval_shape(task.init, key)
+    batch = jax.eval_shape(task.prepare, _batch_like(config), key)
+
+    def gradient(params: Any, batch: steps.Batch, key: jax.Array) -> Any:
+        def loss(learned: Any) -> Any:
+            return task.loss(params | learned, batch, key)
+
+        return jax.grad(loss, has_aux=True)(steps.learning(params, task.frozen))
+
+    return flops.count(gradient, params, batch, key) / config.data.batch_size
 
 
 def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:

@@ -10,7 +10,7 @@ import tiny_config
 from PIL import Image
 
 from configs import common
-from simmim_jax import augment, inputs
+from simmim_jax import augment, inputs, train_loop
 from simmim_jax.data.source import ArraySource
 from simmim_jax.finetune import (
     check_classes,
@@ -274,3 +274,17 @@ def test_held_out_images_need_labels(classifier):
     evaluate = evaluation(config, model, inputs.eval_pass(config, source))
     with pytest.raises(ValueError, match="images without labels"):
         evaluate(params, 0)
+
+
+def test_a_frozen_encoder_costs_no_backpropagation(tmp_path):
+    config = tiny_config.get_config("finetune")
+    task = finetune_task(config, tmp_path)
+    frozen = dataclasses.replace(task, frozen=("encoder",))
+    tokens, patches, width, pixels, classes = 9, 8, 16, 14 * 7, 10
+    blocks = 2 * (12 * tokens * width**2 + 2 * tokens**2 * width)
+    into_patches, head = patches * width * pixels, classes * width
+    forward = 2 * (into_patches + blocks + head)
+    # Backpropagation costs twice the forward pass, but ends at the patches and, with a
+    # frozen encoder, at the norm before the head.
+    assert train_loop.flops_per_image(config, task) == 3 * forward - 2 * into_patches
+    assert train_loop.flops_per_image(config, frozen) == forward + 4 * head
