@@ -144,6 +144,13 @@ def test_what_is_computed_again_is_not_what_a_step_needs(mode, tmp_path, brief):
     assert again["examples"] == {"pretrain": 8000, "finetune": 40}[mode]
 
 
+def test_a_batch_that_does_not_divide_ends_it_at_once(tmp_path):
+    config = tiny_config.get_config("pretrain")
+    config.optim.accumulation = 3
+    with pytest.raises(ValueError, match="batch_size=16 must be a multiple of 3"):
+        bench_input(config, tmp_path)
+
+
 def test_an_unknown_accelerator_ends_it_at_once(tmp_path):
     output = commands.run(
         *commands.tiny("pretrain", tmp_path, "mode=bench_input"),

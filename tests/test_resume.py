@@ -18,7 +18,11 @@ def changes(workdir, mode, before, after, *, finished=False, meta=None):
 @pytest.mark.parametrize("finished", [False, True])
 @pytest.mark.parametrize(
     ("field", "before", "after"),
-    [("log_every", "2 steps", "4 steps"), ("model.remat", "none", "dots")],
+    [
+        ("log_every", "2 steps", "4 steps"),
+        ("model.remat", "none", "dots"),
+        ("bench.accelerators", "a100", "v5e-8"),
+    ],
 )
 def test_what_changes_nothing_learned_is_told(field, before, after, finished, tmp_path):
     said = changes(
