@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from simmim_jax import inputs, sharding, train_loop
 from simmim_jax.accelerators import Accelerator, accelerator
-from simmim_jax.data.decode import decode, random_resized_crop, resize_center_crop
+from simmim_jax.data.crop import random_crop, resize_center_crop
+from simmim_jax.data.decode import decode
 from simmim_jax.data.pipeline import Batch
 from simmim_jax.data.source import Source
 from simmim_jax.finetune import finetune_task
@@ -155,17 +156,19 @@ def one_thread(
 
 def crop(config: ConfigDict, data: Any, rng: np.random.Generator) -> np.ndarray:
     """What training makes of an encoded image."""
-    pixels = decode(data, config.data.channels)
-    size, interpolation = config.data.image_size, config.data.interpolation
+    channels, size = config.data.channels, config.data.image_size
+    interpolation = config.data.interpolation
     if not config.data.crop_scale:
-        return resize_center_crop(pixels, size, 1.0, interpolation)
-    return random_resized_crop(
-        pixels,
-        size,
-        rng,
-        config.data.crop_scale,
-        config.data.crop_ratio,
-        interpolation,
+        return resize_center_crop(decode(data, channels), size, 1.0, interpolation)
+    return random_crop(
+        data,
+        channels=channels,
+        size=size,
+        rng=rng,
+        scale=config.data.crop_scale,
+        ratio=config.data.crop_ratio,
+        interpolation=interpolation,
+        fast=config.data.fast_decode,
     )
 
 
@@ -263,9 +266,10 @@ def bottleneck(measured: Measured) -> tuple[str, str]:
         return "copy", "Batches are made faster than they are copied to the devices."
     if m.pipeline_rate < _CLEARLY_LESS * bound:
         return "hand-over", (
-            f"Reading and decoding alone would give {bound:,.0f} images/s: threads "
-            "wait for each other. Share the work among processes, "
-            "--config.data.num_workers=N, with fewer --config.data.num_threads in each."
+            f"Reading and decoding alone would give {bound:,.0f} images/s. If no other "
+            "program takes the cores, threads wait for each other: share the work "
+            "among processes, --config.data.num_workers=N, with fewer "
+            "--config.data.num_threads in each."
         )
     are_large = m.pixels > 2 * math.prod(m.image_size)
     smaller = " or smaller images: python -m simmim_jax.data.pack" if are_large else ""
