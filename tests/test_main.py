@@ -21,7 +21,7 @@ FINETUNE = "--config=tests/tiny_config.py:finetune"
         (["--config=configs/quickstart.py:x"], "expected 'smoke' or nothing"),
         ([PRETRAIN, "--config.optim.lrr=1"], 'field lrr: Did you mean "lr"'),
         ([PRETRAIN, "--config.optim.lr=fast"], "could not convert string to float"),
-        ([PRETRAIN, "--config.data.dataset=/none"], "'/none' is not a directory"),
+        ([PRETRAIN, "--config.data.dataset=/none"], "'/none' does not exist"),
         (
             ["--config=configs/vit_base.py", "--config.data.data_dir=/none"],
             "download_and_prepare",

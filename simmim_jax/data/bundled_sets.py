@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from simmim_jax.data.folders import open_idx
+from simmim_jax.data.idx import open_idx
 from simmim_jax.data.source import ArraySource
 
 _BUNDLED_DIR = pathlib.Path(__file__).parent / "bundled"

@@ -1,28 +1,48 @@
-"""Folders of images, and of MNIST-like idx files."""
+"""Folders of images, found through an index that is kept between runs."""
 
 import dataclasses
-import gzip
-import hashlib
+import errno
 import os
-from collections.abc import Iterator
+import stat
+import time
 from typing import Any
 
 import numpy as np
 
-from simmim_jax.data.source import NO_LABEL, ArraySource, Source
+from simmim_jax.data import cache
+from simmim_jax.data.paths import (
+    IMAGE_ENDINGS,
+    SPLIT_FOLDERS,
+    Paths,
+    by_rule,
+    class_folders,
+    find_split,
+    is_hidden,
+    is_image,
+    name_classes,
+    no_images,
+    number,
+    pack,
+    split_paths,
+    unpack,
+)
+from simmim_jax.data.remote import is_url, list_url, read_file
+from simmim_jax.data.source import NO_LABEL
 
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_SPLIT_FOLDERS = ("train", "validation", "val", "test")
-# Of a folder without split folders, one image in 20 is for validation.
-_VALIDATION_SHARE = 20
+# A folder that changed so shortly before it was read may change again without a new
+# time: file systems count in up to 2 s (FAT), and clocks of servers differ.
+_SETTLED_NS = 2 * 10**9
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """Image files under `root`: paths are relative to it, labels int[n] or None."""
+    """Image files under `root`, a folder or URL: paths relative to it or absolute.
+
+    labels int[n] or None.
+    """
 
     root: str
-    paths: tuple[str, ...] = dataclasses.field(repr=False)
+    paths: Paths = dataclasses.field(repr=False)
     labels: np.ndarray | None = dataclasses.field(repr=False)
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
 
@@ -30,27 +50,71 @@ class FolderSource:
         return len(self.paths)
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        path = os.path.join(self.root, self.paths[index])
+        path = self.paths[index]
+        if not is_url(path):
+            path = os.path.join(self.root, path)
         label = NO_LABEL if self.labels is None else int(self.labels[index])
-        with open(path, "rb") as file:
-            return {"image": file.read(), "label": label, "path": path}
+        return {"image": read_file(path), "label": label, "path": path}
 
 
-def open_folder(folder: str, split: str) -> Source:
-    """Open one split of a folder; see `open_source` for how it may be laid out."""
-    if _is_idx_folder(folder):
-        return open_idx(folder, split)
-    return _open_images(folder, split)
+def open_folder(root: str, split: str) -> FolderSource:
+    """Open one split of a folder; see `open_source` for how it may be laid out.
+
+    raises: FileNotFoundError without images, ValueError for a split that does not
+    exist or class folders without images to learn from.
+    """
+    name = find_split(split, root, lambda name: os.path.isdir(os.path.join(root, name)))
+    folder = os.path.join(root, name or "")
+    paths = list_images(folder)
+    if not paths:
+        raise no_images(folder)
+    folders = class_folders(paths)
+    class_names: list[str] = []
+    if folders is not None:
+        # The classes of all splits together, lest a class that is missing in
+        # one of them shifts its labels.
+        places = [os.path.join(root, s) for s in SPLIT_FOLDERS] if name else [folder]
+        class_names = sorted({name for place in places for name in subfolders(place)})
+        empty = set(class_names) - set(map(os.fsdecode, set(folders)))
+        if empty and (name is None or split == "train"):
+            raise ValueError(
+                f"{folder!r} has class folders without images to learn from: "
+                f"{', '.join(sorted(empty))}. Expected {'/'.join(IMAGE_ENDINGS)} files "
+                "in them: convert other formats, or remove the folders."
+            )
+    labels = None if folders is None else number(folders, class_names)
+    if name is None:
+        chosen = by_rule(paths, split, root)
+        paths = [paths[i] for i in chosen]
+        labels = None if labels is None else labels[chosen]
+    return FolderSource(folder, Paths(paths), labels, tuple(class_names))
 
 
-def check_folder(folder: str, split: str) -> None:
+def open_url(url: str, split: str) -> FolderSource:
+    """Open one split of a folder at a URL, which is listed anew each time.
+
+    raises: FileNotFoundError without images, ValueError for a split that does not
+    exist.
+    """
+    paths = list_url(url)
+    if not paths:
+        raise no_images(url)
+    below, splits = split_paths(paths, split) or (paths, [None])
+    name = find_split(split, url, splits.__contains__)
+    if name is None:
+        chosen = by_rule(paths, split, url)
+    else:
+        chosen = np.array([i for i, s in enumerate(splits) if s == name])
+    labels, class_names = name_classes(below, chosen)
+    return FolderSource(url, Paths([paths[i] for i in chosen]), labels, class_names)
+
+
+def check_folder(root: str, split: str) -> None:
     """Raise what `open_folder` would if there is no data; looks for the first image."""
-    if _is_idx_folder(folder):
-        _idx_paths(folder, split)
-        return
-    root, _ = _split_folder(folder, split)
-    if not any(True for _ in _walk_images(root)):
-        raise _no_images(root)
+    name = find_split(split, root, lambda name: os.path.isdir(os.path.join(root, name)))
+    folder = os.path.join(root, name or "")
+    if not _has_image(os.fsencode(folder), frozenset()):
+        raise no_images(folder)
 
 
 def subfolders(folder: str) -> list[str]:
@@ -58,154 +122,121 @@ def subfolders(folder: str) -> list[str]:
     if not os.path.isdir(folder):
         return []
     with os.scandir(folder) as entries:
-        return [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+        return [
+            entry.name
+            for entry in entries
+            if not is_hidden(os.fsencode(entry.name)) and _is_dir(entry)
+        ]
 
 
-# ---- Images --------------------------------------------------------------------------
+def _is_dir(entry: os.DirEntry) -> bool:
+    # entry.is_dir() raises for a link to itself.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-def _walk_images(root: str) -> Iterator[str]:
-    """Yield the paths of all images under root, relative to it, in the disk's order."""
-    for folder, inner, files in os.walk(root, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in files:
-            if name.lower().endswith(_EXTENSIONS) and not name.startswith("."):
-                yield os.path.relpath(os.path.join(folder, name), root)
+def _has_image(folder: bytes, above: frozenset[str | bytes]) -> bool:
+    real = os.path.realpath(folder)
+    if real in above:
+        return False
+    inner = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            if _is_dir(entry):
+                inner.append(entry.path)
+            elif is_image(entry.name):
+                return True
+    return any(_has_image(path, above | {real}) for path in inner)
 
 
-def _no_images(root: str) -> FileNotFoundError:
-    return FileNotFoundError(
-        f"{root!r} has no images: expected {'/'.join(_EXTENSIONS)} files in it or in "
-        "class folders."
-    )
+# ---- The index -----------------------------------------------------------------------
 
 
-def _split_folder(root: str, split: str) -> tuple[str, bool]:
-    """Return the folder to read, and whether it has to be divided by rule."""
-    names = ("validation", "val") if split in ("validation", "val") else (split,)
-    for name in names:
-        if os.path.isdir(os.path.join(root, name)):
-            return os.path.join(root, name), False
-    present = [n for n in _SPLIT_FOLDERS if os.path.isdir(os.path.join(root, n))]
-    if present:
-        raise FileNotFoundError(
-            f"split={split!r} of {root!r} has no folder: found "
-            f"{', '.join(f'{name}/' for name in present)}. Make the folder "
-            f"{names[0]}/, or give a folder without split folders to have one image "
-            f"in {_VALIDATION_SHARE} set aside for validation."
-        )
-    if split not in ("train", "validation", "val"):
-        raise ValueError(
-            f"split={split!r} of {root!r} does not exist: expected train or validation "
-            f"for a folder without split folders. Make a folder {split}/ in it for "
-            "another one; slices such as train[:10%] are for TFDS sets."
-        )
-    return root, True
+@dataclasses.dataclass
+class _Folder:
+    """One folder as it was read; mtime_ns is -1 where that cannot be relied on."""
+
+    mtime_ns: int
+    images: list[bytes] = dataclasses.field(default_factory=list)
+    folders: list[bytes] = dataclasses.field(default_factory=list)
 
 
-def _open_images(root: str, split: str) -> FolderSource:
-    folder, by_rule = _split_folder(root, split)
-    paths = sorted(_walk_images(folder))
-    if not paths:
-        raise _no_images(folder)
-    labelled = all(os.sep in path for path in paths)
-    if labelled:
-        # The classes of all splits together, lest a class that is missing in
-        # one of them shifts its labels.
-        siblings = (
-            [folder] if by_rule else [os.path.join(root, s) for s in _SPLIT_FOLDERS]
-        )
-        class_names = sorted({name for path in siblings for name in subfolders(path)})
-        empty = set(class_names) - {path.split(os.sep, 1)[0] for path in paths}
-        if empty and (by_rule or split == "train"):
-            raise ValueError(
-                f"{folder!r} has class folders without images to learn from: "
-                f"{', '.join(sorted(empty))}. Expected {'/'.join(_EXTENSIONS)} files "
-                "in them: convert other formats, or remove the folders."
-            )
-    else:
-        class_names = []
-    if by_rule:
-        held_out = _held_out(paths)
-        wanted = held_out if split != "train" else ~held_out
-        paths = [path for path, chosen in zip(paths, wanted, strict=True) if chosen]
-        if not paths:
-            raise FileNotFoundError(
-                f"{root!r} has a single image, which is in the validation split: "
-                "expected at least two."
-            )
-    labels = None
-    if labelled:
-        index = {name: i for i, name in enumerate(class_names)}
-        labels = np.array([index[p.split(os.sep, 1)[0]] for p in paths], np.int32)
-    return FolderSource(folder, tuple(paths), labels, tuple(class_names))
+def list_images(root: str) -> list[bytes]:
+    """Return the sorted paths of all images under root, relative to it.
+
+    An index of them is kept. A folder is read again if its time of modification has
+    changed, which adding, removing and renaming a file does; links are followed, but
+    not into a folder from within itself.
+    """
+    key = f"folder 1 {os.path.realpath(root)}"
+    known = _load(key)
+    folders = _walk(os.fsencode(root), known)
+    images = sorted(image for folder in folders.values() for image in folder.images)
+    if folders != known:
+        index = {
+            "folders": pack(list(folders)),
+            "mtimes": np.array([f.mtime_ns for f in folders.values()], np.int64),
+            "images": pack(images),
+        }
+        cache.save(key, len(images), index)
+    return images
 
 
-def _held_out(paths: list[str]) -> np.ndarray:
-    """bool[n]: which images of a folder without split folders are for validation."""
-    hashes = np.array(
-        [
-            int.from_bytes(hashlib.blake2b(p.encode(), digest_size=8).digest(), "big")
-            for p in (path.replace(os.sep, "/") for path in paths)
-        ],
-        np.uint64,
-    )
-    return (hashes < 2**64 // _VALIDATION_SHARE) | (hashes == hashes.min())
+def _load(key: str) -> dict[bytes, _Folder]:
+    index = cache.load(key)
+    if index is None:
+        return {}
+    names = unpack(index["folders"])
+    mtimes = index["mtimes"].tolist()
+    folders = {n: _Folder(m) for n, m in zip(names, mtimes, strict=True)}
+    for name in names[1:]:  # The first is root itself.
+        folders[name.rpartition(b"/")[0]].folders.append(name)
+    for image in unpack(index["images"]):
+        folders[image.rpartition(b"/")[0]].images.append(image)
+    return folders
 
 
-# ---- MNIST-like idx files ------------------------------------------------------------
+def _walk(root: bytes, known: dict[bytes, _Folder]) -> dict[bytes, _Folder]:
+    """Return all folders under root, by their paths relative to it."""
+    now = time.time_ns()
+    found = {}
+    todo: list[tuple[bytes, frozenset[tuple[int, int]]]] = [(b"", frozenset())]
+    while todo:
+        name, above = todo.pop()
+        try:
+            status = os.stat(os.path.join(root, name))
+            identity = (status.st_dev, status.st_ino)
+            if not stat.S_ISDIR(status.st_mode) or identity in above:
+                found[name] = _Folder(-1)
+                continue
+            folder = known.get(name)
+            if folder is None or folder.mtime_ns != status.st_mtime_ns:
+                folder = _read(root, name)
+                if status.st_mtime_ns < now - _SETTLED_NS:
+                    folder.mtime_ns = status.st_mtime_ns
+        except OSError as error:
+            # A link to nowhere or to itself, or a folder removed meanwhile.
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            found[name] = _Folder(-1)
+            continue
+        found[name] = folder
+        todo += [(inner, above | {identity}) for inner in folder.folders]
+    return found
 
 
-def _is_idx_folder(folder: str) -> bool:
-    return any(
-        os.path.exists(os.path.join(folder, f"{part}-images-idx3-ubyte{gz}"))
-        for part in ("train", "t10k")
-        for gz in (".gz", "")
-    )
-
-
-def _idx_paths(folder: str, split: str) -> tuple[str, str]:
-    """Return the paths of the images and the labels of a split."""
-    part = {"train": "train", "validation": "t10k", "test": "t10k"}.get(split)
-    if part is None:
-        raise ValueError(
-            f"split={split!r} of the idx files in {folder!r} does not exist: expected "
-            "train (train-*) or validation or test (both t10k-*)."
-        )
-    paths = []
-    for content in ("images-idx3", "labels-idx1"):
-        path = os.path.join(folder, f"{part}-{content}-ubyte")
-        existing = [p for p in (f"{path}.gz", path) if os.path.exists(p)]
-        if not existing:
-            raise FileNotFoundError(
-                f"{path}.gz does not exist: split={split!r} needs it. Copy it there."
-            )
-        paths.append(existing[0])
-    return paths[0], paths[1]
-
-
-def open_idx(folder: str, split: str) -> ArraySource:
-    """Read one split: "train" is train-*, "validation" and "test" are t10k-*."""
-    images_path, labels_path = _idx_paths(folder, split)
-    images = _read_idx(images_path)[..., None]
-    labels = _read_idx(labels_path).astype(np.int32)
-    if len(images) != len(labels):
-        raise ValueError(
-            f"{images_path!r} has {len(images)} images but {labels_path!r} has "
-            f"{len(labels)} labels: expected equally many. Download both again."
-        )
-    return ArraySource(images, labels, tuple(map(str, range(labels.max() + 1))))
-
-
-def _read_idx(path: str) -> np.ndarray:
-    """Read uint8[...] (format: http://yann.lecun.com/exdb/mnist, at the end)."""
-    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
-        data = file.read()
-    # Two zero bytes, 8 = uint8, the number of axes, then their sizes in big-endian.
-    if data[:3] != b"\0\0\x08":
-        raise ValueError(
-            f"{path!r} starts with {data[:4]!r}: expected an idx file of uint8, "
-            "00 00 08 and the number of axes. Download it again."
-        )
-    shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+def _read(root: bytes, name: bytes) -> _Folder:
+    folder = _Folder(-1)
+    with os.scandir(os.path.join(root, name)) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            path = os.path.join(name, entry.name)
+            if _is_dir(entry):
+                folder.folders.append(path)
+            elif is_image(entry.name):
+                folder.images.append(path)
+            elif entry.is_symlink():
+                folder.folders.append(path)  # Perhaps a folder not mounted yet.
+    return folder

@@ -3,22 +3,30 @@
 import dataclasses
 import functools
 import json
+import operator
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from simmim_jax.data import cache
 from simmim_jax.data.folders import subfolders
 from simmim_jax.data.source import NO_LABEL
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-    """A prepared TFDS set; `records` is its data source, images left encoded."""
+    """A prepared TFDS set; `records` is its data source, images left encoded.
+
+    image_key, label_key: where they are in a record, key by key.
+    """
 
     records: Any = dataclasses.field(repr=False)
-    image_key: str
-    label_key: str | None
+    folder: str
+    split: str
+    image_key: tuple[str, ...]
+    label_key: tuple[str, ...] | None
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
 
     def __len__(self) -> int:
@@ -26,38 +34,91 @@ class TfdsSource:
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         record = self.records[index]
-        label = NO_LABEL if self.label_key is None else int(record[self.label_key])
-        return {"image": record[self.image_key], "label": label}
+        label = NO_LABEL if self.label_key is None else _get(record, self.label_key)
+        return {"image": _get(record, self.image_key), "label": int(label)}
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:
-        """int[n]; reads every record once (about 0.1 ms each), decodes no image."""
+        """int[n]; None if there are none, as in the test split of ImageNet.
+
+        They lie in the records: the first time every record is read, about 0.1 ms
+        each, decoding no image; then they are kept as the indexes of folders are.
+        """
         if self.label_key is None:
             return None
-        return np.array([self[i]["label"] for i in range(len(self))], np.int32)
+        key = f"tfds 1 {os.path.realpath(self.folder)} {self.split} {self.label_key}"
+        info = os.stat(os.path.join(self.folder, "dataset_info.json"))
+        kept = cache.load(key)
+        if kept is None or kept["stamp"] != info.st_mtime_ns:
+            labels = np.array([self[i]["label"] for i in range(len(self))], np.int32)
+            kept = {"labels": labels, "stamp": np.array(info.st_mtime_ns)}
+            cache.save(key, len(labels), kept)
+        return None if (kept["labels"] == NO_LABEL).any() else kept["labels"]
 
 
 def open_tfds(name: str, split: str, data_dir: str) -> TfdsSource:
-    """Open one split of a set "NAME[/CONFIG][:VERSION]" that is prepared."""
+    """Open one split of a set "NAME[/CONFIG][:VERSION]" that is prepared.
+
+    The image is the feature "image", or the only one; labels are the ClassLabel
+    "label", or the only one. Both may lie in nested features.
+    raises: ValueError without a single such image.
+    """
     folder = find_prepared(name, split, data_dir)
     import tensorflow_datasets as tfds  # Takes seconds, too long for an error above.
 
     builder = tfds.builder_from_directory(folder)
-    features = dict(builder.info.features.items())
-    image_keys = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
-    if not image_keys:
-        raise ValueError(
-            f"{folder!r} has no image feature, only {', '.join(features)}: expected a "
-            "data set of images."
-        )
-    image_key = image_keys[0]
-    records = builder.as_data_source(
-        split, decoders={image_key: tfds.decode.SkipDecoding()}
+    features = dict(_leaves(builder.info.features, tfds.features.FeaturesDict))
+    encoded = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+    image_key = _choose(
+        "image",
+        # Segmentation masks are images as well.
+        [k for k in encoded if not isinstance(features[k], tfds.features.LabeledImage)],
     )
-    label = features.get("label")
-    if not isinstance(label, tfds.features.ClassLabel):
-        return TfdsSource(records, image_key, None, ())
-    return TfdsSource(records, image_key, "label", tuple(label.names))
+    if image_key is None:
+        raise ValueError(
+            f"{folder!r} has the features {', '.join(map('/'.join, features))}: "
+            "expected one image, named 'image' if there are several."
+        )
+    if not np.issubdtype(features[image_key].np_dtype, np.integer):
+        raise ValueError(
+            f"{folder!r} has images of {features[image_key].np_dtype}: expected whole "
+            "numbers."
+        )
+    decoders: dict[str, Any] = {}
+    for *outer, last in encoded:
+        inner = decoders
+        for key in outer:
+            inner = inner.setdefault(key, {})
+        inner[last] = tfds.decode.SkipDecoding()
+    records = builder.as_data_source(split, decoders=decoders)
+    label_key = _choose(
+        "label",
+        [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)],
+    )
+    class_names = () if label_key is None else tuple(features[label_key].names)
+    return TfdsSource(records, folder, split, image_key, label_key, class_names)
+
+
+def _leaves(
+    features: Any, nest: type, above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield features that are not themselves made of features, with their keys."""
+    for key, feature in features.items():
+        if isinstance(feature, nest):
+            yield from _leaves(feature, nest, (*above, key))
+        else:
+            yield (*above, key), feature
+
+
+def _choose(name: str, keys: list[tuple[str, ...]]) -> tuple[str, ...] | None:
+    """Return the key that is `name`, or the only one; None if that is not clear."""
+    if (name,) in keys:
+        return (name,)
+    return keys[0] if len(keys) == 1 else None
+
+
+def _get(record: Any, key: tuple[str, ...]) -> Any:
+    return functools.reduce(operator.getitem, key, record)
 
 
 def find_prepared(name: str, split: str, data_dir: str) -> str:

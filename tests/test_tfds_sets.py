@@ -1,0 +1,152 @@
+"""Sets prepared by TFDS: found, read without TensorFlow, and what errors say."""
+
+import json
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from simmim_jax.data.decode import decode
+from simmim_jax.data.source import subset
+from simmim_jax.data.sources import check_source, open_source
+from simmim_jax.data.tfds_sets import find_prepared
+
+# Encoded bytes and a builder in a folder of its own: TFDS needs no TensorFlow then.
+BUILDER = '''
+import io
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+SIZES = {"train": 20, "test": 4}
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Squares in the gray of their index."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=["even", "odd"]),
+        })
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(n) for split, n in SIZES.items()}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            file = io.BytesIO()
+            Image.new("RGB", (6, 5), (i, i, i)).save(file, "PNG")
+            yield i, {"image": io.BytesIO(file.getvalue()), "label": i % 2}
+'''
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    """Prepare the set in a process of its own, as a user would, away from this one."""
+    code_dir = tmp_path_factory.mktemp("code") / "squares"
+    code_dir.mkdir()
+    (code_dir / "__init__.py").touch()
+    (code_dir / "squares_dataset_builder.py").write_text(BUILDER)
+    data_dir = tmp_path_factory.mktemp("tfds")
+    code = textwrap.dedent(f"""
+        import sys
+        sys.path.insert(0, {str(code_dir.parent)!r})
+        from squares.squares_dataset_builder import Builder
+        Builder(
+            data_dir={str(data_dir)!r}, file_format="array_record"
+        ).download_and_prepare()
+        assert "tensorflow" not in sys.modules
+    """)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return str(data_dir)
+
+
+@pytest.mark.parametrize("name", ["tfds:squares", "tfds:squares:1.0.0"])
+def test_tfds_reads_encoded_images_without_the_code_that_made_them(tfds_dir, name):
+    check_source(name, "train", data_dir=tfds_dir)
+    source = open_source(name, "train", data_dir=tfds_dir)
+    assert len(source) == 20
+    assert source.class_names == ("even", "odd")
+    examples = [source[i] for i in range(20)]
+    assert all(isinstance(example["image"], bytes) for example in examples)
+    values = [int(decode(example["image"], 3)[0, 0, 0]) for example in examples]
+    assert sorted(values) == list(range(20))
+    assert [e["label"] for e in examples] == [value % 2 for value in values]
+    assert source.labels.tolist() == [value % 2 for value in values]
+
+
+def test_a_tilde_is_the_home_folder(tfds_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "sets").symlink_to(tfds_dir)
+    check_source("tfds:squares", "train", data_dir="~/sets")
+    assert len(open_source("tfds:squares", "train", data_dir="~/sets")) == 20
+
+
+def test_tfds_slices_and_subsets(tfds_dir):
+    def length(split):
+        return len(open_source("tfds:squares", split, data_dir=tfds_dir))
+
+    assert length("test") == 4
+    assert length("train[:10%]") == 2
+    assert length("train[:50%]+test") == 14
+    train = open_source("tfds:squares", "train", data_dir=tfds_dir)
+    few = subset(train, 6, seed=0)
+    assert np.bincount(few.labels).tolist() == [3, 3]
+    assert [few[i]["label"] for i in range(6)] == few.labels.tolist()
+
+
+def test_tfds_sources_can_be_sent_to_workers(tfds_dir):
+    source = open_source("tfds:squares", "train", data_dir=tfds_dir)
+    assert pickle.loads(pickle.dumps(source))[5] == source[5]
+
+
+def test_tfds_finds_its_folder_by_environment(tfds_dir, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", tfds_dir)
+    assert len(open_source("tfds:squares", "test")) == 4
+
+
+def fake_prepared(folder, suffix="array_record"):
+    folder.mkdir(parents=True)
+    splits = [{"name": "train"}, {"name": "test"}]
+    (folder / "dataset_info.json").write_text(json.dumps({"splits": splits}))
+    (folder / f"x-train.{suffix}-00000-of-00001").touch()
+
+
+def test_tfds_errors(tmp_path, tfds_dir):
+    data_dir = str(tmp_path)
+    fake_prepared(tmp_path / "records" / "1.0.0", "tfrecord")
+    fake_prepared(tmp_path / "many" / "one" / "1.0.0")
+    fake_prepared(tmp_path / "many" / "two" / "1.0.0")
+    for function in (check_source, open_source):
+        with pytest.raises(
+            FileNotFoundError,
+            match=r"'tfds:imagenet2012' is not prepared[\s\S]*pip install tensorflow "
+            r"[\s\S]*builder\('imagenet2012'.*array_record[\s\S]*download_and_prepare",
+        ):
+            function("tfds:imagenet2012", "train", data_dir=data_dir)
+        with pytest.raises(ValueError, match=r"data_dir='gs://x'.*Mount the bucket"):
+            function("tfds:squares", "train", data_dir="gs://x")
+        with pytest.raises(FileNotFoundError, match=r"squares:9.9.9.*not prepared"):
+            function("tfds:squares:9.9.9", "train", data_dir=tfds_dir)
+        with pytest.raises(FileNotFoundError, match=r"not in the array_record format"):
+            function("tfds:records", "train", data_dir=data_dir)
+        with pytest.raises(
+            ValueError, match=r"several configs.*many/one, tfds:many/tw"
+        ):
+            function("tfds:many", "train", data_dir=data_dir)
+        with pytest.raises(ValueError, match=r"split='valid\[:10%\]'.*train, test"):
+            function("tfds:many/one", "valid[:10%]", data_dir=data_dir)
+
+
+def test_tfds_takes_the_newest_version_and_the_only_config(tmp_path):
+    for version in ("2.0.0", "10.0.0", "9.1.0"):
+        fake_prepared(tmp_path / "set" / "config" / version)
+    found = find_prepared("set", "train", str(tmp_path))
+    assert found == str(tmp_path / "set" / "config" / "10.0.0")
