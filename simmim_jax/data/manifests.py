@@ -42,16 +42,22 @@ def open_manifest(file: str, split: str) -> FolderSource:
     rows = list(_rows(file))
     _check_first(file, rows[0] if rows else None)
     paths = [os.fsencode(row.path) for row in rows]
-    splits = {row.split for row in rows} - {""}
+    splits = sorted({row.split for row in rows} - {""})
     without = next((row.line for row in rows if not row.split), None)
     if splits and without:
         raise ValueError(f"{file!r}, line {without}: no split, others have one.")
     name = find_split(split, file, splits.__contains__)
+    if splits and name is None:
+        raise FileNotFoundError(
+            f"split={split!r} of {file!r} is not there: found {', '.join(splits)}."
+        )
     if name is None:
+        labels, class_names = _labels(file, rows, rows)
         chosen = by_rule(paths, split, file)
+        labels = None if labels is None else labels[chosen]
     else:
         chosen = np.array([i for i, row in enumerate(rows) if row.split == name])
-    labels, class_names = _labels(file, rows, chosen)
+        labels, class_names = _labels(file, [rows[i] for i in chosen], rows)
     return FolderSource(
         os.path.dirname(file), Paths([paths[i] for i in chosen]), labels, class_names
     )
@@ -174,18 +180,18 @@ def _columns(file: str, header: list[str]) -> tuple[int, int | None, int | None]
 
 
 def _labels(
-    file: str, rows: list[_Row], chosen: np.ndarray
+    file: str, rows: list[_Row], all_rows: list[_Row]
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels int32[m] of the chosen rows, and the names of all classes."""
-    lacking = [rows[i] for i in chosen if not rows[i].label]
-    if len(lacking) == len(chosen):
+    """Labels int32[n] of the rows of a split, and the names of all classes."""
+    lacking = [row.line for row in rows if not row.label]
+    if len(lacking) == len(rows):
         return None, ()
     if lacking:
         raise ValueError(
-            f"{file!r}, line {lacking[0].line}: no label, others have one. Expected a "
+            f"{file!r}, line {lacking[0]}: no label, others have one. Expected a "
             "label for each image of a split, or for none."
         )
-    every = {row.label for row in rows if row.label}
+    every = {row.label for row in all_rows} - {""}
     if all(label.isascii() and label.isdigit() for label in every):
         number_of_classes = max(map(int, every)) + 1
         if number_of_classes > _MAX_CLASSES:
@@ -198,5 +204,5 @@ def _labels(
     else:
         class_names = sorted(every)
         numbers = {label: i for i, label in enumerate(class_names)}
-    labels = np.array([numbers[rows[i].label] for i in chosen], np.int32)
+    labels = np.array([numbers[row.label] for row in rows], np.int32)
     return labels, tuple(class_names)

@@ -83,25 +83,20 @@ def find_split(split: str, place: str, exists: Callable[[str], bool]) -> str | N
     present = [name for name in SPLIT_FOLDERS if exists(name)]
     if present:
         raise FileNotFoundError(
-            f"split={split!r} of {place!r} has no folder: found "
-            f"{', '.join(f'{name}/' for name in present)}. Make the folder "
-            f"{names[0]}/ (of shards, {names[0]}-*.tar), or give a folder without "
-            f"split folders to have one image in {_VALIDATION_SHARE} set aside for "
-            "validation."
+            f"split={split!r} of {place!r} is not there: found "
+            f"{', '.join(f'{name}/' for name in present)}. Make a folder {names[0]}/ "
+            f"(among shards {names[0]}-*.tar, in a manifest rows of that split), or "
+            f"give data without splits to have one image in {_VALIDATION_SHARE} set "
+            "aside for validation."
         )
-    check_rule(split, place)
-    return None
-
-
-def check_rule(split: str, place: str) -> None:
-    """Raise ValueError for a split that `by_rule` does not make."""
     if split not in ("train", "validation", "val"):
         raise ValueError(
             f"split={split!r} of {place!r} does not exist: expected train or "
-            "validation where there are no split folders. Make a folder "
-            f"{split}/ in it for another one; slices such as train[:10%] are "
-            "for TFDS sets."
+            "validation for data without splits. Make a folder "
+            f"{split}/ (in a manifest rows of that split) for another one; slices such "
+            "as train[:10%] are for TFDS sets."
         )
+    return None
 
 
 def by_rule(paths: Sequence[bytes], split: str, place: str) -> np.ndarray:
