@@ -9,10 +9,11 @@ import textwrap
 import numpy as np
 import pytest
 
+from simmim_jax.data import cache
 from simmim_jax.data.decode import decode
 from simmim_jax.data.source import subset
 from simmim_jax.data.sources import check_source, open_source
-from simmim_jax.data.tfds_sets import find_prepared
+from simmim_jax.data.tfds_sets import TfdsSource, find_prepared
 
 # Encoded bytes and a builder in a folder of its own: TFDS needs no TensorFlow then.
 BUILDER = '''
@@ -46,22 +47,93 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": io.BytesIO(file.getvalue()), "label": i % 2}
 '''
 
+# Images and labels under other names, nested, several of them, or none.
+FEATURES_BUILDER = """
+import io
+import tensorflow_datasets as tfds
+from PIL import Image
+
+
+def file(i):
+    content = io.BytesIO()
+    Image.new("L", (6, 5), i).save(content, "PNG")
+    return io.BytesIO(content.getvalue())
+
+
+def image():
+    return tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+
+
+def classes():
+    return tfds.features.ClassLabel(names=["even", "odd"])
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name=name)
+        for name in ("nested", "masks", "two_images", "two_labels", "no_labels", "text")
+    ]
+
+    def _info(self):
+        features = {
+            "nested": {
+                "sample": {"photo": image(), "kind": classes()},
+                "id": tfds.features.Text(),
+            },
+            "masks": {
+                "mask": tfds.features.LabeledImage(labels=3, shape=(None, None, 1)),
+                "other": image(),
+                "image": image(),
+                "label": classes(),
+            },
+            "two_images": {"left": image(), "right": image()},
+            "two_labels": {"image": image(), "coarse": classes(), "fine": classes()},
+            "no_labels": {"image": image(), "label": classes()},
+            "text": {"text": tfds.features.Text(), "label": classes()},
+        }[self.builder_config.name]
+        features = tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(4):
+            yield i, {
+                "nested": lambda: {
+                    "sample": {"photo": file(i), "kind": i % 2}, "id": "x"
+                },
+                "masks": lambda: {
+                    "mask": file(0), "other": file(99), "image": file(i), "label": i % 2
+                },
+                "two_images": lambda: {"left": file(i), "right": file(i)},
+                "two_labels": lambda: {"image": file(i), "coarse": 0, "fine": i % 2},
+                "no_labels": lambda: {"image": file(i), "label": -1},
+                "text": lambda: {"text": "x", "label": 0},
+            }[self.builder_config.name]()
+"""
+
 
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
     """Prepare the set in a process of its own, as a user would, away from this one."""
-    code_dir = tmp_path_factory.mktemp("code") / "squares"
-    code_dir.mkdir()
-    (code_dir / "__init__.py").touch()
-    (code_dir / "squares_dataset_builder.py").write_text(BUILDER)
+    code_dir = tmp_path_factory.mktemp("code")
+    for name, builder in (("squares", BUILDER), ("features", FEATURES_BUILDER)):
+        (code_dir / name).mkdir()
+        (code_dir / name / "__init__.py").touch()
+        (code_dir / name / f"{name}_dataset_builder.py").write_text(builder)
     data_dir = tmp_path_factory.mktemp("tfds")
     code = textwrap.dedent(f"""
         import sys
-        sys.path.insert(0, {str(code_dir.parent)!r})
+        sys.path.insert(0, {str(code_dir)!r})
         from squares.squares_dataset_builder import Builder
-        Builder(
-            data_dir={str(data_dir)!r}, file_format="array_record"
-        ).download_and_prepare()
+        from features.features_dataset_builder import Builder as FeaturesBuilder
+
+        where = dict(data_dir={str(data_dir)!r}, file_format="array_record")
+        Builder(**where).download_and_prepare()
+        for config in FeaturesBuilder.BUILDER_CONFIGS:
+            FeaturesBuilder(config=config.name, **where).download_and_prepare()
         assert "tensorflow" not in sys.modules
     """)
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -80,6 +152,45 @@ def test_tfds_reads_encoded_images_without_the_code_that_made_them(tfds_dir, nam
     assert sorted(values) == list(range(20))
     assert [e["label"] for e in examples] == [value % 2 for value in values]
     assert source.labels.tolist() == [value % 2 for value in values]
+
+
+@pytest.mark.parametrize(
+    ("config", "labelled"),
+    [("nested", True), ("masks", True), ("two_labels", False), ("no_labels", False)],
+)
+def test_features_of_any_name(config, labelled, tfds_dir):
+    source = open_source(f"tfds:features/{config}", "train", data_dir=tfds_dir)
+    examples = [source[i] for i in range(4)]
+    assert all(isinstance(example["image"], bytes) for example in examples)
+    values = [int(decode(example["image"], 1)[0, 0, 0]) for example in examples]
+    assert sorted(values) == [0, 1, 2, 3]
+    labels = [value % 2 if labelled else -1 for value in values]
+    assert [example["label"] for example in examples] == labels
+    if labelled:
+        assert source.labels.tolist() == labels
+        assert source.class_names == ("even", "odd")
+    else:
+        assert source.labels is None
+
+
+def test_sets_without_one_image_are_refused(tfds_dir):
+    for config, names in (("two_images", "left, right"), ("text", "label, text")):
+        with pytest.raises(ValueError, match=rf"features {names}: expected one image"):
+            open_source(f"tfds:features/{config}", "train", data_dir=tfds_dir)
+
+
+def test_labels_are_read_once_and_kept(tfds_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cache, "_MIN_IMAGES", 1)
+
+    def source(split):
+        return open_source("tfds:squares", split, data_dir=tfds_dir)
+
+    labels = {split: source(split).labels.tolist() for split in ("train", "train[:10]")}
+    assert [len(some) for some in labels.values()] == [20, 10]
+    monkeypatch.setattr(TfdsSource, "__getitem__", None)  # No record is read again.
+    for split, expected in labels.items():
+        assert source(split).labels.tolist() == expected
 
 
 def test_a_tilde_is_the_home_folder(tfds_dir, tmp_path, monkeypatch):

@@ -75,8 +75,9 @@ def open_tfds(name: str, split: str, data_dir: str) -> TfdsSource:
         [k for k in encoded if not isinstance(features[k], tfds.features.LabeledImage)],
     )
     if image_key is None:
+        names = sorted(map("/".join, features))
         raise ValueError(
-            f"{folder!r} has the features {', '.join(map('/'.join, features))}: "
+            f"{folder!r} has the features {', '.join(names)}: "
             "expected one image, named 'image' if there are several."
         )
     if not np.issubdtype(features[image_key].np_dtype, np.integer):
