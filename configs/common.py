@@ -37,7 +37,9 @@ def _base(mode: str) -> ConfigDict:
 
     # What goes in.
     config.data = ConfigDict()
-    # A folder of images, "tfds:NAME", or "bundled:NAME".
+    # "tfds:NAME", "bundled:NAME", or a path: of a folder of images or of .tar shards,
+    # of a .tar or .zip, or of a list of images (.txt, .csv, .tsv, .parquet). Folders
+    # and lists may be at a URL, such as gs:// or s3://.
     config.data.dataset = "tfds:imagenet2012"
     # Where TFDS keeps prepared sets; "" is ~/tensorflow_datasets.
     config.data.data_dir = ""

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,7 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (tmp_path / "elsewhere" / "back").symlink_to(train / "a")
     (train / "a" / "itself").symlink_to("itself")
     (train / "a" / "nowhere").symlink_to("/nowhere")
+    (train / "itself").symlink_to("itself")
     assert paths_of(tmp_path / "set") == [
         "a/2.jpg",
         "a/3.jpg",
@@ -154,6 +156,23 @@ def test_links_are_followed_and_loops_end(tmp_path):
     (only_loops / "a").symlink_to(only_loops)
     with pytest.raises(FileNotFoundError, match="no images"):
         check_source(str(only_loops), "train")
+
+
+def test_folders_that_must_not_be_read():
+    # Not below tmp_path, whose parents are for this user alone.
+    with tempfile.TemporaryDirectory() as root:
+        write_photographs(Path(root), ["cat/1.jpg", "dog/deep/2.jpg"])
+        os.chmod(root, 0o755)
+        os.chmod(os.path.join(root, "dog", "deep"), 0)
+        user = os.geteuid()
+        try:
+            if user == 0:  # who may read everything
+                os.seteuid(65534)
+            with pytest.raises(ValueError, match=r"dog/deep' must not be read"):
+                open_source(root, "train")
+        finally:
+            os.seteuid(user)
+            os.chmod(os.path.join(root, "dog", "deep"), 0o755)
 
 
 def test_what_a_disk_has_at_its_root_is_no_class(tmp_path):

@@ -15,6 +15,7 @@ from simmim_jax.data.archive_index import (
     read_member,
     tar_members,
 )
+from simmim_jax.data.folders import is_folder
 from simmim_jax.data.paths import (
     SPLIT_FOLDERS,
     Paths,
@@ -126,7 +127,7 @@ def _tars(folder: str) -> list[str]:
             name = os.fsencode(entry.name)
             if is_hidden(name):
                 continue
-            if is_image(name) or entry.is_dir():
+            if is_image(name) or is_folder(entry):
                 return []
             if name.lower().endswith(b".tar"):
                 tars.append(entry.path)

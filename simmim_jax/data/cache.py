@@ -37,7 +37,7 @@ def save(key: str, num_images: int, arrays: dict[str, np.ndarray]) -> None:
         descriptor, part = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".part")
         try:
             with open(descriptor, "wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+                np.savez(file, **arrays)  # type: ignore[arg-type]
             os.replace(part, path)
         except BaseException:
             os.unlink(part)

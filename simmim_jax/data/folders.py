@@ -125,11 +125,12 @@ def subfolders(folder: str) -> list[str]:
         return [
             entry.name
             for entry in entries
-            if not is_hidden(os.fsencode(entry.name)) and _is_dir(entry)
+            if not is_hidden(os.fsencode(entry.name)) and is_folder(entry)
         ]
 
 
-def _is_dir(entry: os.DirEntry) -> bool:
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder or a link to one."""
     # entry.is_dir() raises for a link to itself.
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
@@ -143,7 +144,7 @@ def _has_image(folder: bytes, above: frozenset[str | bytes]) -> bool:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if _is_dir(entry):
+            if is_folder(entry):
                 inner.append(entry.path)
             elif is_image(entry.name):
                 return True
@@ -216,6 +217,12 @@ def _walk(root: bytes, known: dict[bytes, _Folder]) -> dict[bytes, _Folder]:
                 if status.st_mtime_ns < now - _SETTLED_NS:
                     folder.mtime_ns = status.st_mtime_ns
         except OSError as error:
+            if isinstance(error, PermissionError):
+                raise ValueError(
+                    f"{os.fsdecode(os.path.join(root, name))!r} must not be read: "
+                    "permission denied. Expected folders of images: change its mode, "
+                    "or move it away."
+                ) from error
             # A link to nowhere or to itself, or a folder removed meanwhile.
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise
@@ -233,7 +240,7 @@ def _read(root: bytes, name: bytes) -> _Folder:
             if is_hidden(entry.name):
                 continue
             path = os.path.join(name, entry.name)
-            if _is_dir(entry):
+            if is_folder(entry):
                 folder.folders.append(path)
             elif is_image(entry.name):
                 folder.images.append(path)
