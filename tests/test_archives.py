@@ -85,15 +85,18 @@ def test_split_folders_also_below_one_folder_for_all(top, ending, tmp_path):
         f"{top}train/bee/2.jpg": FLOWER,
         f"{top}val/bee/3.jpg": FLOWER,
         f"{top}test/4.jpg": CHINA,
+        f"{top}extra/cow/5.jpg": CHINA,
     }
     path = write(tmp_path / f"set.{ending}", files)
     for split in ("val", "validation"):
         assert whole(path, [split]) == {f"{top}val/bee/3.jpg": (FLOWER, "bee")}
         assert open_source(path, split).labels.tolist() == [1]
-    assert open_source(path, "train").labels.tolist() == [0, 1]
+    train = open_source(path, "train")
+    assert train.labels.tolist() == [0, 1]
+    assert train.class_names == ("ant", "bee")
     assert open_source(path, "test").labels is None
-    with pytest.raises(FileNotFoundError, match=r"'extra'.*found train/, val/, test/"):
-        open_source(path, "extra")
+    with pytest.raises(FileNotFoundError, match=r"'none'.*found train/, val/, test/"):
+        open_source(path, "none")
 
 
 def test_an_archive_of_one_folder_is_read_as_that_folder(tmp_path):
@@ -191,6 +194,12 @@ def test_shards_of_splits(name, tmp_path):
         FileNotFoundError, match=r"'test'.*train/, validation/.*test-\*"
     ):
         open_source(str(tmp_path), "test")
+
+
+def test_what_files_of_one_example_share_ends_at_the_first_dot(tmp_path):
+    files = {"a.b/0.left.jpg": CHINA, "a.b/0.cls": b"1\n", "a.b/0.x.right.jpg": FLOWER}
+    found = whole(write_tar(tmp_path / "set.tar", files))
+    assert sorted(name for _, name in found.values()) == ["1", "1"]
 
 
 def test_errors_of_labels_beside_images(tmp_path):

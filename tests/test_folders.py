@@ -41,6 +41,14 @@ def test_class_folders_are_labelled_in_sorted_order(tmp_path):
         assert validation.labels.tolist() == [2]
 
 
+def test_splits_of_other_names_may_have_other_classes(tmp_path):
+    write_photographs(tmp_path, ["train/bee/1.jpg", "more/ant/2.jpg", "more/bee/3.jpg"])
+    assert open_source(str(tmp_path), "train").class_names == ("bee",)
+    more = open_source(str(tmp_path), "more")
+    assert more.class_names == ("ant", "bee")
+    assert more.labels.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("prefix", ["", "train"])
 def test_class_folders_without_images_are_refused(prefix, tmp_path):
     write_image(tmp_path / prefix / "cat" / "1.png")
@@ -153,7 +161,8 @@ def test_links_are_followed_and_loops_end(tmp_path):
     ]
     only_loops = tmp_path / "loops"
     only_loops.mkdir()
-    (only_loops / "a").symlink_to(only_loops)
+    for name in "ab":  # Of two, the ways double with each step.
+        (only_loops / name).symlink_to(only_loops)
     with pytest.raises(FileNotFoundError, match="no images"):
         check_source(str(only_loops), "train")
 
@@ -161,15 +170,16 @@ def test_links_are_followed_and_loops_end(tmp_path):
 def test_folders_that_must_not_be_read():
     # Not below tmp_path, whose parents are for this user alone.
     with tempfile.TemporaryDirectory() as root:
-        write_photographs(Path(root), ["cat/1.jpg", "dog/deep/2.jpg"])
+        write_photographs(Path(root), ["dog/deep/2.jpg"])
         os.chmod(root, 0o755)
         os.chmod(os.path.join(root, "dog", "deep"), 0)
         user = os.geteuid()
         try:
             if user == 0:  # who may read everything
                 os.seteuid(65534)
-            with pytest.raises(ValueError, match=r"dog/deep' must not be read"):
-                open_source(root, "train")
+            for function in (check_source, open_source):
+                with pytest.raises(ValueError, match=r"dog/deep' must not be read"):
+                    function(root, "train")
         finally:
             os.seteuid(user)
             os.chmod(os.path.join(root, "dog", "deep"), 0o755)

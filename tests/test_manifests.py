@@ -71,7 +71,7 @@ def test_names_that_are_not_utf8(folder):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("list.csv", '\ufeffId,Filename,CLASS\n1,img/a.jpg,x\n2,"img/b c.jpg",y\n\n'),
+        ("list.csv", '\ufeffFilename,Id,CLASS\nimg/a.jpg,1,x\n"img/b c.jpg",2,y\n\n'),
         ("list.tsv", "class\tfile\ny\timg/b c.jpg\nx\timg/a.jpg\n"),
     ],
 )

@@ -83,12 +83,16 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             },
             "masks": {
                 "mask": tfds.features.LabeledImage(labels=3, shape=(None, None, 1)),
-                "other": image(),
-                "image": image(),
+                "photo": image(),
                 "label": classes(),
             },
             "two_images": {"left": image(), "right": image()},
-            "two_labels": {"image": image(), "coarse": classes(), "fine": classes()},
+            "two_labels": {
+                "image": image(),
+                "other": image(),
+                "coarse": classes(),
+                "fine": classes(),
+            },
             "no_labels": {"image": image(), "label": classes()},
             "text": {"text": tfds.features.Text(), "label": classes()},
         }[self.builder_config.name]
@@ -105,10 +109,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "sample": {"photo": file(i), "kind": i % 2}, "id": "x"
                 },
                 "masks": lambda: {
-                    "mask": file(0), "other": file(99), "image": file(i), "label": i % 2
+                    "mask": file(0), "photo": file(i), "label": i % 2
                 },
                 "two_images": lambda: {"left": file(i), "right": file(i)},
-                "two_labels": lambda: {"image": file(i), "coarse": 0, "fine": i % 2},
+                "two_labels": lambda: {
+                    "image": file(i), "other": file(99), "coarse": 0, "fine": i % 2
+                },
                 "no_labels": lambda: {"image": file(i), "label": -1},
                 "text": lambda: {"text": "x", "label": 0},
             }[self.builder_config.name]()

@@ -73,7 +73,8 @@ def open_folder(root: str, split: str) -> FolderSource:
     if folders is not None:
         # The classes of all splits together, lest a class that is missing in
         # one of them shifts its labels.
-        places = [os.path.join(root, s) for s in SPLIT_FOLDERS] if name else [folder]
+        splits = {*SPLIT_FOLDERS, name} if name else {""}
+        places = [os.path.join(root, split) for split in splits]
         class_names = sorted({name for place in places for name in subfolders(place)})
         empty = set(class_names) - set(map(os.fsdecode, set(folders)))
         if empty and (name is None or split == "train"):
@@ -140,15 +141,25 @@ def _has_image(folder: bytes, above: frozenset[str | bytes]) -> bool:
     if real in above:
         return False
     inner = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if is_hidden(entry.name):
-                continue
-            if is_folder(entry):
-                inner.append(entry.path)
-            elif is_image(entry.name):
-                return True
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                if is_folder(entry):
+                    inner.append(entry.path)
+                elif is_image(entry.name):
+                    return True
+    except PermissionError as error:
+        raise _forbidden(folder) from error
     return any(_has_image(path, above | {real}) for path in inner)
+
+
+def _forbidden(folder: bytes) -> ValueError:
+    return ValueError(
+        f"{os.fsdecode(folder)!r} must not be read: permission denied. Change its "
+        "mode, or move it away."
+    )
 
 
 # ---- The index -----------------------------------------------------------------------
@@ -209,7 +220,6 @@ def _walk(root: bytes, known: dict[bytes, _Folder]) -> dict[bytes, _Folder]:
             status = os.stat(os.path.join(root, name))
             identity = (status.st_dev, status.st_ino)
             if not stat.S_ISDIR(status.st_mode) or identity in above:
-                found[name] = _Folder(-1)
                 continue
             folder = known.get(name)
             if folder is None or folder.mtime_ns != status.st_mtime_ns:
@@ -218,11 +228,7 @@ def _walk(root: bytes, known: dict[bytes, _Folder]) -> dict[bytes, _Folder]:
                     folder.mtime_ns = status.st_mtime_ns
         except OSError as error:
             if isinstance(error, PermissionError):
-                raise ValueError(
-                    f"{os.fsdecode(os.path.join(root, name))!r} must not be read: "
-                    "permission denied. Expected folders of images: change its mode, "
-                    "or move it away."
-                ) from error
+                raise _forbidden(os.path.join(root, name)) from error
             # A link to nowhere or to itself, or a folder removed meanwhile.
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise
