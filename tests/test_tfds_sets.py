@@ -245,7 +245,8 @@ def test_tfds_errors(tmp_path, tfds_dir):
         with pytest.raises(
             FileNotFoundError,
             match=r"'tfds:imagenet2012' is not prepared[\s\S]*pip install tensorflow "
-            r"[\s\S]*builder\('imagenet2012'.*array_record[\s\S]*download_and_prepare",
+            r"[\s\S]*builder\('imagenet2012'.*array_record[\s\S]*download_and_prepare[\s\S]*"
+            rf"ImageNet's, go to {data_dir}/downloads/manual first",
         ):
             function("tfds:imagenet2012", "train", data_dir=data_dir)
         with pytest.raises(ValueError, match=r"data_dir='gs://x'.*Mount the bucket"):

@@ -183,5 +183,7 @@ def _how_to_prepare(name: str, version: str, data_dir: str) -> str:
         "  pip install tensorflow tensorflow-datasets\n"
         '  python -c "import tensorflow_datasets as tfds; tfds.builder('
         f"'{full_name}', data_dir='{data_dir}', file_format='array_record')"
-        '.download_and_prepare()"'
+        '.download_and_prepare()"\n'
+        "Files that TFDS does not download, such as ImageNet's, go to "
+        f"{os.path.join(data_dir, 'downloads', 'manual')} first."
     )
