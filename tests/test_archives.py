@@ -273,7 +273,7 @@ def test_threads_and_processes_read_at_once(tmp_path):
 
 
 def test_it_is_small_to_send_and_holds_no_file(tmp_path):
-    files = {f"{i:05d}.jpg": b"x" for i in range(1000)}
+    files = {f"{i:05d}.jpg": b"x" for i in range(900)}
     source = open_source(write_tar(tmp_path / "set.tar", files), "train")
     before = os.listdir("/proc/self/fd")
     source[0]

@@ -283,7 +283,7 @@ def test_a_broken_index_is_made_anew(content, tmp_path, scanned):
     write_photographs(tmp_path, ["set/train/1.jpg"])
     settle(tmp_path / "set")
     paths_of(tmp_path / "set")
-    (file,) = (tmp_path / "cache" / "simmim_jax").iterdir()
+    (file,) = (tmp_path / "cache" / "simmim_jax" / "indexes").iterdir()
     if content == "pickle":
         np.savez(file, folders=np.array([{}], object), allow_pickle=True)
     elif content == "half":

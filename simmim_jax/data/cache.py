@@ -1,4 +1,4 @@
-"""Indexes of large data sets, kept between runs in ~/.cache/simmim_jax.
+"""Indexes of large data sets, kept between runs in ~/.cache/simmim_jax/indexes.
 
 $XDG_CACHE_HOME takes the place of ~/.cache. Files are arrays alone and never unpickled;
 whatever is missing, broken or cannot be written costs time, nothing else.
@@ -47,4 +47,4 @@ def save(key: str, num_images: int, arrays: dict[str, np.ndarray]) -> None:
 def _file(key: str) -> str:
     folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = hashlib.blake2b(os.fsencode(key), digest_size=16).hexdigest()
-    return os.path.join(folder, "simmim_jax", f"{name}.npz")
+    return os.path.join(folder, "simmim_jax", "indexes", f"{name}.npz")
