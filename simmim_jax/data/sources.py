@@ -10,6 +10,7 @@ import os
 
 from simmim_jax.data.bundled_sets import BUNDLED, check_bundled, open_bundled
 from simmim_jax.data.folders import check_folder, open_folder
+from simmim_jax.data.packed import is_packed, open_packed
 from simmim_jax.data.source import Source
 from simmim_jax.data.tfds_sets import find_prepared, open_tfds
 
@@ -19,6 +20,7 @@ def open_source(dataset: str, split: str, *, data_dir: str = "") -> Source:
 
     dataset: "bundled:NAME", "tfds:NAME[/CONFIG][:VERSION]" or a directory:
 
+    - that `python -m simmim_jax.data.pack` wrote: the splits that were packed;
     - of split folders, train/, validation/ or val/, test/: the one asked for is read;
     - of four MNIST-like files such as train-images-idx3-ubyte.gz: "train" reads
       train-*, "validation" and "test" both read t10k-*;
@@ -39,6 +41,8 @@ def open_source(dataset: str, split: str, *, data_dir: str = "") -> Source:
         return open_bundled(name, split)
     if kind == "tfds":
         return open_tfds(name, split, _local("data_dir", data_dir))
+    if kind == "packed":
+        return open_packed(name, split)
     return open_folder(name, split)
 
 
@@ -53,18 +57,20 @@ def check_source(dataset: str, split: str, *, data_dir: str = "") -> None:
         check_bundled(name, split)
     elif kind == "tfds":
         find_prepared(name, split, _local("data_dir", data_dir))
+    elif kind == "packed":
+        open_packed(name, split)
     else:
         check_folder(name, split)
 
 
 def _parse(dataset: str) -> tuple[str, str]:
-    """Split into ("bundled" | "tfds" | "folder", the rest)."""
+    """Split into ("bundled" | "tfds" | "packed" | "folder", the rest)."""
     folder = _local("dataset", dataset)
     prefix, colon, name = dataset.partition(":")
     if colon and prefix in ("bundled", "tfds") and name:
         return prefix, name
     if os.path.isdir(folder):
-        return "folder", folder
+        return ("packed" if is_packed(folder) else "folder"), folder
     expected = "expected a directory, 'tfds:NAME' or 'bundled:NAME'"
     close = difflib.get_close_matches(prefix, ("bundled", "tfds"), n=1)
     if colon and os.sep not in prefix:
