@@ -54,12 +54,13 @@ def locked(out: str) -> Iterator[None]:
             f"OUT={out!r} cannot be written: {error}. Choose another folder."
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FileExistsError(
+                f"Another process packs into {out!r}: wait for it, or stop it."
+            ) from error
         yield
-    except BlockingIOError as error:
-        raise FileExistsError(
-            f"Another process packs into {out!r}: wait for it, or stop it."
-        ) from error
     finally:
         os.close(lock)
 

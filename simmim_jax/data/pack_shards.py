@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from typing import Any
@@ -184,7 +185,9 @@ def _write_records(shard: Shard, path: str, report: dict[str, Any]) -> str:
         except SKIPPED as error:
             name = relative(getattr(error, "filename", None) or "", _process.root)
             image_path = image_path or name or f"example {index}"
-            report["skipped"].append([image_path, skip_reason(error), str(error)])
+            # Without addresses of objects, which are others in each run.
+            message = re.sub(r" at 0x[0-9a-f]+", "", str(error))
+            report["skipped"].append([image_path, skip_reason(error), message])
             _process.progress[1] += 1
         else:
             record = to_record(image, example["label"], image_path)

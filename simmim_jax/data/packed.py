@@ -82,18 +82,18 @@ def from_record(record: bytes) -> dict[str, Any]:
 def open_shard(path: str) -> Any:
     """Open a shard for random access, which threads may share.
 
-    raises: OSError if it is no shard, or not a whole one.
+    raises: OSError if it is not a whole shard, RuntimeError if it is not there.
     """
     from array_record.python import array_record_module
 
-    try:
-        return array_record_module.ArrayRecordReader(
-            path,
-            options="readahead_buffer_size:0,max_parallelism:0",
-            file_reader_buffer_size=32768,
-        )
-    except RuntimeError as error:
-        raise OSError(errno.EIO, f"no whole shard ({error})", path) from error
+    reader = array_record_module.ArrayRecordReader(
+        path,
+        options="readahead_buffer_size:0,max_parallelism:0",
+        file_reader_buffer_size=32768,
+    )
+    if not reader.ok():  # The reason comes with the first read, as a RuntimeError.
+        raise OSError(errno.EIO, "not a whole shard", path)
+    return reader
 
 
 @dataclasses.dataclass(frozen=True)

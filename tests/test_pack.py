@@ -1,0 +1,490 @@
+"""Packing into shards: what comes out, what is left out, kills, damage, bad folders."""
+
+import concurrent.futures
+import fcntl
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.datasets
+from PIL import Image
+
+from simmim_jax.data import packed
+from simmim_jax.data.decode import decode
+from simmim_jax.data.pack import main
+from simmim_jax.data.pack_folder import begin
+from simmim_jax.data.pack_processes import Processes
+from simmim_jax.data.pack_shards import Options, pack_image
+from simmim_jax.data.pipeline import train_iterator
+from simmim_jax.data.sources import check_source, open_source
+
+ROOT = Path(__file__).parents[1]
+PHOTOGRAPHS = Path(sklearn.datasets.__file__).parent / "images"
+COMMAND = [sys.executable, "-m", "simmim_jax.data.pack"]
+SHORT_SIDE = 96
+
+
+def crops(name, count, size=(160, 120)):
+    """Some different parts of a photograph."""
+    whole = Image.open(PHOTOGRAPHS / f"{name}.jpg")
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        x = int(rng.integers(whole.width - size[0]))
+        y = int(rng.integers(whole.height - size[1]))
+        yield whole.crop((x, y, x + size[0], y + size[1]))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A set of all kinds of images that exist, and some that are none."""
+    root = tmp_path_factory.mktemp("photos")
+    for split, count in (("train", 40), ("validation", 4)):
+        for name in ("china", "flower"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i, image in enumerate(crops(name, count)):
+                image.save(folder / f"{i:03}.jpg", quality=92)
+    china = root / "train" / "china"
+    image = next(crops("china", 1))
+    image.resize((60, 40)).save(china / "small.png")
+    image.convert("CMYK").save(china / "cmyk.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # EXIF orientation: a quarter turn
+    image.save(china / "turned é.jpg", exif=exif)
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(china / "transparent.png")
+    gray = np.asarray(image.convert("L")).astype(np.uint16) << 8
+    Image.fromarray(gray).save(china / "sixteen.png")
+    (china / "zero.jpg").write_bytes(b"")
+    (china / "text.jpg").write_text("no image")
+    (china / "gone.jpg").symlink_to(root / "nowhere.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def jpegs(photos, tmp_path_factory):
+    """The photographs, packed with a shorter side."""
+    out = tmp_path_factory.mktemp("jpegs")
+    main([str(photos), str(out), f"--short_side={SHORT_SIDE}", "--shard_mb=0.05"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory):
+    """A bundled set of arrays, packed as they are."""
+    out = tmp_path_factory.mktemp("pixels")
+    splits = "--splits=val=validation,unlabelled"
+    main(["bundled:climate", str(out), splits, "--format=raw", "--workers=2"])
+    return out
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def run(*args):
+    """Run the command in this process; returns what it exits with."""
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(arg) for arg in args])
+    return str(exit_info.value)
+
+
+# ---- What comes out ------------------------------------------------------------------
+
+
+def test_examples_come_in_the_order_of_the_source_without_bad_ones(photos, jpegs):
+    source = open_source(str(photos), "train")
+    bad = {"zero.jpg", "text.jpg", "gone.jpg"}
+    kept = [
+        (os.path.relpath(path, photos), label)
+        for path, label in (
+            (os.path.join(source.root, path), label)
+            for path, label in zip(source.paths, source.labels, strict=True)
+        )
+        if os.path.basename(path) not in bad
+    ]
+    train = open_source(str(jpegs), "train")
+    found = [(train[i]["path"], train[i]["label"]) for i in range(len(train))]
+    assert found == kept
+    assert len(train.shards) > 3
+    assert train.class_names == ("china", "flower")
+    np.testing.assert_array_equal(train.labels, [label for _, label in kept])
+    assert len(open_source(str(jpegs), "val")) == 8
+
+
+def test_jpegs_have_the_short_side_and_nearly_the_pixels(photos, jpegs):
+    train = open_source(str(jpegs), "train")
+    sizes, errors = set(), []
+    for example in (train[i] for i in range(len(train))):
+        assert example["image"][:2] == b"\xff\xd8"
+        got = decode(example["image"], 3)
+        original = (photos / example["path"]).read_bytes()
+        raw = Options(SHORT_SIDE, "raw")
+        expected = pack_image(original, raw)
+        assert got.shape == expected.shape
+        errors.append(np.abs(got.astype(int) - expected).mean())
+        sizes.add(got.shape[:2])
+    assert np.mean(errors) < 3  # of 255
+    assert max(errors) < 6
+    # 160 x 120, the same turned upright, and 60 x 40, which is not enlarged.
+    assert sizes == {(96, 128), (128, 96), (40, 60)}
+
+
+def test_a_higher_quality_is_nearer_and_larger():
+    image = (PHOTOGRAPHS / "china.jpg").read_bytes()
+    expected = pack_image(image, Options(256, "raw")).astype(int)
+    sizes, errors = [], []
+    for quality in (70, 90, 98):
+        file = pack_image(image, Options(256, "jpeg", quality))
+        sizes.append(len(file))
+        errors.append(np.abs(decode(file, 3) - expected).mean())
+    assert sizes == sorted(sizes)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[1] < 4
+
+
+def test_gray_images_are_packed_gray():
+    image = (PHOTOGRAPHS / "china.jpg").read_bytes()
+    file = pack_image(image, Options(64, "jpeg", 90, channels=1))
+    assert decode(file, 1).shape == (64, 95, 1)
+    with Image.open(io.BytesIO(file)) as opened:
+        assert opened.mode == "L"
+
+
+def test_raw_pixels_are_those_that_decode_gives(photos, tmp_path):
+    main([str(photos), str(tmp_path), "--format=raw", "--short_side=0"])
+    train = open_source(str(tmp_path), "train")
+    assert len(train) == 85
+    for example in (train[i] for i in range(len(train))):
+        expected = decode((photos / example["path"]).read_bytes(), 3)
+        np.testing.assert_array_equal(example["image"], expected)
+
+
+def test_short_side_0_keeps_the_bytes(photos, tmp_path):
+    main([str(photos), str(tmp_path), "--short_side=0", "--splits=train"])
+    train = open_source(str(tmp_path), "train")
+    assert len(train) == 85
+    for example in (train[i] for i in range(len(train))):
+        assert example["image"] == (photos / example["path"]).read_bytes()
+
+
+def test_arrays_are_packed_as_they_are(pixels):
+    for split in ("validation", "unlabelled"):  # Here the first has the name "val".
+        expected, got = (
+            open_source(name, split) for name in ("bundled:climate", str(pixels))
+        )
+        images = np.stack([got[i]["image"] for i in range(len(got))])
+        np.testing.assert_array_equal(images, expected.images)
+        assert got.class_names == expected.class_names
+        assert "path" not in got[0]
+    assert got.labels is None
+    assert got[0]["label"] == -1
+    labels = open_source(str(pixels), "validation").labels
+    np.testing.assert_array_equal(
+        labels, open_source("bundled:climate", "validation").labels
+    )
+
+
+def test_what_is_skipped_is_listed_by_reason(photos, tmp_path, capsys):
+    main([str(photos), str(tmp_path), "--short_side=8"])
+    output = capsys.readouterr().out
+    assert "train: 85 images" in output
+    assert "verified 93 records" in output
+    header, *rows = (
+        line.split("\t") for line in (tmp_path / "skipped.tsv").read_text().splitlines()
+    )
+    assert header == ["split", "path", "reason", "message"]
+    reasons = {path: reason for _, path, reason, _ in rows}
+    assert reasons.keys() == {
+        f"train/china/{name}.jpg" for name in ("gone", "text", "zero")
+    }
+    assert reasons["train/china/gone.jpg"] == "missing"
+    counts = json.loads((tmp_path / "dataset.json").read_text())["skipped"]
+    assert sum(counts.values()) == 3
+    for reason, count in counts.items():
+        assert f"{count} {reason}" in output
+
+
+@pytest.mark.parametrize(
+    ("image", "path"),
+    [
+        (b"bytes of a file", "china/\udcff é.jpg"),
+        (b"bytes of a file", ""),
+        (np.arange(30, dtype=np.uint8).reshape(2, 3, 5), "a"),
+    ],
+)
+def test_a_record_gives_the_example_back(image, path):
+    record = packed.to_record(image, -1, path)
+    example = packed.from_record(record)
+    np.testing.assert_array_equal(example["image"], image)
+    assert example["label"] == -1
+    assert example.get("path", "") == path
+    for part in (record[:14], record[: -len(image)]):
+        with pytest.raises(ValueError, match="record"):
+            packed.from_record(part)
+
+
+# ---- Reading -------------------------------------------------------------------------
+
+
+def test_threads_and_pickled_sources_read_the_same(jpegs):
+    train = open_source(str(jpegs), "train")
+    expected = [train[i]["image"] for i in range(len(train))]
+    assert len(train.labels) == len(train)
+    copy = pickle.loads(pickle.dumps(train))
+    assert len(pickle.dumps(copy)) < 4000
+    order = np.random.default_rng(0).integers(0, len(train), 4000)
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        found = threads.map(lambda i: copy[i]["image"], order)
+        assert list(found) == [expected[i] for i in order]
+    for index in (-1, len(train)):
+        with pytest.raises(IndexError):
+            train[index]
+
+
+def test_training_batches_are_the_same_from_workers(jpegs):
+    def batches(num_workers):
+        iterator = train_iterator(
+            open_source(str(jpegs), "train"),
+            batch_size=32,
+            image_size=(32, 32),
+            channels=3,
+            scale=(0.5, 1.0),
+            ratio=(3 / 4, 4 / 3),
+            interpolation="bicubic",
+            seed=0,
+            num_workers=num_workers,
+        )
+        taken = [next(iterator) for _ in range(4)]
+        iterator.close()
+        return taken
+
+    for one, other in zip(batches(0), batches(2), strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["label"], other["label"])
+        assert one["image"].std() > 20
+
+
+def test_splits_that_are_not_there_are_errors(pixels):
+    for function in (check_source, open_source):
+        with pytest.raises(ValueError, match=r"split='test'.*val, unlabelled"):
+            function(str(pixels), "test")
+
+
+def test_other_folders_with_a_dataset_json_are_folders_of_images(photos, tmp_path):
+    shutil.copytree(photos / "validation", tmp_path / "images")
+    (tmp_path / "images" / "dataset.json").write_text('{"labels": [["a.png", 1]]}')
+    assert len(open_source(str(tmp_path / "images"), "train")) > 5
+
+
+def test_later_formats_are_refused(pixels, tmp_path):
+    index = json.loads((pixels / "dataset.json").read_text())
+    index["format_version"] += 1
+    (tmp_path / "dataset.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="newer simmim_jax"):
+        open_source(str(tmp_path), "val")
+
+
+def test_processes_that_pack_do_without_jax():
+    code = "import simmim_jax.data.pack, sys; print({'jax', 'grain'} & {*sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT)
+    assert run.stdout == b"set()\n"
+
+
+# ---- Killed, changed, damaged --------------------------------------------------------
+
+
+def test_killed_and_resumed_gives_the_same_bytes(photos, jpegs, tmp_path):
+    args = [photos, tmp_path / "out", f"--short_side={SHORT_SIDE}", "--shard_mb=0.05"]
+    command = [*COMMAND, *map(str, args), "--workers=1"]
+    out = tmp_path / "out"
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (done := list(out.glob("*.array_record"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    while workers_of(process.pid):  # They notice, and leave.
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not (out / "dataset.json").exists()
+    with pytest.raises(FileNotFoundError, match="Run the same"):
+        open_source(str(out), "train")
+
+    changed = run(*args, "--quality=50")
+    assert "quality: 90 then, 50 now" in changed
+    written = {path: path.stat().st_mtime_ns for path in done}
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "shards are there" in process.stdout
+    assert written == {path: path.stat().st_mtime_ns for path in done}
+    assert contents(out) == contents(jpegs)
+
+
+def workers_of(session):
+    """Ids of the processes of a session that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(stat.parent.name)
+    return found
+
+
+def test_a_complete_set_is_verified_and_other_data_refused(photos, tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(photos / "validation", data)
+    main([str(data), str(out), "--short_side=16"])
+    before = contents(out)
+    capsys.readouterr()
+    main([str(data), str(out), "--short_side=16"])
+    assert "is complete" in capsys.readouterr().out
+    assert contents(out) == before
+    (data / "china" / "000.jpg").rename(data / "flower" / "999.jpg")
+    assert "sample_blake2b" in run(data, out, "--short_side=16")
+    shutil.rmtree(data / "china")
+    error = run(data, out, "--short_side=16")
+    assert re.search(r"num_source_examples: \d then, \d now", error)
+    assert "another folder" in error
+
+
+@pytest.fixture
+def damaged(pixels, tmp_path):
+    """A copy to be damaged, and two shards of equally many examples."""
+    copy = tmp_path / "copy"
+    shutil.copytree(pixels, copy)
+    _, first, second, *_ = sorted(copy.glob("unlabelled*.array_record"))
+    return copy, first, second
+
+
+def test_a_flipped_bit_is_found_when_verified_and_when_read(damaged):
+    folder, shard, _ = damaged
+    data = bytearray(shard.read_bytes())
+    data[300_000] ^= 1
+    shard.write_bytes(data)
+    error = run(folder)
+    assert shard.name in error
+    assert "corrupt" in error
+    source = open_source(str(folder), "unlabelled")
+    bad = []
+    for i in range(len(source)):
+        try:
+            source[i]
+        except OSError as error:
+            bad.append(error.filename)
+    assert bad == [str(shard)]
+
+
+def test_shards_in_each_others_place_are_found(damaged):
+    folder, first, second = damaged
+    sizes = {path.stat().st_size for path in (first, second)}
+    assert len(sizes) == 1
+    first.rename(folder / "x")
+    second.rename(first)
+    (folder / "x").rename(second)
+    assert "checksum" in run(folder)
+
+
+def test_labels_that_are_not_those_of_the_records_are_found(damaged):
+    folder, *_ = damaged
+    labels = np.load(folder / "val-labels.npy")
+    labels[0] += 1
+    np.save(folder / "val-labels.npy", labels)
+    assert "other labels" in run(folder)
+
+
+def test_half_a_copy_is_not_opened(damaged):
+    folder, shard, second = damaged
+    os.truncate(shard, 1000)
+    for function in (open_source, check_source):
+        with pytest.raises(FileNotFoundError, match=r"has 1,000 bytes.*Copy it again"):
+            function(str(folder), "unlabelled")
+    with pytest.raises(OSError, match="not a whole shard"):
+        packed.open_shard(str(shard))
+    second.unlink()
+    assert "FileNotFoundError" in run(folder)
+
+
+# ---- Errors --------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_told_and_the_rest_goes_on(photos, tmp_path, capsys):
+    full = tmp_path / packed.UNFINISHED / "validation-00000-of-00001.array_record"
+    full.parent.mkdir()
+    full.symlink_to("/dev/full")
+    args = [photos, tmp_path, "--short_side=16"]
+    error = run(*args)
+    assert "No space left on device" in error
+    assert "run the same command again" in error
+    full.unlink()
+    main([str(arg) for arg in args])
+    assert "1 of 2 shards are there" in capsys.readouterr().out
+    assert len(open_source(str(tmp_path), "train")) == 85
+
+
+def test_too_large_a_set_is_refused_before_it_is_begun(tmp_path):
+    (tmp_path / packed.UNFINISHED).mkdir()
+    with pytest.raises(OSError, match=r"needs about 1000000000\.0 GB.*make room"):
+        begin(str(tmp_path), {}, 1e18)
+
+
+def test_folders_that_cannot_be_packed_into(photos, tmp_path):
+    assert "is in DATASET" in run(photos, photos / "packed")
+    assert "is in DATASET" in run(photos, photos)
+    assert "not a local path" in run(photos, "gs://bucket/packed")
+    (tmp_path / "notes.txt").write_text("mine")
+    error = run(photos, tmp_path)
+    assert error.startswith("FileExistsError")
+    assert "notes.txt" in error
+    error = run("bundled:climate", tmp_path / "notes.txt" / "out")
+    assert error.startswith("NotADirectoryError")
+    assert "cannot be written" in error
+
+
+def test_two_at_once_are_refused(tmp_path):
+    (tmp_path / packed.UNFINISHED).mkdir()
+    with open(tmp_path / packed.UNFINISHED / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "Another process" in run("bundled:climate", tmp_path, "--format=raw")
+
+
+def test_a_killed_process_ends_the_command(tmp_path):
+    with (
+        Processes(1, str(tmp_path), "", {}, Options()) as processes,
+        pytest.raises(ChildProcessError, match="fewer --workers"),
+    ):
+        processes.map(signal.raise_signal, [signal.SIGKILL], "packing", 1)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["bundled:fashion_mnist_10k"], "since channels=3"),
+        (["bundled:climate", "--splits=train,test"], "split='test'"),
+        (["bundled:climate", "--splits=train[:10%]"], "name a part"),
+        (["bundled:climate", "--splits=train,train"], "different names"),
+        (["bundled:climate", "--workers=0"], "workers=0"),
+        (["bundled:climate", "--quality=101"], "quality=101"),
+        (["bundled:climate", "--short_side=-1"], "short_side=-1"),
+        (["bundled:climate", "--shard_mb=0"], "shard_mb=0"),
+        (["nowhere"], "not a directory"),
+    ],
+)
+def test_wrong_arguments(tmp_path, args, message):
+    dataset, *flags = args
+    assert message in run(dataset, tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
