@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import pty
 import re
 import shutil
 import signal
@@ -23,6 +24,7 @@ from simmim_jax.data import packed
 from simmim_jax.data.decode import decode
 from simmim_jax.data.pack import main
 from simmim_jax.data.pack_folder import begin
+from simmim_jax.data.pack_plan import make_plan, shards_of
 from simmim_jax.data.pack_processes import Processes
 from simmim_jax.data.pack_shards import Options, pack_image
 from simmim_jax.data.pipeline import train_iterator
@@ -234,6 +236,37 @@ def test_a_record_gives_the_example_back(image, path):
             packed.from_record(part)
 
 
+def test_shards_are_for_random_access_and_hold_all_examples_once(jpegs):
+    train = open_source(str(jpegs), "train")
+    for shard in train.shards:
+        options = packed.open_shard(str(jpegs / shard)).writer_options_string()
+        assert "group_size:1," in options
+        assert "uncompressed" in options
+    source = open_source("bundled:climate", "train")
+    for shard_mb, count in ((1e6, 16), (57, 16), (2, 29), (0.001, packed.MAX_SHARDS)):
+        plan, num_bytes = make_plan({"a": source}, "", Options(0), shard_mb)
+        assert num_bytes == source.images.nbytes
+        shards = shards_of(plan)
+        assert len(shards) == count
+        indices = [range(shard.start, shard.stop) for shard in shards]
+        assert np.concatenate(indices).tolist() == list(range(len(source)))
+        assert {len(part) for part in indices} <= {
+            len(source) // count,
+            len(source) // count + 1,
+        }
+
+
+def test_progress_is_shown_in_a_terminal(tmp_path):
+    reader, writer = pty.openpty()
+    command = [*COMMAND, "bundled:climate", str(tmp_path), "--format=raw"]
+    subprocess.run(command, cwd=ROOT, stdout=writer, check=True)
+    shown = os.read(reader, 10_000).decode()
+    os.close(reader)
+    os.close(writer)
+    assert re.search(r"\rpacking 5,228 of 5,228 images, [\d,]+/s, 0:00:00 left", shown)
+    assert "\rverifying 5,228 of 5,228 images" in shown
+
+
 # ---- Reading -------------------------------------------------------------------------
 
 
@@ -304,16 +337,23 @@ def test_processes_that_pack_do_without_jax():
 # ---- Killed, changed, damaged --------------------------------------------------------
 
 
-def test_killed_and_resumed_gives_the_same_bytes(photos, jpegs, tmp_path):
-    args = [photos, tmp_path / "out", f"--short_side={SHORT_SIDE}", "--shard_mb=0.05"]
-    command = [*COMMAND, *map(str, args), "--workers=1"]
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_and_resumed_gives_the_same_bytes(photos, jpegs, tmp_path, number):
     out = tmp_path / "out"
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    args = [str(photos), str(out), f"--short_side={SHORT_SIDE}", "--shard_mb=0.05"]
+    command = [*COMMAND, *args, "--workers=1"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 60
     while not (done := list(out.glob("*.array_record"))):
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    process.kill()
+    if number == signal.SIGKILL:
+        process.kill()
+    else:  # A terminal sends it to all processes.
+        os.killpg(process.pid, number)
+        assert "The same command goes on" in process.communicate()[1]
     process.wait()
     while workers_of(process.pid):  # They notice, and leave.
         assert time.monotonic() < deadline
@@ -322,12 +362,11 @@ def test_killed_and_resumed_gives_the_same_bytes(photos, jpegs, tmp_path):
     with pytest.raises(FileNotFoundError, match="Run the same"):
         open_source(str(out), "train")
 
-    changed = run(*args, "--quality=50")
-    assert "quality: 90 then, 50 now" in changed
+    assert "quality: 90 then, 50 now" in run(*args, "--quality=50")
     written = {path: path.stat().st_mtime_ns for path in done}
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    assert "shards are there" in process.stdout
+    resumed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "shards are there" in resumed.stdout
     assert written == {path: path.stat().st_mtime_ns for path in done}
     assert contents(out) == contents(jpegs)
 
