@@ -26,8 +26,9 @@ from simmim_jax.data.pack import main
 from simmim_jax.data.pack_folder import begin
 from simmim_jax.data.pack_plan import make_plan, shards_of
 from simmim_jax.data.pack_processes import Processes
-from simmim_jax.data.pack_shards import Options, pack_image
+from simmim_jax.data.pack_shards import Options, Shard, pack_image, write_shard
 from simmim_jax.data.pipeline import train_iterator
+from simmim_jax.data.source import ArraySource, SubsetSource
 from simmim_jax.data.sources import check_source, open_source
 
 ROOT = Path(__file__).parents[1]
@@ -150,9 +151,9 @@ def test_a_higher_quality_is_nearer_and_larger():
         file = pack_image(image, Options(256, "jpeg", quality))
         sizes.append(len(file))
         errors.append(np.abs(decode(file, 3) - expected).mean())
-    assert sizes == sorted(sizes)
-    assert errors == sorted(errors, reverse=True)
-    assert errors[1] < 4
+    assert sizes[0] < sizes[1] < sizes[2]
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[1] < 4  # of 255
 
 
 def test_gray_images_are_packed_gray():
@@ -353,7 +354,8 @@ def test_stopped_and_resumed_gives_the_same_bytes(photos, jpegs, tmp_path, numbe
         process.kill()
     else:  # A terminal sends it to all processes.
         os.killpg(process.pid, number)
-        assert "The same command goes on" in process.communicate()[1]
+        errors = process.communicate()[1]
+        assert errors.startswith("Interrupted. The same command goes on")
     process.wait()
     while workers_of(process.pid):  # They notice, and leave.
         assert time.monotonic() < deadline
@@ -461,7 +463,7 @@ def test_half_a_copy_is_not_opened(damaged):
 # ---- Errors --------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_told_and_the_rest_goes_on(photos, tmp_path, capsys):
+def test_a_full_disk_is_told_and_the_rest_goes_on(photos, tmp_path):
     full = tmp_path / packed.UNFINISHED / "validation-00000-of-00001.array_record"
     full.parent.mkdir()
     full.symlink_to("/dev/full")
@@ -471,8 +473,24 @@ def test_a_full_disk_is_told_and_the_rest_goes_on(photos, tmp_path, capsys):
     assert "run the same command again" in error
     full.unlink()
     main([str(arg) for arg in args])
-    assert "1 of 2 shards are there" in capsys.readouterr().out
     assert len(open_source(str(tmp_path), "train")) == 85
+
+
+def test_an_error_in_one_process_stops_the_others(tmp_path):
+    unfinished = tmp_path / packed.UNFINISHED
+    unfinished.mkdir()
+    (unfinished / "full").symlink_to("/dev/full")
+    image = ArraySource(np.zeros((1, 1, 1, 3), np.uint8), None, ())
+    # Writing all of them would take minutes.
+    source = SubsetSource(image, np.zeros(5_000_000, np.int8))
+    shards = [Shard("a", "long", 0, len(source)), Shard("a", "full", 0, 1)]
+    start = time.monotonic()
+    with (
+        Processes(2, str(tmp_path), "", {"a": source}, Options(0)) as processes,
+        pytest.raises(OSError, match="No space left"),
+    ):
+        processes.map(write_shard, shards, "packing", len(source))
+    assert time.monotonic() - start < 30
 
 
 def test_too_large_a_set_is_refused_before_it_is_begun(tmp_path):
@@ -499,6 +517,12 @@ def test_two_at_once_are_refused(tmp_path):
     with open(tmp_path / packed.UNFINISHED / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "Another process" in run("bundled:climate", tmp_path, "--format=raw")
+
+
+def test_processes_leave_ctrl_c_to_the_first(tmp_path):
+    with Processes(1, str(tmp_path), "", {}, Options()) as processes:
+        found = processes.map(signal.getsignal, [signal.SIGINT], "packing", 1)
+    assert found == [signal.SIG_IGN]
 
 
 def test_a_killed_process_ends_the_command(tmp_path):

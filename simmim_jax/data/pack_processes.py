@@ -4,7 +4,7 @@ import concurrent.futures
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from simmim_jax.data.pack_shards import start_process
@@ -47,15 +47,17 @@ class Processes:
     def _watch(
         self, futures: list[concurrent.futures.Future[Any]], verb: str, total: int
     ) -> None:
-        """Wait for all or an error; a line a second in a terminal, else one in 30."""
+        """Wait for all or an error; a line a second in a terminal, else one in 30.
+
+        raises: what the work raised, at once.
+        """
         in_terminal = sys.stdout.isatty()
         start, first = time.perf_counter(), self._progress[0]
-        finished = not futures
-        while not finished:
-            waited = concurrent.futures.wait(
-                futures, 1 if in_terminal else 30, concurrent.futures.FIRST_EXCEPTION
+        waiting: Collection[Any] = futures
+        while waiting:
+            finished, waiting = concurrent.futures.wait(
+                waiting, 1 if in_terminal else 30, concurrent.futures.FIRST_EXCEPTION
             )
-            finished = not waited.not_done or any(f.exception() for f in waited.done)
             done, skipped = self._progress[:]
             rate = (done - first) / (time.perf_counter() - start)
             line = f"{verb} {done:,} of {total:,} images"
@@ -66,9 +68,11 @@ class Processes:
             if skipped:
                 line += f", {skipped:,} skipped"
             if in_terminal:
-                print(f"\r{line}\033[K", end="\n" if finished else "", flush=True)
-            elif not finished:
+                print(f"\r{line}\033[K", end="" if waiting else "\n", flush=True)
+            elif waiting:
                 print(line, flush=True)
+            for future in finished:
+                future.result()  # raises what the work raised
 
     def __enter__(self) -> "Processes":
         return self
