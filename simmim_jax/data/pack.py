@@ -36,6 +36,7 @@ from simmim_jax.data.pack_shards import (
     write_atomically,
     write_shard,
 )
+from simmim_jax.data.source import NO_LABEL
 from simmim_jax.data.sources import open_source
 
 
@@ -58,8 +59,9 @@ def pack(
     """
     out = os.path.expanduser(out)
     root = os.path.expanduser(dataset)
-    root = root if os.path.exists(root) else ""
     check_out(out, root)
+    if os.path.isfile(root):
+        root = os.path.dirname(root)
     sources = {
         name: open_source(dataset, split, data_dir=data_dir)
         for name, split in splits.items()
@@ -154,7 +156,8 @@ def _finish(
             raise ValueError(f"split={name!r}: none of the images can be packed.")
         split = splits[name]
         split["num_examples"] = len(labels)
-        split["labels"] = f"{name}-labels.npy" if split["class_names"] else None
+        is_labelled = NO_LABEL not in labels
+        split["labels"] = f"{name}-labels.npy" if is_labelled else None
         if split["labels"]:
             np.save(os.path.join(out, split["labels"]), labels, allow_pickle=False)
     reasons = collections.Counter(reason for _, _, reason, _ in skipped)

@@ -13,20 +13,20 @@ from simmim_jax.data.pack_plan import compare
 from simmim_jax.data.pack_shards import Shard, report_path, write_atomically
 
 
-def check_out(out: str, root: str) -> None:
+def check_out(out: str, dataset: str) -> None:
     """Raise ValueError or FileExistsError if nothing should be packed into `out`.
 
-    root: the folder that is packed, or "".
+    dataset: what is packed there.
     """
     if "://" in out:
         raise ValueError(
             f"OUT={out!r} is not a local path: mount the bucket, or pack into a local "
             "folder and copy that."
         )
-    outer, inner = os.path.realpath(root), os.path.realpath(out)
-    if root and os.path.commonpath((outer, inner)) == outer:
+    outer, inner = os.path.realpath(dataset), os.path.realpath(out)
+    if os.path.isdir(outer) and os.path.commonpath((outer, inner)) == outer:
         raise ValueError(
-            f"OUT={out!r} is in DATASET={root!r}, which would no longer be the same: "
+            f"OUT={out!r} is in DATASET={dataset!r}, which would no longer be the same: "
             "choose a folder elsewhere."
         )
     if not os.path.exists(out) or packed.is_packed(out):

@@ -36,7 +36,7 @@ def make_plan(
 ) -> tuple[dict[str, Any], float]:
     """Return what will be packed, of JSON's types, and about how many bytes that is.
 
-    root: the folder that paths are made relative to, or "".
+    root: the folder that paths are made relative to.
     raises: ValueError if a source is empty or nothing in it can be packed.
     """
     total_bytes = 0.0

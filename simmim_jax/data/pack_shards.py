@@ -123,7 +123,7 @@ def start_process(
 ) -> None:
     """Take what all shards need.
 
-    out: where the set is packed; root: what paths of images are made relative to;
+    out: where the set is packed; root: the folder that paths of images are made relative to;
     progress: a shared array of the numbers of examples done and skipped; stop: an
     event that ends work early.
     """
@@ -203,8 +203,7 @@ def _write_records(shard: Shard, path: str, report: dict[str, Any]) -> str:
 
 def relative(path: str, root: str) -> str:
     """The path within root, or as it is where it is not in there."""
-    within = os.path.join(root, "")
-    return path.removeprefix(within) if root else path
+    return path.removeprefix(os.path.join(root, ""))
 
 
 def write_atomically(path: str, text: str) -> None:
