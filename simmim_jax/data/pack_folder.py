@@ -26,8 +26,8 @@ def check_out(out: str, dataset: str) -> None:
     outer, inner = os.path.realpath(dataset), os.path.realpath(out)
     if os.path.isdir(outer) and os.path.commonpath((outer, inner)) == outer:
         raise ValueError(
-            f"OUT={out!r} is in DATASET={dataset!r}, which would no longer be the same: "
-            "choose a folder elsewhere."
+            f"OUT={out!r} is in DATASET={dataset!r}, which would no longer be the "
+            "same: choose a folder elsewhere."
         )
     if not os.path.exists(out) or packed.is_packed(out):
         return

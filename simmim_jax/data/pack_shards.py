@@ -123,9 +123,9 @@ def start_process(
 ) -> None:
     """Take what all shards need.
 
-    out: where the set is packed; root: the folder that paths of images are made relative to;
-    progress: a shared array of the numbers of examples done and skipped; stop: an
-    event that ends work early.
+    out: where the set is packed; root: the folder that paths of images are made
+    relative to; progress: a shared array of the numbers of examples done and skipped;
+    stop: an event that ends work early.
     """
     global _process
     _process = _Process(out, root, sources, options, progress, stop)
