@@ -268,6 +268,15 @@ def test_progress_is_shown_in_a_terminal(tmp_path):
     assert "\rverifying 5,228 of 5,228 images" in shown
 
 
+def test_paths_are_relative_to_what_was_packed(photos, jpegs, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    main([photos.name, str(tmp_path), f"--short_side={SHORT_SIDE}", "--shard_mb=0.05"])
+    got, expected = (open_source(str(out), "train") for out in (tmp_path, jpegs))
+    assert [e["path"] for e in map(got.__getitem__, range(len(got)))] == [
+        e["path"] for e in map(expected.__getitem__, range(len(expected)))
+    ]
+
+
 # ---- Reading -------------------------------------------------------------------------
 
 
@@ -502,6 +511,7 @@ def test_too_large_a_set_is_refused_before_it_is_begun(tmp_path):
 def test_folders_that_cannot_be_packed_into(photos, tmp_path):
     assert "is in DATASET" in run(photos, photos / "packed")
     assert "is in DATASET" in run(photos, photos)
+    assert "is in DATASET" in run(photos, photos / "train" / ".." / "packed")
     assert "not a local path" in run(photos, "gs://bucket/packed")
     (tmp_path / "notes.txt").write_text("mine")
     error = run(photos, tmp_path)

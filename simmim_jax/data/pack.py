@@ -58,7 +58,7 @@ def pack(
     and what `open_source` raises.
     """
     out = os.path.expanduser(out)
-    root = os.path.expanduser(dataset)
+    root = os.path.abspath(os.path.expanduser(dataset))
     check_out(out, root)
     if os.path.isfile(root):
         root = os.path.dirname(root)

@@ -202,8 +202,11 @@ def _write_records(shard: Shard, path: str, report: dict[str, Any]) -> str:
 
 
 def relative(path: str, root: str) -> str:
-    """The path within root, or as it is where it is not in there."""
-    return path.removeprefix(os.path.join(root, ""))
+    """The path within root, an absolute one, or as it is where it is not in there."""
+    absolute = os.path.abspath(path)
+    within = os.path.join(root, "")
+    inside = path and absolute.startswith(within)
+    return absolute.removeprefix(within) if inside else path
 
 
 def write_atomically(path: str, text: str) -> None:
