@@ -1,5 +1,6 @@
 """What the processes of `python -m simmim_jax.data.pack` do with one shard."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -14,12 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from simmim_jax.data.decode import decode, resize_center_crop
+from simmim_jax.data.crop import resize_center_crop
+from simmim_jax.data.decode import BadImage, decode, decode_jpeg, read_jpeg_header
 from simmim_jax.data.packed import UNFINISHED, from_record, open_shard, to_record
 from simmim_jax.data.source import Source
 
 FORMATS = ("jpeg", "raw")
-SKIPPED = (OSError, ValueError)  # what reading and decoding an image may raise
+SKIPPED = (OSError, BadImage)  # what reading and decoding an image may raise
 # One record a chunk, the only way that reads one without its neighbours. JPEGs do not
 # get smaller, and pixels are stored raw to be had in no time.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -52,10 +54,9 @@ def pack_image(image: bytes | np.ndarray, options: Options) -> bytes | np.ndarra
 
     format "jpeg" gives a JPEG file of that quality, or with short_side=0 what was
     given; "raw" gives uint8[h w c], with short_side=0 of the size that was given.
-    raises: ValueError as `decode` does.
+    raises: as `decode`; BadImage if the image has too many pixels for a JPEG.
     """
-    pixels = decode(image, options.channels)
-    height, width = pixels.shape[:2]
+    pixels, (height, width) = _decode(image, options)
     short, long = sorted((height, width))
     if 0 < options.short_side < short:
         long = int(options.short_side * long / short)  # as torchvision's Resize
@@ -67,12 +68,11 @@ def pack_image(image: bytes | np.ndarray, options: Options) -> bytes | np.ndarra
     if not options.short_side:
         return image if isinstance(image, bytes) else pixels
     if long > _MAX_JPEG_SIDE:
-        error = ValueError(
-            f"The image has {width} x {height} pixels: JPEG has {_MAX_JPEG_SIDE} at "
-            "most. Use --format=raw."
+        raise BadImage(
+            "too large",
+            f"The image has {width} x {height} pixels, a JPEG {_MAX_JPEG_SIDE} at most "
+            "in a row: --format=raw has no limit.",
         )
-        error.reason = "too large"  # type: ignore[attr-defined]
-        raise error
     file = io.BytesIO()
     gray = options.channels == 1
     Image.fromarray(pixels[:, :, 0] if gray else pixels).save(
@@ -81,18 +81,37 @@ def pack_image(image: bytes | np.ndarray, options: Options) -> bytes | np.ndarra
     return file.getvalue()
 
 
+def _decode(
+    image: bytes | np.ndarray, options: Options
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decode, and return the height and width before any reduction.
+
+    A JPEG that is to be made more than twice as small is reduced while it is decoded,
+    to twice the short side at least.
+    """
+    if isinstance(image, bytes) and options.short_side:
+        jpeg = read_jpeg_header(image)
+        room = min(jpeg.shape) / (2 * options.short_side) if jpeg else 1
+        reduction = next(n for n in (8, 4, 2, 1) if n <= room or n == 1)
+        if jpeg and reduction > 1:
+            # What it raises for a damaged file, `decode` will say better.
+            with contextlib.suppress(ValueError):
+                pixels = decode_jpeg(image, jpeg, options.channels, reduction)
+                return pixels, jpeg.shape
+    pixels = decode(image, options.channels)
+    return pixels, pixels.shape[:2]
+
+
 def num_bytes(image: bytes | np.ndarray) -> int:
     """Bytes of an encoded file or of pixels."""
     return image.nbytes if isinstance(image, np.ndarray) else len(image)
 
 
-def skip_reason(error: Exception) -> str:
+def skip_reason(error: OSError | BadImage) -> str:
     """Why an image was skipped, in a word or two."""
     if isinstance(error, FileNotFoundError):
         return "missing"
-    if isinstance(error, OSError):
-        return "unreadable"
-    return getattr(error, "reason", "not an image")
+    return error.reason if isinstance(error, BadImage) else "unreadable"
 
 
 # ---- Processes -----------------------------------------------------------------------
