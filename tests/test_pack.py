@@ -456,7 +456,7 @@ def test_a_flipped_bit_is_found_when_verified_and_when_read(damaged):
     shard.write_bytes(data)
     error = run(folder)
     assert shard.name in error
-    assert "corrupt" in error
+    assert re.search("corrupt.*pack anew", error)
     source = open_source(str(folder), "unlabelled")
     bad = []
     for i in range(len(source)):

@@ -103,7 +103,9 @@ def verify(out: str, workers: int) -> None:
     for name, labels in expected.items():
         if labels is not None and not np.array_equal(labels, found[name]):
             file = os.path.join(out, splits[name]["labels"])
-            raise ValueError(f"{file!r} has other labels than the records.")
+            raise ValueError(
+                f"{file!r} has other labels than the records: copy it again."
+            )
 
 
 def _write(out: str, shards: list[Shard], processes: Processes, workers: int) -> None:
@@ -112,6 +114,8 @@ def _write(out: str, shards: list[Shard], processes: Processes, workers: int) ->
     total, left = (sum(s.stop - s.start for s in part) for part in (shards, todo))
     if len(todo) < len(shards):
         print(f"{len(shards) - len(todo)} of {len(shards)} shards are there.")
+    if not todo:
+        return
     start = time.perf_counter()
     processes.map(write_shard, todo, "packing", total, total - left)
     seconds = time.perf_counter() - start

@@ -27,6 +27,7 @@ SKIPPED = (OSError, BadImage)  # what reading and decoding an image may raise
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _MAX_JPEG_SIDE = 65_500  # of libjpeg
 _READ_AT_ONCE = 64
+_WHAT_TO_DO = "Copy it from where it was packed, or pack anew into another folder."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +247,9 @@ def verify_shard(shard: dict[str, Any]) -> np.ndarray:
     reader = open_shard(path)
     expected, found = shard["num_examples"], reader.num_records()
     if found != expected:
-        raise ValueError(f"{path!r} has {found} records: expected {expected}.")
+        raise ValueError(
+            f"{path!r} has {found} records: expected {expected}. {_WHAT_TO_DO}"
+        )
     digest = hashlib.blake2b(digest_size=16)
     labels = []
     try:
@@ -257,11 +260,11 @@ def verify_shard(shard: dict[str, Any]) -> np.ndarray:
                 digest.update(record)
                 labels.append(from_record(record)["label"])
     except RuntimeError as error:
-        raise OSError(f"{path!r} is corrupt: {error}.") from error
+        raise OSError(f"{path!r} is corrupt: {error}. {_WHAT_TO_DO}") from error
     if digest.hexdigest() != shard["blake2b"]:
         raise ValueError(
             f"{path!r} has other records than were written: the checksum is "
-            f"{digest.hexdigest()}, expected {shard['blake2b']}."
+            f"{digest.hexdigest()}, expected {shard['blake2b']}. {_WHAT_TO_DO}"
         )
     with _process.progress.get_lock():
         _process.progress[0] += found
