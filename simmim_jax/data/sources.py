@@ -13,6 +13,7 @@ from simmim_jax.data.bundled_sets import BUNDLED, check_bundled, open_bundled
 from simmim_jax.data.folders import check_folder, open_folder, open_url
 from simmim_jax.data.idx import idx_paths, is_idx_folder, open_idx
 from simmim_jax.data.manifests import MANIFEST_ENDINGS, check_manifest, open_manifest
+from simmim_jax.data.packed import is_packed, open_packed
 from simmim_jax.data.remote import check_url, is_url
 from simmim_jax.data.source import Source
 from simmim_jax.data.tfds_sets import find_prepared, open_tfds
@@ -27,6 +28,7 @@ def open_source(dataset: str, split: str, *, data_dir: str = "") -> Source:
     dataset: "bundled:NAME", "tfds:NAME[/CONFIG][:VERSION]", or the path of
 
     - a folder of images (.jpg, .jpeg, .png, .webp, .bmp), at any depth;
+    - a folder that `python -m simmim_jax.data.pack` wrote: the splits that were packed;
     - a folder of four MNIST-like files such as train-images-idx3-ubyte.gz: "train"
       reads train-*, "validation" and "test" both read t10k-*;
     - a .tar or .zip of images, read in place; a .tar within a .tar counts as a folder,
@@ -59,6 +61,8 @@ def open_source(dataset: str, split: str, *, data_dir: str = "") -> Source:
         return open_bundled(name, split)
     if kind == "tfds":
         return open_tfds(name, split, _local("data_dir", data_dir))
+    if kind == "packed":
+        return open_packed(name, split)
     if kind == "manifest":
         return open_manifest(name, split)
     if kind == "archive":
@@ -84,6 +88,8 @@ def check_source(dataset: str, split: str, *, data_dir: str = "") -> None:
         check_bundled(name, split)
     elif kind == "tfds":
         find_prepared(name, split, _local("data_dir", data_dir))
+    elif kind == "packed":
+        open_packed(name, split)
     elif kind == "manifest":
         check_manifest(name)
     elif kind == "archive":
@@ -116,7 +122,7 @@ def _parse(dataset: str) -> tuple[str, str]:
             return "manifest", path
         return "url", path.rstrip("/")
     if os.path.isdir(path):
-        return "folder", path
+        return ("packed" if is_packed(path) else "folder"), path
     if os.path.isfile(path):
         if lower.endswith(MANIFEST_ENDINGS):
             return "manifest", os.path.abspath(path)
