@@ -5,30 +5,22 @@ batch is the next stretch of it, and process p takes the p-th part of that stret
 which examples and crops make up a global batch depends on neither the number of
 processes nor on threads and workers. The last stretch of an epoch runs on into the
 next one: no example is left out and no batch is short.
+
+An image that cannot be read or decoded does not end the run. In the stream another
+example stands in for it, and which one depends on the seed and the place alone; in an
+evaluation it has no weight.
 """
 
-import concurrent.futures
+import collections
 import dataclasses
-import functools
-import math
-import signal
-import sys
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
-import grain
-import numpy as np
-from absl import flags
-
-from simmim_jax.data.crop import random_crop, resize_center_crop
-from simmim_jax.data.decode import decode
-from simmim_jax.data.source import NO_LABEL, ArraySource, Source
-
-Batch = dict[str, np.ndarray]
-
-# Batches that are ready or under way beside the one in use, in each process.
-_PREFETCH = 2
-_SMALL_PIXELS = 96 * 96
+from simmim_jax.data.bad_images import ENOUGH, BadImages
+from simmim_jax.data.batches import ATTEMPTS, PassBatches, StreamBatches
+from simmim_jax.data.source import Source
+from simmim_jax.data.workers import Batch, Threads, Workers, run_ahead
 
 
 def train_iterator(
@@ -46,16 +38,19 @@ def train_iterator(
     process_count: int = 1,
     num_workers: int = 0,
     num_threads: int = 8,
+    bad: BadImages | None = None,
 ) -> "TrainIterator":
     """Iterate for ever over shuffled batches of randomly cropped images.
 
     batch_size: of this process; scale, ratio, fast_decode: see `random_crop`, with
     scale=None the whole image is resized instead, exactly; num_workers: processes that
-    decode, 0 = threads of this one; num_threads: threads that decode, in each of them.
+    decode, 0 = threads of this one; num_threads: threads that decode, in each of them;
+    bad: keeps account of images that cannot be had.
     yields: {"image": uint8[b h w c], "label": int32[b]}, label -1 where there is none.
-    raises: ValueError if the source is empty.
+    raises: ValueError if the source is empty, if too many images are bad, or if raw
+    images do not fit.
     """
-    batches = _TrainBatches(
+    batches = StreamBatches(
         source=source,
         batch_size=batch_size,
         image_size=image_size,
@@ -69,7 +64,7 @@ def train_iterator(
         process_count=process_count,
         num_threads=num_threads,
     )
-    return TrainIterator(batches, num_workers)
+    return TrainIterator(batches, num_workers, bad or BadImages())
 
 
 def eval_batches(
@@ -83,16 +78,19 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 8,
+    bad: BadImages | None = None,
 ) -> "EvalBatches":
     """Pass once over all examples, in order, as often as the result is iterated.
 
-    batch_size: of this process; crop_fraction: see `resize_center_crop`.
+    batch_size: of this process; crop_fraction: see `resize_center_crop`; bad: keeps account
+    of images that cannot be had, anew in each pass.
     yields: {"image": uint8[b h w c], "label": int32[b], "weight": float32[b]}; weight
-    is 1 for an example and 0 for the padding of the last batch, and every process
-    yields equally many batches, if need be batches of padding.
-    raises: ValueError if the source is empty.
+    is 1 for an example, 0 for one that cannot be had and for the padding of the last
+    batch, and every process yields equally many batches, if need be of padding.
+    raises: ValueError if the source is empty, if too many images are bad, or if raw
+    images do not fit.
     """
-    return EvalBatches(
+    batches = PassBatches(
         source=source,
         batch_size=batch_size,
         image_size=image_size,
@@ -103,46 +101,67 @@ def eval_batches(
         process_count=process_count,
         num_threads=num_threads,
     )
+    return EvalBatches(batches, bad or BadImages())
 
 
 class TrainIterator(Iterator[Batch]):
     """An iterator whose state is the number of examples that all processes saw.
 
-    Grain's own state counts what each worker did. A position in the stream says as
-    much, and fits any number of workers, processes and any batch size.
+    A position in the stream fits any number of threads, workers and processes and any
+    batch size: with all processes at the same position, a run that goes on with other
+    numbers of them neither repeats nor skips an example.
     """
 
-    def __init__(self, batches: "_TrainBatches", num_workers: int):
+    def __init__(self, batches: "StreamBatches", num_workers: int, bad: BadImages):
         self._batches = batches
         self._num_workers = num_workers
+        self._bad = bad
+        self._pool: Threads | Workers | None = None
         self._restart(first=0)
 
     def _restart(self, first: int) -> None:
-        self._first, self._taken = first, 0
-        dataset = _prefetched(dataclasses.replace(self._batches, first=first))
-        if self._num_workers:
-            # Grain looks at its own flags to start workers, and fails in a notebook
-            # or a test, where nobody has parsed any.
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()
-            options = grain.MultiprocessingOptions(num_workers=self._num_workers)
-            dataset = dataset.mp_prefetch(
-                options, worker_init_fn=_leave_signals_to_the_main_process
-            )
-        self._iterator = iter(dataset)
+        self._batches = dataclasses.replace(self._batches, first=first)
+        self._taken = 0
 
     def __next__(self) -> Batch:
-        batch = next(self._iterator)
+        if self._pool is None:
+            self._pool = (
+                Workers(self._batches, self._num_workers)
+                if self._num_workers
+                else Threads(self._batches)
+            )
+            self._filled = run_ahead(self._pool, itertools.count())
+        batch, found = next(self._filled)
         self._taken += 1
+        self._bad.add(found)
+        in_a_row = [bad for bad in found if bad.attempt == ATTEMPTS - 1]
+        if in_a_row:
+            reasons = collections.Counter(bad.reason for bad in found)
+            raise self._bad.too_many(f"{ATTEMPTS} examples in a row", reasons)
+        examples = self._examples_seen // self._batches.process_count
+        self._bad.judge(examples, min(ENOUGH, len(self._batches.source)))
+        del batch["weight"]
         return batch
 
+    def is_ready(self) -> bool:
+        """Whether the next batch is there; asked between batches."""
+        return self._pool is not None and self._pool.is_ready()
+
+    @property
+    def _examples_seen(self) -> int:
+        return self._batches.first + self._taken * self._batches.global_batch_size
+
     def get_state(self) -> dict[str, Any]:
-        """Return the position, a JSON-able dict that is the same in every process."""
+        """Return the position, a JSON-able dict.
+
+        It is the same in every process, but for "bad_images", the number of places so
+        far whose example was bad, by reason: that is each process's own.
+        """
         return {
-            "examples_seen": self._first
-            + self._taken * self._batches.global_batch_size,
+            "examples_seen": self._examples_seen,
             "num_examples": len(self._batches.source),
             "seed": self._batches.seed,
+            "bad_images": dict(self._bad.counts),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -155,175 +174,38 @@ class TrainIterator(Iterator[Batch]):
                     f"has {key}={now[key]}: expected the same data and seed. Go on "
                     "with those, or start a new run from the checkpoint's weights."
                 )
-        self._iterator.close()
+        self.close()
+        self._bad.restart(state.get("bad_images", {}))
         self._restart(state["examples_seen"])
 
     def close(self) -> None:
         """Stop threads and workers."""
-        self._iterator.close()
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Batches:
-    """What both kinds of batches share: where they lie and how they are filled."""
-
-    source: Source
-    batch_size: int
-    image_size: tuple[int, int]
-    channels: int
-    interpolation: str
-    process_index: int
-    process_count: int
-    num_threads: int
-    first: int = 0
-
-    def __post_init__(self) -> None:
-        if len(self.source) == 0:
-            raise ValueError("The source is empty: expected at least one example.")
-
-    @property
-    def global_batch_size(self) -> int:
-        return self.batch_size * self.process_count
-
-    def positions(self, step: int) -> np.ndarray:
-        """int[b]: where in the stream this process's part of a global batch is."""
-        start = self.first + step * self.global_batch_size
-        start += self.process_index * self.batch_size
-        return np.arange(start, start + self.batch_size)
-
-    @functools.cached_property
-    def _threads(self) -> concurrent.futures.ThreadPoolExecutor:
-        # Made on first use: it could not be sent to a worker process.
-        return concurrent.futures.ThreadPoolExecutor(self._num_runs)
-
-    @property
-    def _num_runs(self) -> int:
-        # Small raw images are cropped in so little time that threads would mostly
-        # wait for the interpreter lock: 8 of them make 13k images/s, one makes 34k.
-        small = math.prod(self.image_size) <= _SMALL_PIXELS
-        return 1 if small and isinstance(self.source, ArraySource) else self.num_threads
-
-    def fill(
-        self, indices: np.ndarray, crop: Callable[[bytes | np.ndarray, int], np.ndarray]
-    ) -> Batch:
-        """Read examples: image i of the batch is crop(image of indices[i], i)."""
-        shape = (self.batch_size, *self.image_size, self.channels)
-        images = np.zeros(shape, np.uint8)
-        labels = np.zeros(self.batch_size, np.int32)
-
-        def read(rows: np.ndarray) -> None:
-            for row in rows:
-                example = self.source[int(indices[row])]
-                try:
-                    images[row] = crop(example["image"], row)
-                except ValueError as error:
-                    error.add_note(
-                        f"Example {indices[row]}: {example.get('path', self.source)}"
-                    )
-                    raise
-                labels[row] = example["label"]
-
-        # A run of rows a thread: handing them over singly costs as much as a crop
-        # of a small image.
-        runs = np.array_split(np.arange(len(indices)), self._num_runs)
-        for _ in self._threads.map(read, runs):
-            pass
-        return {"image": images, "label": labels}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _TrainBatches(_Batches):
-    scale: tuple[float, float] | None
-    ratio: tuple[float, float]
-    fast_decode: bool
-    seed: int
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, step: int) -> Batch:
-        positions = self.positions(step)
-        epochs, places = np.divmod(positions, len(self.source))
-        indices = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            order = _epoch_order(self.seed, int(epoch), len(self.source))
-            indices[epochs == epoch] = order[places[epochs == epoch]]
-        source, shape = self.source, (*self.image_size, self.channels)
-        if (
-            self.scale is None
-            and isinstance(source, ArraySource)
-            and source.images.shape[1:] == shape
-        ):
-            # One gather a batch is 100 times faster than image by image.
-            return _gather(source, indices)
-        return self.fill(indices, lambda image, row: self._crop(image, positions[row]))
-
-    def _crop(self, data: bytes | np.ndarray, position: int) -> np.ndarray:
-        if self.scale is None:
-            image = decode(data, self.channels)
-            return resize_center_crop(image, self.image_size, 1.0, self.interpolation)
-        return random_crop(
-            data,
-            channels=self.channels,
-            size=self.image_size,
-            rng=np.random.Generator(np.random.Philox(key=[self.seed, position])),
-            scale=self.scale,
-            ratio=self.ratio,
-            interpolation=self.interpolation,
-            fast=self.fast_decode,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalBatches(_Batches):
+class EvalBatches:
     """The batches of one pass; see `eval_batches`."""
 
-    crop_fraction: float
+    def __init__(self, batches: PassBatches, bad: BadImages):
+        self._batches = batches
+        self.bad = bad  # of the last pass, as far as it went
 
     def __len__(self) -> int:
-        return -(-len(self.source) // self.global_batch_size)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(_prefetched(self))
-
-    def __getitem__(self, step: int) -> Batch:
-        positions = self.positions(step)
-        indices = positions[positions < len(self.source)]
-        batch = self.fill(indices, lambda image, row: self._crop(image))
-        weight = (positions < len(self.source)).astype(np.float32)
-        return {**batch, "weight": weight}
-
-    def _crop(self, data: bytes | np.ndarray) -> np.ndarray:
-        return resize_center_crop(
-            decode(data, self.channels),
-            self.image_size,
-            self.crop_fraction,
-            self.interpolation,
-        )
-
-
-def _leave_signals_to_the_main_process(index: int, count: int) -> None:
-    # Ctrl-C goes to all processes; this one must decode until the run is saved.
-    del index, count
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _prefetched(batches: Any) -> grain.IterDataset[Batch]:
-    options = grain.ReadOptions(num_threads=_PREFETCH, prefetch_buffer_size=_PREFETCH)
-    return grain.MapDataset.source(batches).to_iter_dataset(options)
-
-
-def _gather(source: ArraySource, indices: np.ndarray) -> Batch:
-    if source.labels is None:
-        labels = np.full(len(indices), NO_LABEL, np.int32)
-    else:
-        labels = source.labels[indices].astype(np.int32)
-    return {"image": source.images[indices], "label": labels}
-
-
-# Two epochs are in use at once where a batch runs on into the next one.
-@functools.lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """int[n]: the examples of one epoch in their random order."""
-    return np.random.default_rng([seed, epoch]).permutation(num_examples)
+        self.bad.restart({})
+        threads = Threads(self._batches)
+        examples = 0
+        try:
+            for step, (batch, found) in enumerate(run_ahead(threads, range(len(self)))):
+                self.bad.add(found)
+                positions = self._batches.positions(step)
+                examples += int((positions < len(self._batches.source)).sum())
+                self.bad.judge(examples)
+                yield batch
+            self.bad.judge(examples, enough=0)
+        finally:
+            threads.close()

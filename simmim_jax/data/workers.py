@@ -1,0 +1,298 @@
+"""Who fills batches: threads of this process, or processes beside it.
+
+A batch lies in memory that is used again once nobody holds an array of it, so no batch
+is copied and no page is fetched anew from the system. Between processes this memory is
+shared and has no name: when the last of them ends, however it ends, it is gone.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import math
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import tempfile
+import traceback
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from multiprocessing import util
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
+from typing import Any, Protocol
+
+import numpy as np
+
+from simmim_jax.data.bad_images import BadExample
+
+Batch = dict[str, np.ndarray]
+# A batch, and the examples that it cannot have.
+Filled = tuple[Batch, list[BadExample]]
+
+# Batches that are ready or under way beside the one in use.
+AHEAD = 2
+# Arrays start where a cache line does; JAX on a CPU takes them as they are then.
+_ALIGNMENT = 64
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+class Filler(Protocol):
+    """What fills batches; it is pickled once for all workers."""
+
+    @property
+    def batch_size(self) -> int:
+        """Its number of rows."""
+
+    @property
+    def fields(self) -> Mapping[str, tuple[tuple[int, ...], type]]:
+        """Shape and dtype of each array of a batch."""
+
+    def fill(self, step: int, rows: range, batch: Batch) -> list[BadExample]:
+        """Write these rows of a batch; returns the examples that cannot be had."""
+
+
+class Threads:
+    """Batches from threads of this process."""
+
+    def __init__(self, filler: Filler):
+        self._filler = filler
+        self._memory = _Memory(filler, shared=None)
+        self._threads = concurrent.futures.ThreadPoolExecutor(AHEAD)
+        self._under_way: collections.deque = collections.deque()
+
+    def start(self, step: int) -> None:
+        """Begin with the batch of a step."""
+        _, batch = self._memory.take()
+        rows = range(self._filler.batch_size)
+        future = self._threads.submit(self._filler.fill, step, rows, batch)
+        self._under_way.append((batch, future))
+
+    def is_ready(self) -> bool:
+        """Whether `result` would return at once."""
+        return self._under_way[0][1].done()
+
+    def result(self) -> Filled:
+        """Wait for the oldest batch that was started."""
+        batch, future = self._under_way.popleft()
+        return batch, future.result()
+
+    def close(self) -> None:
+        """Forget what is under way."""
+        self._threads.shutdown(cancel_futures=True)
+
+
+class Workers:
+    """Batches from processes, each of which fills its own rows of every batch.
+
+    They end with this object, with the process that made it, and when that is killed.
+    """
+
+    def __init__(self, filler: Filler, num_workers: int):
+        shared = _anonymous_file()
+        self._memory = _Memory(filler, shared)
+        self._under_way: collections.deque[Batch] = collections.deque()
+        self._connections: list[Connection] = []
+        self._processes: list[BaseProcess] = []
+        # Also runs at exit, and then before multiprocessing waits for the workers.
+        self.close = util.Finalize(
+            self, _end, (self._connections, self._processes, shared), exitpriority=1
+        )
+        # Pickled once, and into a file: through a pipe, each worker would have to
+        # be up and reading before the next one can start.
+        with open(_anonymous_file(), "wb") as file:
+            pickle.dump(filler, file)
+            file.flush()
+            for worker in range(num_workers):
+                ends = worker * filler.batch_size, (worker + 1) * filler.batch_size
+                rows = range(*(end // num_workers for end in ends))
+                self._start_worker(file.fileno(), shared, rows)
+
+    def _start_worker(self, filler: int, shared: int, rows: range) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        # Ctrl-C goes to all processes, and a scheduler may send SIGTERM to all. Workers
+        # inherit that both are blocked, and decode until the run is saved.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            process = context.Process(
+                target=_work,
+                args=(theirs, _Inherited(filler), _Inherited(shared), rows),
+                daemon=True,
+            )
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        self._connections.append(ours)
+        self._processes.append(process)
+
+    def start(self, step: int) -> None:
+        """Begin with the batch of a step."""
+        slot, batch = self._memory.take()
+        self._under_way.append(batch)
+        for connection in self._connections:
+            # One that is dead is noticed by who waits for its result.
+            with contextlib.suppress(OSError):
+                connection.send((step, slot))
+
+    def is_ready(self) -> bool:
+        """Whether `result` would return at once."""
+        return all(connection.poll() for connection in self._connections)
+
+    def result(self) -> Filled:
+        """Wait for the oldest batch that was started."""
+        found: list[BadExample] = []
+        for connection, process in zip(self._connections, self._processes, strict=True):
+            try:
+                answer = connection.recv()
+            except (EOFError, OSError):
+                process.join()
+                raise RuntimeError(
+                    f"A process that decodes images ended with exit code "
+                    f"{process.exitcode} (-9: killed, as when memory runs out). Try a "
+                    "smaller config.data.num_workers; 0 decodes without processes."
+                ) from None
+            if isinstance(answer, _Failure):
+                raise answer.error from RuntimeError(f"in a worker:\n{answer.trace}")
+            found += answer
+        return self._under_way.popleft(), found
+
+
+def run_ahead(pool: Threads | Workers, steps: Iterable[int]) -> Iterator[Filled]:
+    """The batches of steps, with `AHEAD` more of them under way."""
+    waiting = 0
+    for step in steps:
+        pool.start(step)
+        waiting += 1
+        if waiting > AHEAD:
+            waiting -= 1
+            yield pool.result()
+    for _ in range(waiting):
+        yield pool.result()
+
+
+# ---- Memory --------------------------------------------------------------------------
+
+
+class _Memory:
+    """Slots for batches; shared: the file they lie in, None for memory of our own."""
+
+    def __init__(self, filler: Filler, shared: int | None):
+        self._layout: dict[str, tuple[tuple[int, ...], type, int, int]] = {}
+        end = 0
+        for name, (shape, dtype) in filler.fields.items():
+            start = _round_up(end, _ALIGNMENT)
+            end = start + math.prod(shape) * np.dtype(dtype).itemsize
+            self._layout[name] = shape, dtype, start, end
+        self._size = _round_up(end, mmap.ALLOCATIONGRANULARITY)
+        self._shared = shared
+        self._slots: list[mmap.mmap] = []
+        self._free: collections.deque[int] = collections.deque()
+
+    def take(self) -> tuple[int, Batch]:
+        """A slot that nobody holds, and its arrays."""
+        slot = self._free.popleft() if self._free else len(self._slots)
+        if self._shared is not None and slot == len(self._slots):
+            os.ftruncate(self._shared, (slot + 1) * self._size)
+        # NumPy keeps this array as the base of all views of it, and of theirs.
+        memory = np.frombuffer(self._slot(slot), np.uint8)
+        weakref.finalize(memory, self._free.append, slot).atexit = False
+        return slot, self._arrays(memory)
+
+    def at(self, slot: int) -> Batch:
+        """The arrays of a slot that another process took."""
+        return self._arrays(np.frombuffer(self._slot(slot), np.uint8))
+
+    def _slot(self, slot: int) -> mmap.mmap:
+        while len(self._slots) <= slot:
+            if self._shared is None:
+                self._slots.append(mmap.mmap(-1, self._size))
+            else:
+                offset = len(self._slots) * self._size
+                self._slots.append(mmap.mmap(self._shared, self._size, offset=offset))
+        return self._slots[slot]
+
+    def _arrays(self, memory: np.ndarray) -> Batch:
+        return {
+            name: memory[start:end].view(dtype).reshape(shape)
+            for name, (shape, dtype, start, end) in self._layout.items()
+        }
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _anonymous_file() -> int:
+    """A file without a name, in memory where the system can; returns its descriptor."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("simmim_jax")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+# ---- In a worker ---------------------------------------------------------------------
+
+
+class _Inherited:
+    """A file descriptor that a process gets from the one that starts it."""
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+
+    def __reduce__(self) -> tuple:
+        return _take_over, (DupFd(self.descriptor),)
+
+
+def _take_over(inherited: Any) -> "_Inherited":
+    return _Inherited(inherited.detach())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failure:
+    """What ended the work on a batch."""
+
+    error: Exception
+    trace: str
+
+
+def _work(
+    connection: Connection, filler: _Inherited, shared: _Inherited, rows: range
+) -> None:
+    """Answer each (step, slot) that comes until nobody is left to send one."""
+    with mmap.mmap(filler.descriptor, 0, access=mmap.ACCESS_READ) as pickled:
+        fill = pickle.loads(pickled)
+    memory = _Memory(fill, shared.descriptor)
+    # The main process closes its end, or is no more.
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            step, slot = connection.recv()
+            try:
+                answer = fill.fill(step, rows, memory.at(slot))
+            except Exception as error:
+                answer = _failure(error)
+            connection.send(answer)
+
+
+def _failure(error: Exception) -> _Failure:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # it holds what cannot be sent
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    return _Failure(error, "".join(traceback.format_exception(error)))
+
+
+def _end(
+    connections: list[Connection], processes: list[BaseProcess], shared: int
+) -> None:
+    # They hold nothing that is worth a farewell.
+    for connection, process in zip(connections, processes, strict=True):
+        connection.close()
+        process.kill()
+    for process in processes:
+        process.join()
+    os.close(shared)
