@@ -72,10 +72,14 @@ def _base(mode: str) -> ConfigDict:
     config.data.mean = IMAGENET_MEAN
     # Their standard deviation.
     config.data.std = IMAGENET_STD
-    # Processes that decode images; 0: threads of the main process.
-    config.data.num_workers = 0
-    # Threads that decode images, in each process.
-    config.data.num_threads = 8
+    # Images that cannot be read or decoded are left out, counted and listed in
+    # bad_images.tsv; a larger share than this of a split ends the run.
+    config.data.max_bad_fraction = 0.1
+    # Processes that decode images; 0: threads of the main process; -1: as many as the
+    # CPUs that this process may use can feed.
+    config.data.num_workers = -1
+    # Threads that decode images, in each process; -1: likewise.
+    config.data.num_threads = -1
 
     # How parameters are updated.
     config.optim = ConfigDict()

@@ -71,7 +71,7 @@ def finetune_task(config: ConfigDict, workdir: Path) -> train_loop.Task:
         init=lambda key: model.init(key, images)["params"],
         prepare=prepare,
         loss=steps.finetune_loss(model, drop_paths=not config.freeze_encoder),
-        evaluate=evaluation(config, model, inputs.eval_pass(config, held_out)),
+        evaluate=evaluation(config, model, inputs.eval_pass(config, held_out, workdir)),
         best="top1",
         mode="max",
         layer_id=model.layer_id,
@@ -210,6 +210,7 @@ def evaluation(
         examples = sums.pop("examples")
         if model.num_classes < 6:
             sums.pop("top5")
-        return {name: total / examples for name, total in sums.items()}
+        metrics = {name: total / examples for name, total in sums.items()}
+        return metrics | batches.bad.metrics("eval_bad_images")
 
     return evaluate

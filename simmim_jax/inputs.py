@@ -1,6 +1,9 @@
 """What config.data describes: sources, streams of batches, and lengths in steps."""
 
+import collections
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,14 +11,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from simmim_jax import sharding
+from simmim_jax.data.bad_images import BadImages
 from simmim_jax.data.pipeline import (
     EvalBatches,
     TrainIterator,
     eval_batches,
     train_iterator,
 )
-from simmim_jax.data.source import Source
+from simmim_jax.data.source import ArraySource, Source, SubsetSource
 from simmim_jax.data.sources import open_source
+from simmim_jax.data.workers import num_cpus, share_out
+
+# Batches on the devices beside the one that they work on.
+_ON_DEVICES = 2
 
 
 def open_split(config: ConfigDict, split: str) -> Source:
@@ -23,8 +31,33 @@ def open_split(config: ConfigDict, split: str) -> Source:
     return open_source(config.data.dataset, split, data_dir=config.data.data_dir)
 
 
-def train_batches(config: ConfigDict, source: Source) -> TrainIterator:
-    """The stream of training batches that config.data describes."""
+def bad_images(config: ConfigDict, split: str, workdir: Path) -> BadImages:
+    """The account of a split's bad images, with its list in `workdir`.
+
+    The list is bad_images.tsv, and bad_images.<process>.tsv of other processes.
+    """
+    process = jax.process_index()
+
+    def say(text: str) -> None:
+        # A terminal's line may be taken by the progress.
+        print(f"\n{text}" if sys.stdout.isatty() else text, flush=True)
+
+    return BadImages(
+        split,
+        max_fraction=config.data.max_bad_fraction,
+        path=workdir / (f"bad_images.{process}.tsv" if process else "bad_images.tsv"),
+        say=say if process == 0 else None,
+    )
+
+
+def train_batches(
+    config: ConfigDict, source: Source, workdir: Path | None = None
+) -> TrainIterator:
+    """The stream of training batches that config.data describes.
+
+    workdir: where bad images are listed; None: nowhere.
+    """
+    num_workers, num_threads = _decoders(config, source)
     return train_iterator(
         source,
         batch_size=config.data.batch_size // jax.process_count(),
@@ -37,13 +70,20 @@ def train_batches(config: ConfigDict, source: Source) -> TrainIterator:
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        num_workers=config.data.num_workers,
-        num_threads=config.data.num_threads,
+        num_workers=num_workers,
+        num_threads=num_threads,
+        bad=bad_images(config, config.data.train_split, workdir) if workdir else None,
     )
 
 
-def eval_pass(config: ConfigDict, source: Source) -> EvalBatches:
-    """All of `source` once, resized and cropped as config.data says."""
+def eval_pass(
+    config: ConfigDict, source: Source, workdir: Path | None = None
+) -> EvalBatches:
+    """All of `source` once, resized and cropped as config.data says.
+
+    workdir: where bad images are listed; None: nowhere.
+    """
+    num_workers, num_threads = _decoders(config, source)
     return eval_batches(
         source,
         batch_size=config.data.batch_size // jax.process_count(),
@@ -53,8 +93,19 @@ def eval_pass(config: ConfigDict, source: Source) -> EvalBatches:
         interpolation=config.data.interpolation,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        num_threads=config.data.num_threads,
+        num_threads=max(num_workers, 1) * num_threads,
+        bad=bad_images(config, config.data.eval_split, workdir) if workdir else None,
     )
+
+
+def _decoders(config: ConfigDict, source: Source) -> tuple[int, int]:
+    """Processes and threads in each, as config.data or the machine says."""
+    workers, threads = config.data.num_workers, config.data.num_threads
+    while isinstance(source, SubsetSource):
+        source = source.source
+    if isinstance(source, ArraySource) and workers < 0:
+        workers = 0  # nothing to decode, and each process would get a copy
+    return share_out(num_cpus(), workers, threads)
 
 
 def batches_on_devices(
@@ -62,11 +113,15 @@ def batches_on_devices(
 ) -> Iterator[tuple[dict[str, jax.Array], dict[str, Any]]]:
     """Batches, with the input's position after each.
 
-    Neither waits: the iterator reads ahead on its own threads, and the copy to the
-    devices goes on while they still work on the batch before.
+    As many as are ready go to the devices ahead of their step, up to two: a batch that
+    is late keeps nobody waiting while there is one, and no step waits for a copy.
     """
-    for batch in iterator:
-        yield sharding.to_devices(batch, mesh), iterator.get_state()
+    ahead: collections.deque = collections.deque()
+    while True:
+        while not ahead or (len(ahead) <= _ON_DEVICES and iterator.is_ready()):
+            batch = next(iterator)
+            ahead.append((sharding.to_devices(batch, mesh), iterator.get_state()))
+        yield ahead.popleft()
 
 
 def num_steps(duration: str, batch_size: int, num_examples: int) -> int:

@@ -112,7 +112,7 @@ def evaluation(
     all over `source`, to `picture_path`.
     """
     objective = objective_of(config)
-    batches = inputs.eval_pass(config, source)
+    batches = inputs.eval_pass(config, source, workdir)
     chosen = np.linspace(0, len(source) - 1, min(config.pictures, len(source)))
     mesh = sharding.make_mesh(**config.mesh)
     whole = jax.NamedSharding(mesh, jax.P())
@@ -153,6 +153,7 @@ def evaluation(
                 visualize.reconstruction_grid(images, masks, pixels, path)
         sums = np.array(jax.device_get(results), np.float64).sum(0)
         loss, pixels, distance, count = sums.tolist()
-        return {"eval_loss": loss / pixels, "avg_dist": distance / count}
+        metrics = {"eval_loss": loss / pixels, "avg_dist": distance / count}
+        return metrics | batches.bad.metrics("eval_bad_images")
 
     return evaluate

@@ -17,6 +17,7 @@ HARMLESS = (
     "bench.",
     "checkpoint_every",
     "data.data_dir",
+    "data.max_bad_fraction",
     "data.num_threads",
     "data.num_workers",
     "keep_checkpoints",

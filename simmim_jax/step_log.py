@@ -1,5 +1,7 @@
 """Metrics of steps on the device: fetched late, checked, and written."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 
@@ -32,7 +34,7 @@ class StepLog:
         self._schedule = schedule
         self.checkpoints = checkpoints
         self._batch_size = batch_size
-        self._running: tuple[int, dict[str, jax.Array], bool] | None = None
+        self._running: tuple[int, dict[str, jax.Array], dict, bool] | None = None
         self._losses: list[float] = []
         self._done = start  # the newest step known to be over
         self._timed = start  # that step when the clock was last read
@@ -42,19 +44,29 @@ class StepLog:
         self.timer.reset()
         self._timed = self._done
 
-    def add(self, step: int, metrics: dict[str, jax.Array], due: bool) -> None:
-        """Finishes the step before this one, which may still be running."""
+    def add(
+        self,
+        step: int,
+        metrics: dict[str, jax.Array],
+        due: bool,
+        bad_images: Mapping[str, int],
+    ) -> None:
+        """Finishes the step before this one, which may still be running.
+
+        bad_images: of the run up to this step, by reason.
+        """
         # A CPU computes at once; jax's stubs do not know the method.
         if metrics["loss"].is_ready():  # type: ignore[attr-defined]
             self._done = step
         self.finish()
-        self._running = (step, metrics, due)
+        bad = {f"bad_images/{reason}": n for reason, n in bad_images.items()}
+        self._running = (step, metrics, bad, due)
 
     def finish(self) -> None:
         """Waits for the last step, checks it, and writes a line if one is due."""
         if not self._running:
             return
-        step, metrics, due = self._running
+        step, metrics, bad, due = self._running
         self._running = None
         values = {name: float(v) for name, v in jax.device_get(metrics).items()}
         self.check(step, values)
@@ -63,7 +75,7 @@ class StepLog:
         if not due:
             return
         values["loss"] = float(np.mean(self._losses))
-        values["learning_rate"] = self._rate(step)
+        values |= {"learning_rate": self._rate(step), **bad}
         if self._done > self._timed:
             images = (self._done - self._timed) * self._batch_size
             values |= self.timer.rates(images)

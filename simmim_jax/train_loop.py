@@ -135,7 +135,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
             )
         )
         iterator = stack.enter_context(
-            contextlib.closing(inputs.train_batches(config, task.source))
+            contextlib.closing(inputs.train_batches(config, task.source, workdir))
         )
         start = checkpoints.last_step() or 0
         total = _in_steps(config, task, config.duration)
@@ -213,7 +213,8 @@ def loop(
         state, metrics = step_fn(state, batch)
         evaluates = step % eval_every == 0 or step == total
         saves = evaluates or step % save_every == 0 or bool(stop)
-        log.add(step, metrics, due=saves or step % log_every == 0)
+        due = saves or step % log_every == 0
+        log.add(step, metrics, due, position["bad_images"])
         if not saves:
             continue
         log.finish()

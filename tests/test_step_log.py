@@ -32,7 +32,7 @@ def test_rate_of_a_device_that_computes_at_once(parts):
     log, now, path = parts
     for step in range(1, 5):
         now[0] += 2.0  # the step itself, before it is added
-        log.add(step, finished(), due=True)
+        log.add(step, finished(), due=True, bad_images={})
     log.finish()
     lines = read_metrics(path)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -43,12 +43,12 @@ def test_rate_of_a_device_that_computes_at_once(parts):
 def test_restarted_clock_leaves_out_what_was_not_training(parts):
     log, now, path = parts
     now[0] += 2.0
-    log.add(1, finished(), due=True)
+    log.add(1, finished(), due=True, bad_images={})
     log.finish()
     now[0] += 100.0  # an evaluation
     log.restart_clock()
     now[0] += 2.0
-    log.add(2, finished(), due=True)
+    log.add(2, finished(), due=True, bad_images={})
     log.finish()
     assert [x["images_per_second"] for x in read_metrics(path)] == [BATCH / 2] * 2
 
@@ -56,7 +56,7 @@ def test_restarted_clock_leaves_out_what_was_not_training(parts):
 def test_loss_of_a_line_is_the_mean_since_the_last_one(parts):
     log, _, path = parts
     for step, loss in enumerate([1.0, 2.0, 6.0], start=1):
-        log.add(step, finished(loss), due=step == 3)
+        log.add(step, finished(loss), due=step == 3, bad_images={})
     log.finish()
     (line,) = read_metrics(path)
     assert line["loss"] == 3.0
@@ -65,7 +65,17 @@ def test_loss_of_a_line_is_the_mean_since_the_last_one(parts):
 
 def test_nan_is_found_before_the_next_step_is_logged(parts):
     log, _, path = parts
-    log.add(1, finished(float("nan")), due=True)
+    log.add(1, finished(float("nan")), due=True, bad_images={})
     with pytest.raises(NonFiniteError, match="loss not finite at step 1"):
-        log.add(2, finished(), due=True)
+        log.add(2, finished(), due=True, bad_images={})
     assert not read_metrics(path)
+
+
+def test_bad_images_of_the_run_stand_in_each_line_from_the_first_one_on(parts):
+    log, _, path = parts
+    for step, bad in enumerate([{}, {"missing": 1}, {"missing": 3, "empty": 1}], 1):
+        log.add(step, finished(), due=step != 2, bad_images=bad)
+    log.finish()
+    first, second = read_metrics(path)
+    assert not any(name.startswith("bad_images") for name in first)
+    assert (second["bad_images/missing"], second["bad_images/empty"]) == (3, 1)

@@ -3,11 +3,12 @@
 import collections
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-# Fewer examples do not tell how large the bad part of a data set is.
-ENOUGH = 1000
+# Fewer examples do not tell how large the bad part of a data set is: of so many, the
+# share that chance adds to one of 0.1 is less than 0.01.
+ENOUGH = 10_000
 # Bad examples that are told one by one.
 _TOLD = 20
 _HEADER = "reason\tsplit\tindex\tpath\n"
@@ -43,22 +44,26 @@ class BadImages:
         *,
         max_fraction: float = 1.0,
         path: Path | None = None,
-        say: Callable[[str], None] = lambda text: None,
+        say: Callable[[str], None] | None = None,
     ):
         self._split, self._max_fraction = split, max_fraction
-        self._path, self._say = path, say
+        self._path, self._say = path, say or (lambda text: None)
         self._known = _read_list(path, split) if path else set()
         self._told = 0
-        # Places that had a bad example, by its reason.
-        self.counts: collections.Counter[str] = collections.Counter()
+        self.restart({})
 
     def restart(self, counts: Mapping[str, int]) -> None:
-        """Go on counting from these numbers."""
+        """Go on counting from these numbers; what to judge is seen anew."""
+        # Places that had a bad example, by its reason.
         self.counts = collections.Counter(counts)
+        # Examples that were bad when it was their turn.
+        self._bad: dict[int, str] = {}
 
     def add(self, found: Sequence[BadExample]) -> None:
         """Count, tell and list what the next examples brought to light."""
+        in_turn = {bad.index: bad.reason for bad in found if not bad.attempt}
         self.counts.update(bad.reason for bad in found if not bad.attempt)
+        self._bad |= in_turn
         new = []
         for bad in found:
             if bad.index not in self._known:
@@ -76,17 +81,22 @@ class BadImages:
         if self._path:
             _append(self._path, self._split, new)
 
+    def metrics(self, name: str) -> dict[str, float]:
+        """{"name/reason": number of bad examples} of the reasons that there are."""
+        return {f"{name}/{reason}": float(n) for reason, n in self.counts.items()}
+
     def judge(self, examples: int, enough: int = ENOUGH) -> None:
-        """ValueError if too many of so many examples were bad, or all of them."""
-        bad = self.counts.total()
+        """ValueError if too many of so many different examples were bad, or all."""
+        bad = len(self._bad)
         if not bad or examples < enough:
             return
         if bad > self._max_fraction * examples or bad == examples:
-            raise self.too_many(f"{bad} of {examples} examples", self.counts)
+            raise self.too_many(f"{bad} of {examples} examples", self._bad.values())
 
-    def too_many(self, number: str, reasons: Mapping[str, int]) -> ValueError:
+    def too_many(self, number: str, reasons: Iterable[str]) -> ValueError:
         """The error that ends a run; number: of images, in words."""
-        by_reason = ", ".join(f"{n} {reason}" for reason, n in sorted(reasons.items()))
+        counts = sorted(collections.Counter(reasons).items())
+        by_reason = ", ".join(f"{n} {reason}" for reason, n in counts)
         return ValueError(
             f"{number} of the {self._split or 'data'} split have no image that can be "
             f"used ({by_reason}){self._listed()}. Expected at most config.data."

@@ -11,7 +11,6 @@ example stands in for it, and which one depends on the seed and the place alone;
 evaluation it has no weight.
 """
 
-import collections
 import dataclasses
 import itertools
 from collections.abc import Iterator
@@ -134,12 +133,13 @@ class TrainIterator(Iterator[Batch]):
         batch, found = next(self._filled)
         self._taken += 1
         self._bad.add(found)
-        in_a_row = [bad for bad in found if bad.attempt == ATTEMPTS - 1]
-        if in_a_row:
-            reasons = collections.Counter(bad.reason for bad in found)
-            raise self._bad.too_many(f"{ATTEMPTS} examples in a row", reasons)
-        examples = self._examples_seen // self._batches.process_count
-        self._bad.judge(examples, min(ENOUGH, len(self._batches.source)))
+        for i, bad in enumerate(found):
+            if bad.attempt == ATTEMPTS - 1:
+                reasons = [bad.reason for bad in found[i + 1 - ATTEMPTS : i + 1]]
+                raise self._bad.too_many(f"{ATTEMPTS} examples in a row", reasons)
+        of_all = len(self._batches.source)
+        different = min(self._taken * self._batches.batch_size, of_all)
+        self._bad.judge(different, min(ENOUGH, of_all))
         del batch["weight"]
         return batch
 

@@ -37,7 +37,31 @@ Filled = tuple[Batch, list[BadExample]]
 AHEAD = 2
 # Arrays start where a cache line does; JAX on a CPU takes them as they are then.
 _ALIGNMENT = 64
+# One thread a CPU, and no more of them in a process than its interpreter lock feeds.
+_THREADS = 8
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+def num_cpus() -> int:
+    """CPUs that this process may use, which may be fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def share_out(
+    cpus: int, num_workers: int = -1, num_threads: int = -1
+) -> tuple[int, int]:
+    """Worker processes, and threads in each, for so many CPUs; -1: to be chosen.
+
+    returns: (0, threads) where the threads of this process do.
+    """
+    if num_workers < 0:
+        threads = num_threads if num_threads > 0 else _THREADS
+        num_workers = -(-cpus // threads) if cpus > threads else 0
+    if num_threads < 0:
+        num_threads = min(_THREADS, -(-cpus // max(num_workers, 1)))
+    return num_workers, num_threads
 
 
 class Filler(Protocol):
