@@ -38,7 +38,6 @@ PACKAGES = (
     "flax",
     "optax",
     "orbax-checkpoint",
-    "grain",
     "numpy",
 )
 ITEMS = ("params", "optimizer", "data", "meta")

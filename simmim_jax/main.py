@@ -149,6 +149,16 @@ def check_values(config: ConfigDict) -> None:
     for name, (value, expected) in choices.items():
         if value not in expected:
             raise ValueError(f"config.{name}={value!r}: expected one of {expected}.")
+    if not 0 <= data.max_bad_fraction <= 1:
+        raise ValueError(
+            f"config.data.max_bad_fraction={data.max_bad_fraction}: expected 0 to 1."
+        )
+    if data.num_workers < -1 or data.num_threads < -1 or data.num_threads == 0:
+        raise ValueError(
+            f"config.data.num_workers={data.num_workers}, num_threads="
+            f"{data.num_threads}: expected numbers of processes and threads, or -1 for "
+            "as many as the machine has CPUs for. num_workers may be 0."
+        )
     if not 0 < data.eval_crop <= 1:
         raise ValueError(f"config.data.eval_crop={data.eval_crop}: expected 0 to 1.")
     if not 0 <= config.ema_decay < 1:

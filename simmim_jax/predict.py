@@ -93,7 +93,11 @@ def read(predictor: Predictor, path: str) -> np.ndarray:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints a table, and writes a picture of the images with their classes."""
+    """Prints a table, and writes a picture of the images with their classes.
+
+    Files that are no images are left out with a line on standard error, and the exit
+    status is 1.
+    """
     parser = argparse.ArgumentParser(prog="python -m simmim_jax.predict")
     parser.add_argument(
         "--checkpoint", required=True, help="workdir of a fine-tuned run"
@@ -103,17 +107,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         predictor = Predictor.load(args.checkpoint)
-        images = np.stack([read(predictor, path) for path in args.images])
     except (OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    prepared = {}
+    for path in args.images:
+        try:
+            prepared[path] = read(predictor, path)
+        except (OSError, ValueError) as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if not prepared:
+        sys.exit("none of the files is an image")
+    images = np.stack(list(prepared.values()))
     names, probabilities = predictor.top(predictor(images))
-    width = max(map(len, args.images))
-    for path, classes, values in zip(args.images, names, probabilities, strict=True):
+    width = max(map(len, prepared))
+    for path, classes, values in zip(prepared, names, probabilities, strict=True):
         ranked = (f"{c} {v:.1%}" for c, v in zip(classes, values, strict=True))
         print(f"{path:<{width}}  {', '.join(ranked)}")
-    titles = [Path(p).name for p in args.images]
+    titles = [Path(p).name for p in prepared]
     visualize.prediction_grid(images, names, probabilities, args.output, titles=titles)
     print(f"picture: {args.output}")
+    if len(prepared) < len(set(args.images)):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

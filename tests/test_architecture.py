@@ -58,8 +58,6 @@ TAKES_CONFIGS = {
         "main",
     ),
 }
-# pipeline marks absl's flags as parsed, which grain's workers need in a notebook.
-PARSED_FLAGS = {"is_parsed", "mark_as_parsed"}
 
 
 class Import(NamedTuple):
@@ -87,20 +85,6 @@ def imports(tree: ast.AST, lazy: bool = False) -> Iterator[Import]:
             yield from imports(node, lazy or is_function)
 
 
-def flag_uses(tree: ast.AST) -> set[str]:
-    """What is asked of flags.FLAGS, and "flags.X" for any other use of flags."""
-    uses = set()
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Attribute):
-            continue
-        owner = ast.unparse(node.value)
-        if owner == "flags.FLAGS":
-            uses.add(node.attr)
-        elif owner == "flags" and node.attr != "FLAGS":
-            uses.add(f"flags.{node.attr}")
-    return uses
-
-
 def complaints(file: str, source: str) -> Iterator[str]:
     """What is wrong with a module of the package; file: as in "data/decode.py"."""
     room = file.split("/")[0].removesuffix(".py")
@@ -113,7 +97,7 @@ def complaints(file: str, source: str) -> Iterator[str]:
         if found.name.startswith("."):
             yield f"{where}: write the whole name, simmim_jax.…"
         if found.is_of("tensorflow"):
-            yield f"{where}: the package runs without TensorFlow, use NumPy or grain"
+            yield f"{where}: the package runs without TensorFlow, use NumPy"
         if found.is_of("configs", "tests", "benchmarks"):
             yield f"{where}: the package stands alone, take a parameter instead"
         if room == "data" and found.is_of(*JAX):
@@ -124,9 +108,7 @@ def complaints(file: str, source: str) -> Iterator[str]:
         if room == "steps" and found.is_of(*FILES):
             yield f"{where}: steps are pure, read and write in train_loop"
         if found.is_of("absl") and room != "main":
-            allowed = file == "data/pipeline.py" and found.name == "absl.flags"
-            if not (allowed and flag_uses(tree) <= PARSED_FLAGS):
-                yield f"{where}: flags are main's, take an argument instead"
+            yield f"{where}: flags are main's, take an argument instead"
         if found.is_of("simmim_jax"):
             yield from level_complaints(room, where, found)
 
@@ -263,12 +245,6 @@ def test_main_does_not_import_jax():
         ("metrics.py", "import tensorflow as tf", "without TensorFlow"),
         ("data/decode.py", "from jax import numpy", "no JAX"),
         ("predict.py", "from absl import flags", "flags are main's"),
-        ("data/pipeline.py", "from absl import app", "flags are main's"),
-        (
-            "data/pipeline.py",
-            "from absl import flags\nflags.DEFINE_string('x', '', '')",
-            "flags are main's",
-        ),
         ("drawer.py", "import jax", "no level"),
     ],
 )
@@ -285,10 +261,6 @@ def test_the_checker_complains(file, source, complaint):
         ("models/vit.py", "from simmim_jax.models.layers import Linear"),
         ("data/sources.py", "def f():\n    import tensorflow_datasets"),
         ("main.py", "def main():\n    from simmim_jax.pretrain import pretrain"),
-        (
-            "data/pipeline.py",
-            "from absl import flags\nflags.FLAGS.mark_as_parsed()",
-        ),
     ],
 )
 def test_the_checker_allows(file, source):

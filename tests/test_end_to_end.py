@@ -79,6 +79,22 @@ def test_predict_names_classes_and_draws_them(compared, tmp_path):
     assert Image.open(picture).size[0] > 200
 
 
+def test_predict_leaves_out_what_is_no_image_and_says_so(compared, tmp_path):
+    workdir, _ = compared
+    good, bad, missing = (tmp_path / f"{name}.png" for name in ("good", "bad", "none"))
+    Image.new("RGB", (28, 28)).save(good)
+    bad.write_bytes(b"no image")
+    args = (f"--checkpoint={workdir / 'simmim'}", f"--output={tmp_path / 'seen.png'}")
+    predict = {"module": "simmim_jax.predict", "status": 1}
+    output = commands.run(*args, bad, good, missing, **predict)
+    assert f"left out: {bad}: " in output
+    assert re.search(f"left out: .*{missing}", output)
+    assert re.search(rf"^{good} .*%", output, re.MULTILINE)
+    output = commands.run(*args, bad, **predict)
+    assert "none of the files is an image" in output
+    assert "Traceback" not in output
+
+
 @pytest.mark.parametrize(
     ("checkpoint", "says"),
     [("pretrain", "learns no classes"), ("nothing", "no checkpoint in")],

@@ -30,6 +30,8 @@ FINETUNE = "--config=tests/tiny_config.py:finetune"
         ([PRETRAIN, "--config.data.channels=3"], "expected one number for each"),
         ([PRETRAIN, "--config.dtype=float16"], "expected one of ('bfloat16'"),
         ([PRETRAIN, "--config.data.eval_crop=1.2"], "expected 0 to 1"),
+        ([PRETRAIN, "--config.data.max_bad_fraction=5"], "expected 0 to 1"),
+        ([PRETRAIN, "--config.data.num_threads=0"], "expected numbers of processes"),
         ([PRETRAIN, "--config.ema_decay=1"], "config.ema_decay=1.0: expected 0 to 1"),
         ([PRETRAIN, "--config.data.interpolation=x"], "expected one of ('bilinear'"),
         ([PRETRAIN, "--config.mode=train"], "config.mode='train': expected one of"),
@@ -58,7 +60,7 @@ def test_a_broken_image_is_named(tmp_path):
         status=1,
     )
     assert "Traceback" not in output
-    assert f": {broken}" in output
+    assert f" {str(broken)!r}" in output
 
 
 def test_bucket_as_workdir_is_refused():
