@@ -3,9 +3,7 @@
 import io
 import itertools
 import os
-import shutil
 
-import commands
 import numpy as np
 import pytest
 from PIL import Image
@@ -310,88 +308,3 @@ def test_some_are_told_and_the_rest_is_counted(tmp_path):
     assert told[-1].startswith("further bad images are not told one by one, see ")
     assert bad.counts == {"empty": 100}
     assert len((tmp_path / "list.tsv").read_text().splitlines()) == 101
-
-
-# ---- A whole run ---------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dataset")
-    for i in range(60):
-        write(folder / "train" / f"{i:02}.jpg", encoded(i * 4, size=(50, 40)))
-    for i in range(20):
-        write(folder / "val" / f"{i:02}.jpg", encoded(i * 4, size=(50, 40)))
-    write(folder / "train" / "00.jpg", b"")
-    write(folder / "train" / "01.jpg", b"no image")
-    write(folder / "val" / "05.jpg", b"")
-    return folder
-
-
-FIELDS = (
-    "data.channels=3",
-    "data.mean=(0.5,0.5,0.5)",
-    "data.std=(0.5,0.5,0.5)",
-    "data.num_workers=3",
-    "data.num_threads=1",
-)
-
-
-def run_args(workdir, dataset, *fields):
-    return commands.tiny(
-        "pretrain", workdir, f"data.dataset={dataset}", *FIELDS, *fields
-    )
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, dataset):
-    workdir = tmp_path_factory.mktemp("uninterrupted")
-    return workdir, commands.run(*run_args(workdir, dataset))
-
-
-def test_a_run_tells_counts_and_lists_its_bad_images(uninterrupted, dataset):
-    workdir, output = uninterrupted
-    lines = commands.metrics(workdir)
-    # 12 steps of 16 are 3.2 epochs of 60.
-    last = [line for line in lines if "loss" in line][-1]
-    assert 3 <= last["bad_images/empty"] <= 4
-    assert 3 <= last["bad_images/not an image"] <= 4
-    evaluated = [line for line in lines if "eval_loss" in line]
-    assert all(line["eval_bad_images/empty"] == 1 for line in evaluated)
-    header, *rows = (workdir / "bad_images.tsv").read_text().splitlines()
-    assert header == "reason\tsplit\tindex\tpath"
-    assert sorted(rows) == [
-        f"empty\ttrain\t0\t{dataset}/train/00.jpg",
-        f"empty\tvalidation\t5\t{dataset}/val/05.jpg",
-        f"not an image\ttrain\t1\t{dataset}/train/01.jpg",
-    ]
-    assert output.count("bad image, ") == 3
-    assert "bad image, empty: train example 0" in output
-
-
-def test_a_killed_run_goes_on_bit_for_bit_and_lists_nothing_twice(
-    uninterrupted, dataset, tmp_path
-):
-    """In the middle of an epoch, with other workers than before."""
-    args = run_args(tmp_path, dataset)
-    commands.kill(commands.start(*args), lambda: (tmp_path / "checkpoints/4").exists())
-    output = commands.run(*run_args(tmp_path, dataset, "data.num_workers=2"))
-    assert "resumed at step" in output
-    workdir, _ = uninterrupted
-    commands.assert_same(commands.params(tmp_path, 12), commands.params(workdir, 12))
-    assert commands.metrics(tmp_path) == commands.metrics(workdir)
-    lists = [(path / "bad_images.tsv").read_text() for path in (tmp_path, workdir)]
-    assert sorted(lists[0].splitlines()) == sorted(lists[1].splitlines())
-
-
-def test_a_run_of_garbage_ends_with_a_sentence(dataset, tmp_path):
-    garbage = tmp_path / "garbage"
-    shutil.copytree(dataset, garbage)
-    for i in range(30):
-        write(garbage / "train" / f"{i:02}.jpg", b"garbage")
-    workdir = tmp_path / "run"
-    output = commands.run(*run_args(workdir, garbage), status=1)
-    error = output[output.index("ValueError") :]
-    assert "examples of the train split have no image that can be used" in error
-    assert str(workdir / "bad_images.tsv") in error
-    assert "Traceback" not in output

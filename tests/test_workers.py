@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from simmim_jax.data.folders import FolderSource
 from simmim_jax.data.pipeline import train_iterator
 from simmim_jax.data.source import ArraySource
 from simmim_jax.data.workers import Threads, Workers, run_ahead, share_out
@@ -132,6 +134,7 @@ def test_a_worker_that_is_killed_is_noticed_and_explained():
 SCRIPT = """
 import sys, time
 import numpy as np
+from simmim_jax.data.folders import FolderSource
 from simmim_jax.data.pipeline import train_iterator
 from simmim_jax.data.source import ArraySource
 
@@ -246,6 +249,50 @@ def test_workers_end_with_the_iterator_that_nobody_closed():
     del iterator
     gc.collect()
     assert not any(map(running, workers & set(descendants(os.getpid()))))
+
+
+def megabytes(pid):
+    """Its own memory, and its share of what it shares."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(x.split()[1]) / 1024 for x in lines if x.startswith("Pss:"))
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc"
+)
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_memory_does_not_grow_over_epochs(num_workers, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.jpg")
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    iterator = train_iterator(
+        FolderSource(str(tmp_path), tuple(os.listdir(tmp_path)), None, ()),
+        batch_size=17,
+        image_size=(224, 224),
+        channels=3,
+        scale=(0.5, 1.0),
+        ratio=(1.0, 1.0),
+        interpolation="bilinear",
+        fast=True,
+        seed=0,
+        num_workers=num_workers,
+        num_threads=2,
+    )
+    before = set(descendants(os.getpid()))
+
+    def measure(epochs):
+        for _ in range(epochs):
+            next(iterator)
+        gc.collect()
+        pids = [os.getpid(), *set(descendants(os.getpid())) - before]
+        return np.array([megabytes(pid) for pid in pids])
+
+    first = measure(10)
+    later = measure(60)
+    iterator.close()
+    # A batch has 2.5 MB: one that is kept an epoch would be 150 MB.
+    assert (later - first).max() < 8, (first, later)
 
 
 # ---- How many ------------------------------------------------------------------------

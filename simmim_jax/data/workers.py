@@ -19,7 +19,7 @@ import tempfile
 import traceback
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from multiprocessing import util
+from multiprocessing import resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
@@ -138,6 +138,8 @@ class Workers:
     def _start_worker(self, filler: int, shared: int, rows: range) -> None:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
+        # It comes with the first process, and would unblock the signals once more.
+        resource_tracker.ensure_running()
         # Ctrl-C goes to all processes, and a scheduler may send SIGTERM to all. Workers
         # inherit that both are blocked, and decode until the run is saved.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
