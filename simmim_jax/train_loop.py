@@ -314,4 +314,7 @@ def _in_steps(config: ConfigDict, task: Task, duration: str) -> int:
 
 
 def _text(metrics: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    return ", ".join(
+        f"{name} {value}" if isinstance(value, int) else f"{name} {value:.4f}"
+        for name, value in metrics.items()
+    )

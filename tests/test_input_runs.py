@@ -9,7 +9,7 @@ import commands
 import numpy as np
 import pytest
 from PIL import Image
-from test_workers import descendants, running
+from test_workers import assert_they_end, descendants
 
 
 def write(path, value):
@@ -117,7 +117,7 @@ def test_ctrl_c_goes_to_workers_too_and_the_run_saves_and_goes_on(
     assert process.returncode == 75, output
     assert "SIGINT at step" in output
     assert "Traceback" not in output
-    assert not any(map(running, workers))
+    assert_they_end(workers)
     assert "resumed at step" in commands.run(*args)
     workdir, _ = uninterrupted
     commands.assert_same(commands.params(tmp_path, 12), commands.params(workdir, 12))

@@ -220,12 +220,16 @@ def test_neither_processes_nor_memory_are_left_behind(how, number, status, tmp_p
             process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status, errors
-    deadline = time.monotonic() + 20
-    while left := [pid for pid in others if running(pid)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.02)
+    assert_they_end(others)
     # One traceback of the main process at most, none of the workers.
     assert errors.count("Traceback") == (status == 1 or number == signal.SIGINT)
+
+
+def assert_they_end(pids):
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in pids if running(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)
 
 
 def test_workers_end_with_the_iterator_that_nobody_closed():

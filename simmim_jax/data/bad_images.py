@@ -81,9 +81,9 @@ class BadImages:
         if self._path:
             _append(self._path, self._split, new)
 
-    def metrics(self, name: str) -> dict[str, float]:
+    def metrics(self, name: str) -> dict[str, int]:
         """{"name/reason": number of bad examples} of the reasons that there are."""
-        return {f"{name}/{reason}": float(n) for reason, n in self.counts.items()}
+        return {f"{name}/{reason}": n for reason, n in self.counts.items()}
 
     def judge(self, examples: int, enough: int = ENOUGH) -> None:
         """ValueError if too many of so many different examples were bad, or all."""
