@@ -14,7 +14,13 @@ from simmim_jax.data.source import ArraySource
 from simmim_jax.data.sources import check_source, open_source
 
 SIZE = {"image_size": (8, 8), "channels": 3, "interpolation": "bilinear"}
-STREAM = {**SIZE, "scale": (0.3, 1.0), "ratio": (0.75, 1.33), "fast": True, "seed": 0}
+STREAM = {
+    **SIZE,
+    "scale": (0.3, 1.0),
+    "ratio": (0.75, 1.33),
+    "fast_decode": True,
+    "seed": 0,
+}
 PASS = {**SIZE, "crop_fraction": 1.0}
 
 
@@ -44,7 +50,7 @@ FILES = {
     "gray.jpg": (b"", None),  # made below
     "empty.jpg": (b"", "empty"),
     "half.jpg": (JPEG[: len(JPEG) // 2], "truncated"),
-    "header.jpg": (JPEG[:20], "truncated"),
+    "start.jpg": (JPEG[:20], "not an image"),
     "half.png": (encoded(100, "PNG")[:-60], "truncated"),
     "text.jpg": (b"This is no image.\n" * 20, "not an image"),
     "page.png": (b"<!DOCTYPE html><title>404</title>", "not an image"),

@@ -143,7 +143,7 @@ def main():
     iterator = train_iterator(
         ArraySource(images, None, ()), batch_size=64, image_size=(224, 224),
         channels=3, scale=(0.5, 1.0), ratio=(1.0, 1.0), interpolation="bicubic",
-        fast=False, seed=0, num_workers=2, num_threads=2,
+        fast_decode=False, seed=0, num_workers=2, num_threads=2,
     )
     for step in range(3):
         batch = next(iterator)
@@ -242,7 +242,7 @@ def test_workers_end_with_the_iterator_that_nobody_closed():
         scale=(0.5, 1.0),
         ratio=(1.0, 1.0),
         interpolation="bilinear",
-        fast=True,
+        fast_decode=True,
         seed=0,
         num_workers=2,
     )
@@ -278,7 +278,7 @@ def test_memory_does_not_grow_over_epochs(num_workers, tmp_path):
         scale=(0.5, 1.0),
         ratio=(1.0, 1.0),
         interpolation="bilinear",
-        fast=True,
+        fast_decode=True,
         seed=0,
         num_workers=num_workers,
         num_threads=2,

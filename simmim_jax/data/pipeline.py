@@ -81,8 +81,8 @@ def eval_batches(
 ) -> "EvalBatches":
     """Pass once over all examples, in order, as often as the result is iterated.
 
-    batch_size: of this process; crop_fraction: see `resize_center_crop`; bad: keeps account
-    of images that cannot be had, anew in each pass.
+    batch_size: of this process; crop_fraction: see `resize_center_crop`; bad: keeps
+    account of images that cannot be had, anew in each pass.
     yields: {"image": uint8[b h w c], "label": int32[b], "weight": float32[b]}; weight
     is 1 for an example, 0 for one that cannot be had and for the padding of the last
     batch, and every process yields equally many batches, if need be of padding.
