@@ -82,5 +82,5 @@ def test_batches_on_devices_are_those_of_the_iterator():
 def test_raw_images_need_no_processes(wrap, monkeypatch):
     monkeypatch.setattr(inputs, "num_cpus", lambda: 64)
     source = wrap(ArraySource(images(), None, ()))
-    assert inputs._decoders(config(), source) == (0, 8)
+    assert inputs._decoders(config(), source) == (0, 4)
     assert inputs._decoders(config(num_workers=2, num_threads=3), source) == (2, 3)
