@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from simmim_jax import inputs, sharding, train_loop
 from simmim_jax.accelerators import Accelerator, accelerator
 from simmim_jax.data.crop import random_crop, resize_center_crop
 from simmim_jax.data.decode import decode
-from simmim_jax.data.pipeline import Batch
 from simmim_jax.data.source import Source
+from simmim_jax.data.workers import Batch, num_cpus
 from simmim_jax.finetune import finetune_task
 from simmim_jax.metrics import write_json
 from simmim_jax.pretrain import pretrain_task
@@ -99,8 +98,9 @@ def measure(config: ConfigDict, source: Source) -> Measured:
     """All that is measured, in about ten seconds."""
     order = np.random.default_rng(config.seed).permutation(len(source))
     means = one_thread(config, source, order)
-    threads = config.data.num_threads * max(config.data.num_workers, 1)
-    cores = _available_cores()
+    workers, threads = inputs.decoders(config, source)
+    threads *= max(workers, 1)
+    cores = num_cpus()
     seconds = means["read_seconds"] + means["crop_seconds"]
     small = config.copy_and_resolve_references()
     small.data.batch_size = batch_size(config, min(threads, cores) / seconds)
@@ -220,12 +220,6 @@ def copy_rate(batch: Batch) -> float:
         jax.block_until_ready(sharding.to_devices(batch, mesh))
         images += len(batch["image"])
     return images / seconds
-
-
-def _available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # not on a Mac
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # ---- Judge ---------------------------------------------------------------------------

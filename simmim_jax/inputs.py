@@ -57,7 +57,7 @@ def train_batches(
 
     workdir: where bad images are listed; None: nowhere.
     """
-    num_workers, num_threads = _decoders(config, source)
+    num_workers, num_threads = decoders(config, source)
     return train_iterator(
         source,
         batch_size=config.data.batch_size // jax.process_count(),
@@ -83,7 +83,7 @@ def eval_pass(
 
     workdir: where bad images are listed; None: nowhere.
     """
-    num_workers, num_threads = _decoders(config, source)
+    num_workers, num_threads = decoders(config, source)
     return eval_batches(
         source,
         batch_size=config.data.batch_size // jax.process_count(),
@@ -98,7 +98,7 @@ def eval_pass(
     )
 
 
-def _decoders(config: ConfigDict, source: Source) -> tuple[int, int]:
+def decoders(config: ConfigDict, source: Source) -> tuple[int, int]:
     """Processes and threads in each, as config.data or the machine says."""
     workers, threads = config.data.num_workers, config.data.num_threads
     while isinstance(source, SubsetSource):

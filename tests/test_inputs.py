@@ -63,7 +63,8 @@ def test_up_to_two_batches_are_on_the_devices_ahead_of_their_step():
         _, position = next(batches)
         assert position["examples_seen"] == 16 * step  # of this batch, not of those
         ahead.append(iterator.get_state()["examples_seen"] // 16 - step)
-        iterator._pool._under_way[0][1].result()  # the next one is ready
+        for _, future in iterator._pool._under_way:
+            future.result()  # those that follow are ready
     assert max(ahead) == 2
     iterator.close()
 
@@ -82,5 +83,5 @@ def test_batches_on_devices_are_those_of_the_iterator():
 def test_raw_images_need_no_processes(wrap, monkeypatch):
     monkeypatch.setattr(inputs, "num_cpus", lambda: 64)
     source = wrap(ArraySource(images(), None, ()))
-    assert inputs._decoders(config(), source) == (0, 4)
-    assert inputs._decoders(config(num_workers=2, num_threads=3), source) == (2, 3)
+    assert inputs.decoders(config(), source) == (0, 4)
+    assert inputs.decoders(config(num_workers=2, num_threads=3), source) == (2, 3)
