@@ -17,8 +17,9 @@ from simmim_jax import inputs, sharding, train_loop
 from simmim_jax.accelerators import Accelerator, accelerator
 from simmim_jax.data.crop import random_crop, resize_center_crop
 from simmim_jax.data.decode import decode
+from simmim_jax.data.memory import Batch
 from simmim_jax.data.source import Source
-from simmim_jax.data.workers import Batch, num_cpus
+from simmim_jax.data.workers import num_cpus
 from simmim_jax.finetune import finetune_task
 from simmim_jax.metrics import write_json
 from simmim_jax.pretrain import pretrain_task

@@ -12,8 +12,8 @@ import numpy as np
 from simmim_jax.data.bad_images import BadExample
 from simmim_jax.data.crop import random_crop, resize_center_crop
 from simmim_jax.data.decode import BadImage, decode
+from simmim_jax.data.memory import Batch
 from simmim_jax.data.source import NO_LABEL, ArraySource, Source
-from simmim_jax.data.workers import Batch
 
 # A place in the stream for which so many examples in a row are bad ends the run: what
 # held the data is gone. Where half of the examples are bad, one place in 2**100 is.
@@ -121,7 +121,8 @@ class Batches:
             except OSError as error:
                 missing = isinstance(error, FileNotFoundError)
                 reason = "missing" if missing else "unreadable"
-                found.append(BadExample(index, reason, error.filename or path, attempt))
+                path = path or str(error.filename or "")
+                found.append(BadExample(index, reason, path, attempt))
             except ValueError as error:
                 error.add_note(f"Example {index}: {path or self.source}")
                 raise

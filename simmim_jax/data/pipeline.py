@@ -18,8 +18,9 @@ from typing import Any
 
 from simmim_jax.data.bad_images import ENOUGH, BadImages
 from simmim_jax.data.batches import ATTEMPTS, PassBatches, StreamBatches
+from simmim_jax.data.memory import Batch
 from simmim_jax.data.source import Source
-from simmim_jax.data.workers import Batch, Threads, Workers, run_ahead
+from simmim_jax.data.workers import Threads, Workers, run_ahead
 
 
 def train_iterator(
