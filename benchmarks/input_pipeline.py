@@ -29,12 +29,13 @@ import numpy as np
 SIZE = 224
 SCALE = (0.67, 1.0)
 RATIO = (3 / 4, 4 / 3)
-BATCH = 32
+BATCH = 8
 PIPELINES = {
     "decoder": "simplejpeg, whole image, nothing else",
     "ours": "this package",
     "ours exact": "this package, fast_decode=False",
     "tf.data": "decode_and_crop_jpeg, resize without antialiasing",
+    "tf.data antialiased": "the same, antialiased as Pillow is",
     "torchvision": "RandomResizedCrop, flip, ToTensor, Normalize; DataLoader",
     "Pillow": "open, crop, resize",
     "ours jpeg": "this package, packed as JPEG of 256 pixels",
@@ -128,7 +129,7 @@ def ours(folder: Path, fast_decode: bool = True) -> Callable[[], int]:
     return one_pass
 
 
-def tf_data(folder: Path) -> Callable[[], int]:
+def tf_data(folder: Path, antialias: bool = False) -> Callable[[], int]:
     """The fastest common pipeline of JAX users."""
     import tensorflow as tf
 
@@ -146,7 +147,8 @@ def tf_data(folder: Path) -> Callable[[], int]:
         )
         box = tf.stack([start[0], start[1], size[0], size[1]])
         image = tf.io.decode_and_crop_jpeg(data, box, channels=3)
-        return tf.cast(tf.image.resize(image, (SIZE, SIZE), "bilinear"), tf.uint8)
+        image = tf.image.resize(image, (SIZE, SIZE), "bilinear", antialias=antialias)
+        return tf.cast(image, tf.uint8)
 
     data = tf.data.Dataset.from_tensor_slices(files).repeat().map(crop, 1)
     options = tf.data.Options()
@@ -222,6 +224,7 @@ MAKERS = {
     "ours": ours,
     "ours exact": functools.partial(ours, fast_decode=False),
     "tf.data": tf_data,
+    "tf.data antialiased": functools.partial(tf_data, antialias=True),
     "torchvision": torchvision,
     "Pillow": pillow,
     "ours jpeg": ours,
@@ -235,11 +238,13 @@ def work(name: str, folder: Path) -> None:
     one_pass = MAKERS[name](folder)
     one_pass()  # compiles, fills caches
     print(json.dumps("ready"), flush=True)
+    # From turn to turn: what is read ahead while others have theirs counts as well.
+    start = time.process_time()
     for _ in sys.stdin:
-        start = time.process_time()
         images = one_pass()
-        seconds = time.process_time() - start
-        print(json.dumps(images / seconds), flush=True)
+        now = time.process_time()
+        print(json.dumps(images / (now - start)), flush=True)
+        start = now
 
 
 # ---- Turns ---------------------------------------------------------------------------
@@ -321,7 +326,11 @@ def main() -> None:
     if args.work:
         return work(args.work[0], Path(args.work[1]))
 
-    pythons = {"tf.data": args.tensorflow, "torchvision": args.torchvision}
+    pythons = {
+        "tf.data": args.tensorflow,
+        "tf.data antialiased": args.tensorflow,
+        "torchvision": args.torchvision,
+    }
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
         make_photos(args.photos, Path(temporary))
@@ -339,6 +348,9 @@ def main() -> None:
                 )
             results[name] = {
                 "ours_over_tfdata": ratio(rates, "ours", "tf.data"),
+                "ours_over_tfdata_antialiased": ratio(
+                    rates, "ours", "tf.data antialiased"
+                ),
                 "ours_over_torchvision": ratio(rates, "ours", "torchvision"),
                 "ours_over_decoder": ratio(rates, "ours", "decoder"),
                 "packed_over_unpacked": ratio(rates, "ours raw", "ours"),

@@ -47,7 +47,7 @@ def test_the_check_is_fast_because_it_loads_little(tmp_path):
         f"    check_source({str(tmp_path)!r} + '/' + name, 'train')\n"
         "try: check_source('tfds:mnist', 'train', data_dir='/nowhere')\n"
         "except FileNotFoundError: pass\n"
-        "heavy = {'jax', 'grain', 'tensorflow', 'tensorflow_datasets', 'PIL'}\n"
+        "heavy = {'jax', 'tensorflow', 'tensorflow_datasets', 'PIL'}\n"
         "heavy |= {'pyarrow', 'fsspec'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
