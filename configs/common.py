@@ -60,7 +60,7 @@ def _base(mode: str) -> ConfigDict:
     # How images are resized: "bilinear" or "bicubic".
     config.data.interpolation = "bilinear"
     # Decode training images at a lower resolution where the crop allows, and resize by
-    # OpenCV: faster, and pixels differ by less than 1 of 255 on average. False: the
+    # OpenCV: faster, and pixels differ by about 1 of 255 on average. False: the
     # pixels of Pillow and torchvision. Evaluation is exact in any case.
     config.data.fast_decode = True
     # Evaluation resizes the short side to image_size / eval_crop and crops the centre;

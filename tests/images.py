@@ -26,3 +26,17 @@ def gradient(height: int, width: int, channels: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     planes = [(x * (c + 1) + y * 3) % 256 for c in range(channels)]
     return np.stack(planes, axis=-1).astype(np.uint8)
+
+
+def write_image(path: Path, value: int = 0, size: tuple[int, int] = (12, 10)) -> None:
+    """Write a square of one gray."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path)
+
+
+def write_photographs(folder: Path, names: list[str]) -> None:
+    """Write the photographs by turns, under these names."""
+    for i, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(PHOTOS[i % len(PHOTOS)].read_bytes())

@@ -12,9 +12,9 @@ import pytest
 
 from simmim_jax.data import archive_index, cache
 from simmim_jax.data.sources import check_source, open_source
-from tests.image_files import PHOTOGRAPHS
+from tests.images import PHOTOS
 
-CHINA, FLOWER = PHOTOGRAPHS.values()
+CHINA, FLOWER = (photo.read_bytes() for photo in PHOTOS)
 
 
 def write_tar(path, files, **options):

@@ -1,7 +1,6 @@
 """Decoding of every kind of file that turns up in image folders."""
 
 import io
-import pickle
 import struct
 import zlib
 
@@ -196,13 +195,6 @@ def test_reasons():
         with pytest.raises(BadImage) as raised:
             decode(data, 3)
         assert raised.value.reason == reason, data[:8]
-
-
-def test_a_bad_image_is_the_same_after_its_way_from_a_worker():
-    with pytest.raises(BadImage) as raised:
-        decode(b"text", 3)
-    copy = pickle.loads(pickle.dumps(raised.value))
-    assert (copy.reason, str(copy)) == ("not an image", str(raised.value))
 
 
 # ---- JPEG ----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from simmim_jax.data import cache, folders
 from simmim_jax.data.decode import decode
 from simmim_jax.data.paths import Paths
 from simmim_jax.data.sources import check_source, open_source
-from tests.image_files import PHOTOGRAPHS, write_image, write_photographs
+from tests.images import PHOTOS, write_image, write_photographs
 
 
 def test_class_folders_are_labelled_in_sorted_order(tmp_path):
@@ -119,12 +119,12 @@ def test_odd_names_are_found_and_read(tmp_path):
     write_photographs(tmp_path / "train", names)
     broken = os.fsencode(tmp_path / "train") + b"/\xff\xfe.jpg"
     with open(broken, "wb") as file:
-        file.write(PHOTOGRAPHS["flower.jpg"])
+        file.write(PHOTOS[1].read_bytes())
     source = open_source(str(tmp_path), "train")
     assert sorted(source.paths) == sorted([*names, os.fsdecode(b"\xff\xfe.jpg")])
     sent = pickle.loads(pickle.dumps(source))
     for i in range(6):
-        assert sent[i]["image"] in PHOTOGRAPHS.values()
+        assert sent[i]["image"] in [photo.read_bytes() for photo in PHOTOS]
         assert sent[i]["path"] == source[i]["path"]
 
 

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from simmim_jax.data.sources import check_source, open_source
-from tests.image_files import PHOTOGRAPHS, write_photographs
+from tests.images import PHOTOS, write_photographs
 
 NAMES = ("img/a.jpg", "img/b c.jpg", "img/ü.jpg", "img/d.jpg")
 
@@ -87,7 +87,7 @@ def test_a_split_column_and_the_order_of_the_list(folder):
     train = open_source(file, "train")
     assert [*train.paths] == ["img/d.jpg", "img/b c.jpg"]
     assert train.labels.tolist() == [9, 10]
-    assert train[1]["image"] == PHOTOGRAPHS["flower.jpg"]
+    assert train[1]["image"] == PHOTOS[1].read_bytes()
     for split in ("val", "validation"):
         validation = open_source(file, split)
         assert validation.labels.tolist() == [2]
@@ -126,7 +126,7 @@ def test_parquet(labels, folder):
 
 def test_parquet_of_images_is_refused_with_a_way_out(folder):
     file = str(folder / "list.parquet")
-    images = [{"bytes": PHOTOGRAPHS["china.jpg"], "path": "a.jpg"}]
+    images = [{"bytes": PHOTOS[0].read_bytes(), "path": "a.jpg"}]
     pyarrow.parquet.write_table(pa.table({"image": images}), file)
     with pytest.raises(ValueError, match=r"holds images, not their paths.*\.tar"):
         open_source(file, "train")

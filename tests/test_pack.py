@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sklearn.datasets
 from PIL import Image
 
 from simmim_jax.data import packed
@@ -31,16 +30,16 @@ from simmim_jax.data.pack_shards import Options, Shard, pack_image, write_shard
 from simmim_jax.data.pipeline import train_iterator
 from simmim_jax.data.source import ArraySource, SubsetSource
 from simmim_jax.data.sources import check_source, open_source
+from tests.images import PHOTOS
 
 ROOT = Path(__file__).parents[1]
-PHOTOGRAPHS = Path(sklearn.datasets.__file__).parent / "images"
 COMMAND = [sys.executable, "-m", "simmim_jax.data.pack"]
 SHORT_SIDE = 96
 
 
 def crops(name, count, size=(160, 120)):
     """Some different parts of a photograph."""
-    whole = Image.open(PHOTOGRAPHS / f"{name}.jpg")
+    whole = Image.open(next(photo for photo in PHOTOS if photo.stem == name))
     rng = np.random.default_rng(0)
     for _ in range(count):
         x = int(rng.integers(whole.width - size[0]))
@@ -145,7 +144,7 @@ def test_jpegs_have_the_short_side_and_nearly_the_pixels(photos, jpegs):
 
 
 def test_a_higher_quality_is_nearer_and_larger():
-    image = (PHOTOGRAPHS / "china.jpg").read_bytes()
+    image = PHOTOS[0].read_bytes()
     expected = pack_image(image, Options(256, "raw")).astype(int)
     sizes, errors = [], []
     for quality in (70, 90, 98):
@@ -158,7 +157,7 @@ def test_a_higher_quality_is_nearer_and_larger():
 
 
 def test_large_photographs_are_nearly_what_they_are_at_full_size():
-    whole = Image.open(PHOTOGRAPHS / "china.jpg")
+    whole = Image.open(PHOTOS[0])
     file = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -184,7 +183,7 @@ def test_images_that_no_jpeg_can_hold_are_too_large():
 
 
 def test_gray_images_are_packed_gray():
-    image = (PHOTOGRAPHS / "china.jpg").read_bytes()
+    image = PHOTOS[0].read_bytes()
     file = pack_image(image, Options(64, "jpeg", 90, channels=1))
     assert decode(file, 1).shape == (64, 95, 1)
     with Image.open(io.BytesIO(file)) as opened:

@@ -7,9 +7,9 @@ import fsspec
 import pytest
 
 from simmim_jax.data.sources import check_source, open_source
-from tests.image_files import PHOTOGRAPHS, write_photographs
+from tests.images import PHOTOS, write_photographs
 
-CHINA, FLOWER = PHOTOGRAPHS.values()
+CHINA, FLOWER = (photo.read_bytes() for photo in PHOTOS)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from simmim_jax.data.sources import check_source, open_source
-from tests.image_files import write_image
+from tests.images import write_image
 
 
 @pytest.mark.parametrize(

@@ -240,19 +240,23 @@ def assert_they_end(pids):
         time.sleep(0.02)
 
 
-def test_workers_end_with_the_iterator_that_nobody_closed():
-    source = ArraySource(np.zeros((9, 16, 16, 1), np.uint8), None, ())
-    iterator = train_iterator(
+def crops_of(source, **options):
+    """The stream of a source's random square crops."""
+    return train_iterator(
         source,
-        batch_size=4,
-        image_size=(8, 8),
-        channels=1,
         scale=(0.5, 1.0),
         ratio=(1.0, 1.0),
         interpolation="bilinear",
         fast_decode=True,
         seed=0,
-        num_workers=2,
+        **options,
+    )
+
+
+def test_workers_end_with_the_iterator_that_nobody_closed():
+    source = ArraySource(np.zeros((9, 16, 16, 1), np.uint8), None, ())
+    iterator = crops_of(
+        source, batch_size=4, image_size=(8, 8), channels=1, num_workers=2
     )
     before = descendants(os.getpid())
     next(iterator)
@@ -278,16 +282,11 @@ def test_memory_does_not_grow_over_epochs(num_workers, tmp_path):
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.jpg")
     (tmp_path / "bad.jpg").write_bytes(b"no image")
-    iterator = train_iterator(
+    iterator = crops_of(
         FolderSource(str(tmp_path), tuple(os.listdir(tmp_path)), None, ()),
         batch_size=17,
         image_size=(224, 224),
         channels=3,
-        scale=(0.5, 1.0),
-        ratio=(1.0, 1.0),
-        interpolation="bilinear",
-        fast_decode=True,
-        seed=0,
         num_workers=num_workers,
         num_threads=2,
     )

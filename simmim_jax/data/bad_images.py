@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from simmim_jax.data.decode import BadImage
+
 # Fewer examples do not tell how large the bad part of a data set is: of so many, the
 # share that chance adds to one of 0.1 is less than 0.01.
 ENOUGH = 10_000
@@ -28,6 +30,13 @@ class BadExample:
     reason: str
     path: str
     attempt: int = 0
+
+
+def reason_of(error: OSError | BadImage) -> str:
+    """Why an image cannot be had: "missing", "unreadable" or what `BadImage` says."""
+    if isinstance(error, BadImage):
+        return error.reason
+    return "missing" if isinstance(error, FileNotFoundError) else "unreadable"
 
 
 class BadImages:

@@ -1,5 +1,6 @@
 """What batches consist of: which examples, in which order, and how they are filled."""
 
+import abc
 import concurrent.futures
 import dataclasses
 import functools
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from simmim_jax.data.bad_images import BadExample
+from simmim_jax.data.bad_images import BadExample, reason_of
 from simmim_jax.data.crop import random_crop, resize_center_crop
 from simmim_jax.data.decode import BadImage, decode
 from simmim_jax.data.memory import Batch
@@ -22,7 +23,7 @@ _SMALL_PIXELS = 96 * 96
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Batches:
+class Batches(abc.ABC):
     """What both kinds share; see `train_iterator` for the fields."""
 
     source: Source
@@ -92,17 +93,17 @@ class Batches:
         runs = np.array_split(np.array(rows), self._num_runs)
         return [bad for found in self._threads.map(fill_run, runs) for bad in found]
 
+    @abc.abstractmethod
     def _indices(self, positions: np.ndarray) -> np.ndarray:
         """int[b]: the examples at these positions, -1 where there is none."""
-        raise NotImplementedError
 
     def _replacements(self, position: int) -> Iterator[int]:
         """Examples that take a place, one after the other while they are bad, too."""
         return iter(())
 
+    @abc.abstractmethod
     def _crop(self, image: bytes | np.ndarray, position: int) -> np.ndarray:
         """uint8[h w c] of the batch, for that place."""
-        raise NotImplementedError
 
     def _fill_row(
         self, batch: Batch, row: int, position: int, index: int
@@ -116,13 +117,9 @@ class Batches:
                 example = self.source[index]
                 path = example.get("path", "")
                 batch["image"][row] = self._crop(example["image"], position)
-            except BadImage as error:
-                found.append(BadExample(index, error.reason, path, attempt))
-            except OSError as error:
-                missing = isinstance(error, FileNotFoundError)
-                reason = "missing" if missing else "unreadable"
-                path = path or str(error.filename or "")
-                found.append(BadExample(index, reason, path, attempt))
+            except (OSError, BadImage) as error:
+                path = path or str(getattr(error, "filename", None) or "")
+                found.append(BadExample(index, reason_of(error), path, attempt))
             except ValueError as error:
                 error.add_note(f"Example {index}: {path or self.source}")
                 raise

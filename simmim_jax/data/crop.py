@@ -1,7 +1,7 @@
 """The crops that training and evaluation take, and how they are resized.
 
 Exact means: box by box and pixel by pixel what torchvision makes of the image with
-Pillow. Fast means the same boxes, and pixels that differ by less than one of 255 on
+Pillow. Fast means the same boxes, and pixels that differ by about one of 255 on
 average (tests/test_crop.py has the bounds): a JPEG is decoded at 1/2, 1/4 or 1/8 of its
 size where the crop allows it, and OpenCV resizes what is left.
 """

@@ -30,15 +30,6 @@ class BadImage(ValueError):
         super().__init__(f"{message} Remove or replace the file.")
         self.reason = reason
 
-    def __reduce__(self):  # Exceptions are pickled by their message alone.
-        return _bad_image, (self.reason, str(self))
-
-
-def _bad_image(reason: str, message: str) -> BadImage:
-    error = BadImage(reason, "")
-    error.args = (message,)
-    return error
-
 
 @dataclasses.dataclass(frozen=True)
 class Jpeg:

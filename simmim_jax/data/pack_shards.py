@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from simmim_jax.data.bad_images import reason_of
 from simmim_jax.data.crop import resize_center_crop
 from simmim_jax.data.decode import BadImage, decode, decode_jpeg, read_jpeg_header
 from simmim_jax.data.packed import UNFINISHED, from_record, open_shard, to_record
@@ -106,13 +107,6 @@ def _decode(
 def num_bytes(image: bytes | np.ndarray) -> int:
     """Bytes of an encoded file or of pixels."""
     return image.nbytes if isinstance(image, np.ndarray) else len(image)
-
-
-def skip_reason(error: OSError | BadImage) -> str:
-    """Why an image was skipped, in a word or two."""
-    if isinstance(error, FileNotFoundError):
-        return "missing"
-    return error.reason if isinstance(error, BadImage) else "unreadable"
 
 
 # ---- Processes -----------------------------------------------------------------------
@@ -207,7 +201,7 @@ def _write_records(shard: Shard, path: str, report: dict[str, Any]) -> str:
             image_path = image_path or name or f"example {index}"
             # Without addresses of objects, which are others in each run.
             message = re.sub(r" at 0x[0-9a-f]+", "", str(error))
-            report["skipped"].append([image_path, skip_reason(error), message])
+            report["skipped"].append([image_path, reason_of(error), message])
             _process.progress[1] += 1
         else:
             record = to_record(image, example["label"], image_path)

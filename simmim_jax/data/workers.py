@@ -35,9 +35,9 @@ Filled = tuple[Batch, list[BadExample]]
 # Batches that are ready or under way beside the one in use.
 AHEAD = 2
 # Threads of a process, one a CPU. Decoding and resizing release the interpreter lock;
-# the rest of an image's time, 0.14 to 0.26 ms of 0.8 to 1.4 ms (500x375 pixels, crops
-# of 8 and 67 % of the area and more), is Python's, so that six threads would keep it
-# busy all the time. Four leave it time for the training loop.
+# the rest of an image's time, 0.07 to 0.2 ms of 0.7 to 1.7 ms (500x375 pixels, bilinear
+# and bicubic), is Python's, so that eight threads would keep it busy all the time. Four
+# leave it time for the training loop.
 _THREADS = 4
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
