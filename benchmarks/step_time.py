@@ -66,7 +66,6 @@ def ours(model: str, batch: int) -> Callable[[], float]:
 
 def official(model: str, batch: int, code: Path) -> Callable[[], float]:
     """The official model and optimiser, in the order of its main_simmim.py."""
-
     sys.path.insert(0, str(code))
     from config import get_config
     from models import build_model
@@ -123,7 +122,7 @@ def torch_batch(batch: int, size: int, patch: int) -> tuple:
 
 
 def torch_step(net, optimizer, loss_of: Callable) -> Callable[[], float]:
-    """Forward, backward, clipping, update; reads the loss, as the official loop does."""
+    """Forward, backward, clipping, update; reads the loss, as the official loop."""
     import torch
 
     net.train()
@@ -233,7 +232,8 @@ def main() -> None:
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        return work(*args.work, args.batch, args.official)
+        name, model = args.work
+        return work(name, model, args.batch, args.official)
 
     peer = "official" if args.official else "transformers"
     print(f"| model | ours, images/s | {peer} | ours over it | memory, GB | {peer} |")
