@@ -78,10 +78,13 @@ def open_folder(root: str, split: str) -> FolderSource:
         class_names = sorted({name for place in places for name in subfolders(place)})
         empty = set(class_names) - set(map(os.fsdecode, set(folders)))
         if empty and (name is None or split == "train"):
+            found = [os.path.join(place, name) for place in places for name in empty]
             raise ValueError(
-                f"{folder!r} has class folders without images to learn from: "
-                f"{', '.join(sorted(empty))}. Expected {'/'.join(IMAGE_ENDINGS)} files "
-                "in them: convert other formats, or remove the folders."
+                "There are class folders without images to learn from: "
+                f"{', '.join(sorted(filter(os.path.isdir, found)))}. Expected "
+                f"{'/'.join(IMAGE_ENDINGS)} files in folders of these names in "
+                f"{folder!r}: convert other formats, or remove the folders. Images "
+                "without a class go right into the folder of their split."
             )
     labels = None if folders is None else number(folders, class_names)
     if name is None:
