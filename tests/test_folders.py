@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from simmim_jax.data import cache, folders
 from simmim_jax.data.decode import decode
@@ -39,6 +40,16 @@ def test_class_folders_are_labelled_in_sorted_order(tmp_path):
         validation = open_source(str(tmp_path), split)
         assert validation.class_names == train.class_names
         assert validation.labels.tolist() == [2]
+
+
+def test_gif_files_are_images(tmp_path):
+    (tmp_path / "train").mkdir()
+    pictures = [Image.new("RGB", (8, 6), color) for color in ("red", "blue")]
+    pictures[0].save(
+        tmp_path / "train" / "1.GIF", save_all=True, append_images=pictures[1:]
+    )
+    source = open_source(str(tmp_path), "train")
+    assert (decode(source[0]["image"], 3) == (255, 0, 0)).all()
 
 
 def test_splits_of_other_names_may_have_other_classes(tmp_path):

@@ -40,7 +40,7 @@ def index_archive(file: str) -> ArchiveIndex:
     """Index one archive, or take the index that was kept if the file is the same."""
     status = os.stat(file)
     stamp = np.array([status.st_size, status.st_mtime_ns])
-    key = f"archive 1 {os.path.realpath(file)}"
+    key = f"archive 2 {os.path.realpath(file)}"
     arrays = cache.load(key)
     if arrays is None or (arrays.pop("stamp") != stamp).any():
         members = list(_labelled_members(file))

@@ -158,8 +158,8 @@ def _decode_by_pillow(data: bytes, channels: int) -> np.ndarray:
     except UnidentifiedImageError as error:
         raise BadImage(
             "not an image",
-            f"{start} are not an image that Pillow can read: expected JPEG, PNG, WebP "
-            "or BMP.",
+            f"{start} are not an image that Pillow can read: expected JPEG, PNG, "
+            "WebP, GIF or BMP.",
         ) from error
     except Exception as error:  # Pillow's decoders raise whatever comes up.
         reason = "truncated" if "truncated" in str(error).lower() else "corrupt"

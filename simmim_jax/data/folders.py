@@ -184,7 +184,7 @@ def list_images(root: str) -> list[bytes]:
     changed, which adding, removing and renaming a file does; links are followed, but
     not into a folder from within itself.
     """
-    key = f"folder 1 {os.path.realpath(root)}"
+    key = f"folder 2 {os.path.realpath(root)}"
     known = _load(key)
     folders = _walk(os.fsencode(root), known)
     images = sorted(image for folder in folders.values() for image in folder.images)
