@@ -3,7 +3,6 @@
 import os
 import pickle
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -189,22 +188,13 @@ def test_links_are_followed_and_loops_end(tmp_path):
         check_source(str(only_loops), "train")
 
 
-def test_folders_that_must_not_be_read():
-    # Not below tmp_path, whose parents are for this user alone.
-    with tempfile.TemporaryDirectory() as root:
-        write_photographs(Path(root), ["dog/deep/2.jpg"])
-        os.chmod(root, 0o755)
-        os.chmod(os.path.join(root, "dog", "deep"), 0)
-        user = os.geteuid()
-        try:
-            if user == 0:  # who may read everything
-                os.seteuid(65534)
-            for function in (check_source, open_source):
-                with pytest.raises(ValueError, match=r"dog/deep' must not be read"):
-                    function(root, "train")
-        finally:
-            os.seteuid(user)
-            os.chmod(os.path.join(root, "dog", "deep"), 0o755)
+def test_folders_that_must_not_be_read(open_folder, without_root):
+    write_photographs(open_folder, ["dog/deep/2.jpg"])
+    (open_folder / "dog" / "deep").chmod(0)
+    with without_root:
+        for function in (check_source, open_source):
+            with pytest.raises(ValueError, match=r"dog/deep' must not be read"):
+                function(str(open_folder), "train")
 
 
 def test_what_a_disk_has_at_its_root_is_no_class(tmp_path):
