@@ -198,8 +198,9 @@ class Workers:
                 process.join()
                 raise RuntimeError(
                     f"A process that decodes images ended with exit code "
-                    f"{process.exitcode} (-9: killed, as when memory runs out). Try a "
-                    "smaller config.data.num_workers; 0 decodes without processes."
+                    f"{process.exitcode} (-9: killed, as when memory runs out; 1: its "
+                    "error stands above). Try a smaller config.data.num_workers; 0 "
+                    "decodes without processes."
                 ) from None
             if isinstance(answer, _Failure):
                 raise answer.error from RuntimeError(f"in a worker:\n{answer.trace}")
