@@ -197,6 +197,12 @@ def test_folders_that_must_not_be_read(open_folder, without_root):
                 function(str(open_folder), "train")
 
 
+def test_pipes_are_no_images(tmp_path):
+    write_photographs(tmp_path, ["train/1.jpg"])
+    os.mkfifo(tmp_path / "train" / "2.jpg")  # who opens it waits for ever
+    assert [*open_source(str(tmp_path), "train").paths] == ["1.jpg"]
+
+
 def test_what_a_disk_has_at_its_root_is_no_class(tmp_path):
     write_photographs(tmp_path, ["cat/1.jpg", "cat/2.jpg", "lost+found/3.jpg"])
     assert open_source(str(tmp_path), "train").class_names == ("cat",)

@@ -251,7 +251,7 @@ def _read(root: bytes, name: bytes) -> _Folder:
             path = os.path.join(name, entry.name)
             if is_folder(entry):
                 folder.folders.append(path)
-            elif is_image(entry.name):
+            elif is_image(entry.name) and (entry.is_symlink() or entry.is_file()):
                 folder.images.append(path)
             elif entry.is_symlink():
                 folder.folders.append(path)  # Perhaps a folder not mounted yet.
