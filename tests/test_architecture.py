@@ -24,6 +24,7 @@ LEVELS = (
         "randaugment",
         "visualize",
         "interrupt",
+        "distributed",
     },
     {
         "objective",
