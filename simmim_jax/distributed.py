@@ -5,6 +5,7 @@ run the same command. They find each other through JAX's coordination service, w
 lives in process 0 and also tells of those that no longer answer.
 """
 
+import atexit
 import contextlib
 import os
 import sys
@@ -57,6 +58,11 @@ def start(
         mode == "auto" and told == (None, None, None) and runs_alone(os.environ)
     ):
         return
+    if told != (None, None, None) and (None in told or ":" not in str(told[0])):
+        raise ValueError(
+            f"--coordinator_address={told[0]}, --num_processes={told[1]}, --process_id="
+            f"{told[2]}: expected all three, such as 10.0.0.1:8476, 4, and 0 to 3."
+        )
     # Signals are caught and agreed upon here, in `AnyProcess`.
     jax.config.update("jax_enable_preemption_service", False)
     where = f" at {coordinator_address}" if coordinator_address else ""
@@ -84,13 +90,18 @@ def start(
         if mode == "auto" and told == (None, None, None):
             return  # no launcher that JAX knows
         raise ValueError(
-            f"cannot tell which processes belong to the run ({error}) Expected all of "
-            "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=I, or "
-            "a launcher that JAX knows, or --distributed=off."
+            f"cannot tell which processes belong to the run: {error} Expected "
+            "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=0 to "
+            "N-1, or a launcher that JAX knows, or --distributed=off."
         ) from error
     finally:
         timer.cancel()
-    threading.Thread(target=_heed_failures, daemon=True).start()
+    over = threading.Event()
+    heed = threading.Thread(target=_heed_failures, args=(over,), daemon=True)
+    heed.start()
+    # Before JAX leaves the service, which happens at exit, too.
+    atexit.register(heed.join)
+    atexit.register(over.set)
 
 
 def runs_alone(env: Mapping[str, str]) -> bool:
@@ -193,15 +204,16 @@ def fail(text: str, status: int) -> NoReturn:
     _exit(status)
 
 
-def _heed_failures() -> None:
+def _heed_failures(over: threading.Event) -> None:
     """Ends this process where another one left word that it failed."""
     client: Any = global_state.client
-    try:
-        said = client.blocking_key_value_get(_FAILURE, 2**31 - 1)  # 24 days, in ms
-    except jax.errors.JaxRuntimeError:
-        return  # the run is over, or JAX ends it: process 0 is gone
-    time.sleep(_GRACE)
-    _exit(EXIT_LOST, f"stopped, because another process failed. {said}")
+    while not over.wait(1.0):
+        try:
+            said = client.key_value_try_get(_FAILURE)
+        except jax.errors.JaxRuntimeError:
+            continue  # no word
+        time.sleep(_GRACE)
+        _exit(EXIT_LOST, f"stopped, because another process failed. {said}")
 
 
 def _exit(status: int, text: str = "") -> NoReturn:

@@ -165,7 +165,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
                 writer.picture(0, "augmented", task.preview())
             params = jax.jit(task.init, out_shardings=shardings.params)(key)
             if task.restore:
-                params = jax.device_put(task.restore(params), shardings.params)
+                params = sharding.laid_out(task.restore(params), shardings.params)
             state = jax.jit(fresh_state, out_shardings=shardings, donate_argnums=0)(
                 params
             )
@@ -290,10 +290,14 @@ def compile_step(
     mesh: Mesh,
 ) -> Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]:
     """The training step, compiled for these shapes; it reuses the state's memory."""
+
+    def loss(params: Any, batch: steps.Batch, key: jax.Array) -> Any:
+        return task.loss(sharding.gathered(params, mesh), batch, key)
+
     step = functools.partial(
         steps.train_step,
         prepare=task.prepare,
-        loss=task.loss,
+        loss=loss,
         tx=tx,
         seed=config.seed,
         accumulation=config.optim.accumulation,
