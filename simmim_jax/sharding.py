@@ -61,7 +61,7 @@ def gathered(params: Any, mesh: Mesh) -> Any:
 
 
 def laid_out(tree: Any, shardings: Any) -> Any:
-    """Host arrays, the same in all processes, onto devices; others are there already."""
+    """Host arrays, the same in all processes, onto devices; the rest lies there."""
 
     def put(x: Any, layout: NamedSharding) -> jax.Array:
         if isinstance(x, jax.Array):

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,10 +47,52 @@ def run(*args: str | Path, status: int = 0, **options) -> str:
     return output
 
 
+def start_together(count: int, *args: str | Path, **options) -> list[subprocess.Popen]:
+    """So many processes of one run, which meet at a port of this machine."""
+    port = free_port()
+    return [
+        start(*args, *joining(count, process, port), **options)
+        for process in range(count)
+    ]
+
+
+def free_port() -> int:
+    """One that nobody listens at, for now."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def joining(count: int, process: int, port: int) -> list[str]:
+    """The flags of a process that is one of `count`."""
+    return [
+        f"--coordinator_address=localhost:{port}",
+        f"--num_processes={count}",
+        f"--process_id={process}",
+        "--heartbeat_timeout=20",
+    ]
+
+
+def outputs(processes: list[subprocess.Popen], *statuses: int) -> list[str]:
+    """What each of them said; they must end with these statuses, or all with 0."""
+    said = [process.communicate(timeout=600)[0] for process in processes]
+    found = tuple(process.returncode for process in processes)
+    assert found == (statuses or (0,) * len(processes)), "\n".join(said)
+    return said
+
+
 def tiny(mode: str, workdir: Path, *overrides: str) -> list[str]:
     """Arguments of a run of tests/tiny_config.py."""
     fields = [f"--config.{override}" for override in overrides]
     return [f"--config=tests/tiny_config.py:{mode}", f"--workdir={workdir}", *fields]
+
+
+def copy_run(workdir: Path, to: Path, step: int) -> None:
+    """A copy of a run as it was when the checkpoint of that step was its last."""
+    shutil.copytree(workdir, to, dirs_exist_ok=True)
+    for folder in (to / "checkpoints").iterdir():
+        if folder.name.isdigit() and int(folder.name) > step:
+            shutil.rmtree(folder)
 
 
 def interrupt(process: subprocess.Popen, when: Callable[[], bool], number: int) -> str:
