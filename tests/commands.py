@@ -23,12 +23,21 @@ ROOT = Path(__file__).parents[1]
 TIMINGS = {"images_per_second", "input_wait"}
 
 
-def start(*args: str | Path, devices: int = 1, module: str = "simmim_jax.main"):
-    """A running `python -m module args`, with so many virtual devices."""
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+def start(
+    *args: str | Path,
+    devices: int = 1,
+    module: str = "simmim_jax.main",
+    dump: Path | None = None,
+):
+    """A running `python -m module args`, with so many virtual devices.
+
+    dump: where programs go that are compiled.
+    """
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    if dump:
+        env["XLA_FLAGS"] += f" --xla_dump_to={dump}"
+        env["JAX_COMPILATION_CACHE_DIR"] = str(dump)  # none is compiled already
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, args)],
         cwd=ROOT,

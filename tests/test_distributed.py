@@ -4,7 +4,6 @@ import signal
 import time
 
 import commands
-import jax
 import numpy as np
 import pytest
 from PIL import Image
