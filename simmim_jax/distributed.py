@@ -174,7 +174,7 @@ class AnyProcess:
         said = np.full(jax.local_device_count(), says)
         asked = jax.make_array_from_process_local_data(self._parts, said)
         answer, self._answer = self._answer, self._any(asked)
-        return answer is not None and bool(answer)
+        return answer is not None and bool(jax.device_get(answer))
 
 
 def total(counts: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
