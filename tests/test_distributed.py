@@ -208,8 +208,11 @@ def test_two_processes_compare(tmp_path):
 
 
 def dataset(folder, *, bad):
-    """48 images to train on and 16 to evaluate, the first `bad` of them garbage."""
-    for split, count in (("train", 48), ("val", 16)):
+    """Images, the first `bad` of each split garbage.
+
+    Evaluation ends with a batch in which the second of two processes has none.
+    """
+    for split, count in (("train", 48), ("val", 20)):
         (folder / split).mkdir(parents=True)
         for i in range(count):
             file = folder / split / f"{i:02}.png"
@@ -243,7 +246,7 @@ def test_too_many_bad_images_in_one_process_end_all(tmp_path):
     args = commands.tiny("pretrain", tmp_path / "run", f"data.dataset={data}")
     said = commands.outputs(commands.start_together(2, *args), 1, 1)
     for output in said:
-        assert "4 of 16 examples of the validation split" in output
+        assert "4 of 20 examples of the validation split" in output
         assert "Traceback" not in output
 
 
