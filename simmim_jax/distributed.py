@@ -7,6 +7,7 @@ lives in process 0 and also tells of those that no longer answer.
 
 import atexit
 import contextlib
+import itertools
 import os
 import sys
 import threading
@@ -31,6 +32,9 @@ _FAILURE = "simmim_jax/failure"
 _GRACE = 3.0
 # Seconds until a file that one process wrote is taken to be invisible to another.
 _SHARED_TIMEOUT = 30.0
+# Seconds that processes wait for each other; one that is gone is noticed before.
+_MEETING_TIMEOUT = 3600.0
+_MEETINGS = itertools.count()  # each barrier has a name of its own
 
 
 # ---- Start ---------------------------------------------------------------------------
@@ -151,6 +155,18 @@ def check_shared(folder: Path) -> None:
 
 
 # ---- What all know -------------------------------------------------------------------
+
+
+def meet() -> None:
+    """Waits until all processes are here, without their devices.
+
+    For what takes each of them another time, such as compiling: collectives give up
+    on a process that lags by two minutes.
+    """
+    if jax.process_count() > 1:
+        client: Any = global_state.client
+        milliseconds = round(1000 * _MEETING_TIMEOUT)
+        client.wait_at_barrier(f"simmim_jax/{next(_MEETINGS)}", milliseconds)
 
 
 class AnyProcess:

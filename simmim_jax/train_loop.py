@@ -177,6 +177,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
         if start < total:
             begin = time.perf_counter()
             step_fn = compile_step(config, task, tx, shapes, shardings, mesh)
+            distributed.meet()
             seconds = time.perf_counter() - begin
             writer.message(f"compiled the training step in {seconds:.1f} s")
             log = StepLog(writer, schedule, checkpoints, config.data.batch_size, start)
