@@ -68,10 +68,13 @@ def plan(config: ConfigDict, learner: Learner, mesh: Mesh) -> Plan:
         ema = jax.tree.map(jnp.copy, learned) if config.ema_decay else None
         return TrainState(jnp.zeros([], jnp.int32), params, tx.init(learned), ema)
 
+    def loss(params: Any, batch: steps.Batch, key: jax.Array) -> Any:
+        return learner.loss(sharding.gathered(params, mesh), batch, key)
+
     step = functools.partial(
         steps.train_step,
         prepare=learner.prepare,
-        loss=learner.loss,
+        loss=loss,
         tx=tx,
         seed=config.seed,
         accumulation=config.optim.accumulation,

@@ -129,6 +129,7 @@ def evaluation(
         key = jax.random.fold_in(jax.random.key(config.seed), index)
         prepared = prepare(batch, steps.purpose(key, "eval"))
         images, mask = prepared["image"], prepared["mask"]
+        params = sharding.gathered(params, mesh)
         return images, model.apply({"params": params}, images, mask), mask
 
     @functools.partial(jax.jit, out_shardings=whole)

@@ -58,6 +58,30 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(spec, state)
 
 
+def gathered(params: Any, mesh: Mesh) -> Any:
+    """Parameters that are split over "fsdp", whole on each device while it computes.
+
+    Within jit. Otherwise the compiler splits activations as their weights are, and
+    sends activations around instead, of which there are more.
+    """
+    return jax.lax.with_sharding_constraint(
+        params, NamedSharding(mesh, PartitionSpec())
+    )
+
+
+def laid_out(tree: Any, shardings: Any) -> Any:
+    """Host arrays, the same in all processes, onto devices; the rest lies there."""
+
+    def put(x: Any, layout: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array):
+            return x
+        x = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
+        # device_put would first send it around, to see whether it is the same.
+        return jax.make_array_from_callback(x.shape, layout, lambda part: x[part])
+
+    return jax.tree.map(put, tree, shardings)
+
+
 def placed(shapes: Any, shardings: Any) -> Any:
     """A tree of shapes with their shardings: what to compile for, and restore onto."""
     return jax.tree.map(

@@ -15,10 +15,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from simmim_jax import compilation, inputs, resume, sharding, steps
+from simmim_jax import compilation, distributed, inputs, resume, sharding, steps
 from simmim_jax.checkpoint import Checkpointer, describe_software
 from simmim_jax.compilation import Learner, in_steps
+from simmim_jax.data.bad_images import REASONS
 from simmim_jax.data.source import Source
+from simmim_jax.distributed import AnyProcess
 from simmim_jax.interrupt import Interrupted, catch_signals
 from simmim_jax.metrics import MetricWriter, write_json
 from simmim_jax.step_log import StepLog
@@ -103,7 +105,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
                 writer.picture(0, "augmented", task.preview())
             params = jax.jit(task.init, out_shardings=plan.shardings.params)(key)
             if task.restore:
-                params = jax.device_put(task.restore(params), plan.shardings.params)
+                params = sharding.laid_out(task.restore(params), plan.shardings.params)
             state = jax.jit(
                 plan.fresh_state, out_shardings=plan.shardings, donate_argnums=0
             )(params)
@@ -115,6 +117,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
         if start < total:
             begin = time.perf_counter()
             step_fn = plan.lower().compile()
+            distributed.meet()
             seconds = time.perf_counter() - begin
             writer.message(f"compiled the training step in {seconds:.1f} s")
             log = StepLog(
@@ -149,13 +152,17 @@ def loop(
         in_steps(config, task, duration) or total
         for duration in (config.log_every, config.eval_every, config.checkpoint_every)
     )
+    asked = AnyProcess()
     for step in span:
+        stops = asked.ask(bool(stop))
         with log.timer.waiting():
             batch, position = next(batches)
         state, metrics = step_fn(state, batch)
         evaluates = step % eval_every == 0 or step == total
-        saves = evaluates or step % save_every == 0 or bool(stop)
+        saves = evaluates or step % save_every == 0 or stops
         due = saves or step % log_every == 0
+        if due:
+            position["bad_images"] = distributed.total(position["bad_images"], REASONS)
         log.add(step, metrics, due, position["bad_images"])
         if not saves:
             continue
@@ -175,11 +182,12 @@ def loop(
             meta=meta | {"step": step},
             metrics=held_out,
         )
-        if stop or step == total:
+        if stops or step == total:
             log.checkpoints.wait()
-        if stop:
+        if stops:
+            signal = stop[0] if stop else "a signal to another process"
             raise Interrupted(
-                f"{stop[0]} at step {step} of {total}: a checkpoint is saved, the same "
+                f"{signal} at step {step} of {total}: a checkpoint is saved, the same "
                 "command goes on from it."
             )
         log.restart_clock()

@@ -26,6 +26,7 @@ LEVELS = (
         "interrupt",
         "hlo",
         "schedule",
+        "distributed",
     },
     {
         "objective",
