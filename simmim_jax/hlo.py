@@ -17,10 +17,6 @@ _FREE = {
     *("opt-barrier", "partition-id", "replica-id"),
 }
 _FREE_CALLS = {"AllocateBuffer", "ConcatBitcast"}
-COLLECTIVES = (
-    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
-    *("collective-permute", "ragged-all-to-all", "collective-broadcast"),
-)
 _BITS = {"pred": 8, "token": 0, "bf16": 16, "s4": 4, "u4": 4, "s2": 2, "u2": 2}
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")
@@ -57,6 +53,12 @@ class Instruction:
         """What it returns, the parts of a tuple one by one."""
         return arrays(self.shape)
 
+    @functools.cached_property
+    def op_name(self) -> str:
+        """What JAX calls it: the path of functions and modules to a primitive."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found[1] if found else ""
+
     @property
     def kind(self) -> str:
         """Its opcode, or the target of a custom call."""
@@ -81,6 +83,7 @@ class Instruction:
 
 
 Computation = dict[str, Instruction]
+Place = tuple[str, int]  # file and line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +92,7 @@ class Program:
 
     computations: dict[str, Computation]
     entry: str
-    sources: dict[
-        int, list[tuple[str, int]]
-    ]  # of a frame: files and lines, inner first
+    frames: dict[int, list[Place]]  # the stacks, innermost first
 
     def executed(
         self, computation: str = "", times: int = 1
@@ -116,6 +117,16 @@ class Program:
             elif instruction.opcode == "async-start":
                 yield from self.executed(instruction.computation("calls"), times)
 
+    def source(self, instruction: Instruction) -> Place | None:
+        """Where it comes from: the innermost place that is in no installed package.
+
+        None: it is the compiler's own.
+        """
+        frame = _number(r"stack_frame_id=(\d+)", instruction.attributes)
+        stack = self.frames.get(frame or 0, [])
+        own = (place for place in stack if "site-packages" not in place[0])
+        return next(own, stack[0] if stack else None)
+
     def cycles(self, computation: str = "") -> int:
         """The sum of all estimates, of a step on one chip.
 
@@ -136,52 +147,35 @@ class Program:
             return known
         condition = self.computations[loop.computation("condition")]
         body = self.computations[loop.computation("body")]
-        start = self.computations[computation]
-        test = next(i for i in condition.values() if i.is_root)
-        error = ValueError(
+        before = self.computations[computation]
+        test, result = (_root(part) for part in (condition, body))
+        initial = before[_origin(before, loop.operands[0])]
+
+        def number(part: Computation, name: str) -> int | None:
+            """A constant in a part of the loop, or one that it hands on unchanged."""
+            found, index = _constant(part, name), _variable(part, name)
+            if found is None and index is not None:
+                kept = _variable(body, result.operands[index]) == index
+                found = _constant(before, initial.operands[index]) if kept else None
+            return found
+
+        if {initial.opcode, result.opcode} == {"tuple"} and _is_less_than(test):
+            index = _variable(condition, test.operands[0])
+            last = number(condition, test.operands[1])
+            if index is not None and last is not None:
+                step = body[_origin(body, result.operands[index])]
+                first = _constant(before, initial.operands[index])
+                added = [
+                    number(body, name)
+                    for name in step.operands
+                    if _variable(body, name) != index
+                ]
+                if step.opcode == "add" and added == [1] and first is not None:
+                    return max(last - first, 0)
+        raise ValueError(
             f"nobody knows how often the loop {loop.name} runs: expected an index that "
             "is counted up by one from a constant to a constant."
         )
-        if test.opcode != "compare" or test.attribute("direction") != "LT":
-            raise error
-
-        def carried(name: str) -> int | None:
-            """The number of the loop's variable that `name` of the condition is."""
-            return _number(r"index=(\d+)", condition[name].attributes)
-
-        index, limit = (_origin(condition, name) for name in test.operands)
-        counter = carried(index)
-        initial = start[_origin(start, loop.operands[0])]
-        result = next(i for i in body.values() if i.is_root)
-        if counter is None or initial.opcode != "tuple" or result.opcode != "tuple":
-            raise error
-        step = body[_origin(body, result.operands[counter])]
-        steps = {_constant(body, name) for name in step.operands}
-        if step.opcode != "add" or (
-            1 not in steps and not self._adds_one(step, initial, body, start)
-        ):
-            raise error
-        first = _constant(start, initial.operands[counter])
-        last = _constant(condition, limit)
-        if last is None and (bound := carried(limit)) is not None:
-            last = _constant(start, initial.operands[bound])
-        if first is None or last is None:
-            raise error
-        return max(last - first, 0)
-
-    def _adds_one(
-        self,
-        step: Instruction,
-        initial: Instruction,
-        body: Computation,
-        start: Computation,
-    ) -> bool:
-        """Whether an addend of `step` is a variable of the loop that starts as 1."""
-        for name in step.operands:
-            index = _number(r"index=(\d+)", body[_origin(body, name)].attributes)
-            if index is not None and _constant(start, initial.operands[index]) == 1:
-                return True
-        return False
 
     def _costliest_branch(self, instruction: Instruction) -> str:
         found = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
@@ -207,7 +201,7 @@ def parse(text: str) -> Program:
                 entry = name
     if not entry:
         raise ValueError("the text has no ENTRY computation: expected compiled HLO.")
-    return Program(computations, entry, _sources(text))
+    return Program(computations, entry, _frames(text))
 
 
 def arrays(shape: str) -> list[Array]:
@@ -226,14 +220,15 @@ def _instruction(start: re.Match, line: str) -> Instruction:
     shape = line[begin:end]
     opening = line.index("(", end)
     closing = _closing(line, opening)
+    opcode = line[end:opening].strip()
     return Instruction(
         name=start[2],
-        opcode=line[end:opening].strip(),
+        opcode=opcode,
         shape=shape,
         operands=tuple(_NAME.findall(line[opening:closing])),
-        # Constants have their value here.
+        # Constants and parameters have a number in place of operands.
         attributes=line[opening:]
-        if "constant(" in line[end:closing]
+        if opcode in ("constant", "parameter")
         else line[closing:],
         is_root=bool(start[1]),
     )
@@ -247,6 +242,22 @@ def _closing(line: str, opening: int) -> int:
         if not depth:
             return position + 1
     raise ValueError(f"unbalanced parentheses in {line[:80]!r}.")
+
+
+def _root(computation: Computation) -> Instruction:
+    return next(i for i in computation.values() if i.is_root)
+
+
+def _is_less_than(test: Instruction) -> bool:
+    return test.opcode == "compare" and test.attribute("direction") == "LT"
+
+
+def _variable(computation: Computation, name: str) -> int | None:
+    """The number of the loop's variable that `name` is; None: it is none."""
+    found = computation[_origin(computation, name)]
+    if found.opcode != "get-tuple-element":
+        return None
+    return _number(r"index=(\d+)", found.attributes)
 
 
 def _origin(computation: Computation, name: str) -> str:
@@ -268,7 +279,7 @@ def _number(pattern: str, text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _sources(text: str) -> dict[int, list[tuple[str, int]]]:
+def _frames(text: str) -> dict[int, list[Place]]:
     """Frame -> files and lines on the stack, the innermost first."""
     tables: dict[str, dict[int, str]] = {}
     table: dict[int, str] = {}
@@ -287,7 +298,7 @@ def _sources(text: str) -> dict[int, list[tuple[str, int]]]:
         )
         for i, row in tables.get("FileLocations", {}).items()
     }
-    stacks: dict[int, list[tuple[str, int]]] = {}
+    stacks: dict[int, list[Place]] = {}
     for i, row in tables.get("StackFrames", {}).items():
         parent = (_number(r"parent_frame_id=(\d+)", row) or 1) - 1  # 1: none
         place = places[_number(r"file_location_id=(\d+)", row) or 0]
