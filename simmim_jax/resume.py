@@ -24,6 +24,7 @@ HARMLESS = (
     "log_every",
     "mesh.",
     "model.remat",
+    "model.scan_layers",
     "pictures",
     "wandb",
 )
