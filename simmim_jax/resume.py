@@ -26,6 +26,7 @@ HARMLESS = (
     "model.remat",
     "model.scan_layers",
     "pictures",
+    "profile.",
     "wandb",
 )
 # Fields that change what the parameters are, or what they have learned to predict.

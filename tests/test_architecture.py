@@ -24,6 +24,7 @@ LEVELS = (
         "randaugment",
         "visualize",
         "interrupt",
+        "profile",
         "hlo",
         "schedule",
     },
@@ -42,7 +43,7 @@ LEVELS = (
     {"resume", "predict", "compilation"},
     {"train_loop"},
     {"pretrain", "finetune"},
-    {"compare", "bench_input", "aot"},
+    {"compare", "bench", "bench_input", "aot"},
     {"main"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -58,6 +59,7 @@ TAKES_CONFIGS = {
         "pretrain",
         "finetune",
         "compare",
+        "bench",
         "bench_input",
         "aot",
         "main",
