@@ -23,10 +23,10 @@ MIN_BAR_WIDTH = 6
 # as "name 1.234".
 _FORMATS: dict[str, Callable[[float], str]] = {
     "loss": "loss {:.4f}".format,
-    "learning_rate": "lr {:.2e}".format,
-    "images_per_second_per_chip": "{:,.4g} images/s/chip".format,
+    "images_per_second_per_chip": lambda rate: f"{_short(rate)} images/s/chip",
     "mfu": "MFU {:.1%}".format,
     "input_wait": "input wait {:.0%}".format,
+    "learning_rate": "lr {:.2e}".format,
     "device_memory": lambda size: f"{size / 2**30:.1f} GiB",
 }
 # What metrics.jsonl has and the line does without.
@@ -309,6 +309,10 @@ def _format(values: Mapping[str, float]) -> list[str]:
         if n not in _FORMATS and n not in _NOT_SHOWN
     ]
     return usual + others
+
+
+def _short(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _fit(head: str, done: float, fields: list[str], width: int) -> str:
