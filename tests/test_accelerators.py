@@ -40,10 +40,10 @@ def test_an_unknown_name_is_a_sentence_with_the_known_ones(name):
 
 
 def test_every_kind_can_be_named():
-    for kind, peak in TPUS.items():
-        assert accelerator(f"{kind}-4").peak == peak
-    for kind, peak in GPUS.items():
-        assert accelerator(kind).peak == peak
+    for kind, rate in TPUS.items():
+        assert accelerator(f"{kind}-4").peak == rate
+    for kind, rate in GPUS.items():
+        assert accelerator(kind).peak == rate
 
 
 @pytest.mark.parametrize(
