@@ -24,8 +24,8 @@ MIN_BAR_WIDTH = 6
 _FORMATS: dict[str, Callable[[float], str]] = {
     "loss": "loss {:.4f}".format,
     "images_per_second_per_chip": lambda rate: f"{_short(rate)} images/s/chip",
-    "mfu": "MFU {:.1%}".format,
-    "input_wait": "input wait {:.0%}".format,
+    "mfu": "MFU {:.0%}".format,
+    "input_wait": "wait {:.0%}".format,
     "learning_rate": "lr {:.2e}".format,
     "device_memory": lambda size: f"{size / 2**30:.1f} GiB",
 }

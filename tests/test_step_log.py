@@ -21,7 +21,7 @@ def parts(tmp_path):
     ):
         log = StepLog(
             writer,
-            lambda step, scale: jnp.float32(step),
+            lambda step, scale: float(step),
             checkpoints,
             BATCH,
             0,
@@ -111,9 +111,9 @@ def test_a_step_that_runs_is_not_waited_for(parts):
 
     @jax.jit
     def slow(x):
-        return jax.lax.fori_loop(0, 60, lambda _, y: y @ y / 512, x).mean()
+        return jax.lax.fori_loop(0, 20, lambda _, y: y @ y / 1024, x).mean()
 
-    x = jnp.ones((512, 512))
+    x = jnp.ones((1024, 1024))
     slow(x).block_until_ready()  # compiled
     log.add(1, finished(), due=True, bad_images={})
     running = slow(x)
