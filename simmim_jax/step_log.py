@@ -87,8 +87,10 @@ class StepLog:
         values = {name: float(v) for name, v in jax.device_get(metrics).items()}
         self.check(step, values)
         if self._begin is not None:
-            self.note("first_step_seconds", time.perf_counter() - self._begin)
+            seconds = time.perf_counter() - self._begin
             self._begin = None
+            self.note("first_step_seconds", seconds)
+            self.writer.message(f"first step done {seconds:.1f} s after the start")
         self._losses.append(values["loss"])
         self._done = max(self._done, step)
         if not due:
