@@ -102,13 +102,17 @@ class Block(nn.Module):
             dtype=self.dtype,
             name="mlp",
         )
-        for i, (name, branch) in enumerate((("norm1", attend), ("norm2", mlp))):
+        branches: tuple[Callable[[jax.Array], jax.Array], ...] = (attend, mlp)
+        for i, branch in enumerate(branches):
             # Branches of Swin V2 start at zero.
             scale_init = (
                 nn.initializers.zeros if self.post_norm else nn.initializers.ones
             )
             norm = nn.LayerNorm(
-                self.norm_eps, dtype=self.dtype, scale_init=scale_init, name=name
+                self.norm_eps,
+                dtype=self.dtype,
+                scale_init=scale_init,
+                name=f"norm{i + 1}",
             )
             y = norm(branch(x)) if self.post_norm else branch(norm(x))
             x = x + drop_path(y, None if scales is None else scales[i])
