@@ -37,6 +37,27 @@ GPUS = {
     "h100": 989e12,
     "h200": 989e12,
 }
+# What JAX calls their devices (`device_kind`). One of a v3 is a core, half a chip.
+# Boards with another rate are left out: H100 PCIe and NVL, H200 NVL.
+_DEVICES = {
+    "TPU v3": TPUS["v3"] / 2,
+    "TPU v4": TPUS["v4"],
+    "TPU v5 lite": TPUS["v5e"],
+    "TPU v5e": TPUS["v5e"],
+    "TPU v5": TPUS["v5p"],
+    "TPU v5p": TPUS["v5p"],
+    "TPU v6 lite": TPUS["v6e"],
+    "TPU v6e": TPUS["v6e"],
+    "NVIDIA GeForce RTX 3090": GPUS["rtx3090"],
+    "NVIDIA L4": GPUS["l4"],
+    "NVIDIA GeForce RTX 4090": GPUS["rtx4090"],
+    "NVIDIA A100-PCIE-40GB": GPUS["a100"],
+    "NVIDIA A100-SXM4-40GB": GPUS["a100"],
+    "NVIDIA A100-SXM4-80GB": GPUS["a100"],
+    "NVIDIA A100 80GB PCIe": GPUS["a100"],
+    "NVIDIA H100 80GB HBM3": GPUS["h100"],
+    "NVIDIA H200": GPUS["h200"],
+}
 # The number in a TPU's name is that of its chips here, and that of its cores elsewhere,
 # two a chip. Up to eight such chips are on one host, and four on each of several.
 _COUNTS_CHIPS = ("v5e", "v6e")
@@ -78,3 +99,8 @@ def accelerator(name: str) -> Accelerator:
         "or 'v4-8' (8 cores, 4 chips), or one to eight GPUs of a host such as 'h100' "
         f"or 'h100x8'. Kinds are {', '.join([*TPUS, *GPUS])}."
     )
+
+
+def peak(device_kind: str) -> float | None:
+    """Operations a second of one of JAX's devices, bfloat16; None where unknown."""
+    return _DEVICES.get(device_kind)

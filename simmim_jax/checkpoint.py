@@ -142,6 +142,10 @@ class Checkpointer:
         )
         return restored.params, restored.optimizer, restored.data
 
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is not yet whole on disk."""
+        return self._manager.is_saving_in_progress()
+
     def wait(self) -> None:
         """Blocks until everything is on disk."""
         self._manager.wait_until_finished()

@@ -27,6 +27,8 @@ class Learner:
     init: Callable[[jax.Array], Any]
     prepare: steps.Prepare
     loss: steps.Loss
+    # The same without what is computed twice to save memory: a utilisation counts it.
+    plain_loss: steps.Loss
     # Of an epoch.
     num_examples: int
     # The layer of a parameter, for layer-wise learning-rate decay.
@@ -145,7 +147,7 @@ def optimizer(
 def flops_per_image(config: ConfigDict, learner: Learner) -> float:
     """Floating-point operations of a training step, of the model and an image.
 
-    With config.model.remat what is computed again counts again.
+    What the step computes again with config.model.remat does not count.
     """
     key = jax.random.key(config.seed)
     params = jax.eval_shape(learner.init, key)
@@ -153,7 +155,7 @@ def flops_per_image(config: ConfigDict, learner: Learner) -> float:
 
     def gradient(params: Any, batch: steps.Batch, key: jax.Array) -> Any:
         def loss(learned: Any) -> Any:
-            return learner.loss(params | learned, batch, key)
+            return learner.plain_loss(params | learned, batch, key)
 
         return jax.grad(loss, has_aux=True)(steps.learning(params, learner.frozen))
 

@@ -24,7 +24,7 @@ from simmim_jax import (
 from simmim_jax.compilation import Learner
 from simmim_jax.data.pipeline import EvalBatches
 from simmim_jax.data.source import Source, SubsetSource, subset
-from simmim_jax.models import build_classifier
+from simmim_jax.models import build_classifier, plain
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.transfer import transfer
 
@@ -50,6 +50,7 @@ def learner(config: ConfigDict, num_examples: int, num_classes: int) -> Learner:
         init=lambda key: model.init(key, images)["params"],
         prepare=prepare,
         loss=steps.finetune_loss(model, drop_paths=not config.freeze_encoder),
+        plain_loss=steps.finetune_loss(plain(model), drop_paths=False),
         num_examples=num_examples,
         layer_id=model.layer_id,
         layer_decay=config.optim.layer_decay,

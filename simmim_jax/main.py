@@ -92,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"ValueError: {error}")
     import jax
 
+    from simmim_jax.bench import bench
     from simmim_jax.bench_input import bench_input
     from simmim_jax.compare import compare
     from simmim_jax.finetune import finetune
@@ -102,6 +103,7 @@ def main(argv: Sequence[str]) -> None:
         "pretrain": pretrain,
         "finetune": finetune,
         "compare": compare,
+        "bench": bench,
         "bench_input": bench_input,
     }[config.mode]
     if jax.device_count() > 1:
@@ -167,14 +169,16 @@ def default_workdir() -> str:
 def check(config: ConfigDict) -> None:
     """ValueError or FileNotFoundError for what is wrong before anything is compiled."""
     mode = config.get("mode")
-    modes = ("pretrain", "finetune", "compare", "bench_input")
+    modes = ("pretrain", "finetune", "compare", "bench", "bench_input")
     if mode not in modes:
         raise ValueError(f"config.mode={mode!r}: expected one of {modes}.")
     runs = [config.pretrain, config.finetune] if mode == "compare" else [config]
-    if mode == "bench_input":
+    if mode in ("bench", "bench_input"):
         runs = [config.get("pretrain", config)]
     for run in runs:
         check_values(run)
+        if mode == "bench":
+            continue  # without data and without weights
         for split in (run.data.train_split, run.data.eval_split):
             check_source(run.data.dataset, split, data_dir=run.data.data_dir)
         init_from = Path(run.get("init_from", "")).expanduser()

@@ -20,7 +20,7 @@ from simmim_jax import (
 )
 from simmim_jax.compilation import Learner
 from simmim_jax.data.source import Source, SubsetSource
-from simmim_jax.models import build_simmim
+from simmim_jax.models import build_simmim, plain
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.objective import Objective
 
@@ -32,11 +32,12 @@ def pretrain(config: ConfigDict, workdir: Path) -> train_loop.Trained:
 
 def learner(config: ConfigDict, num_examples: int) -> Learner:
     """What learns in pre-training; ValueError where `config` makes no sense."""
-    model = model_of(config)
+    model, objective = model_of(config), objective_of(config)
     return Learner(
         init=functools.partial(init, config, model),
         prepare=preparation(config)(flip=config.data.flip),
-        loss=steps.pretrain_loss(model, objective_of(config)),
+        loss=steps.pretrain_loss(model, objective),
+        plain_loss=steps.pretrain_loss(plain(model), objective),
         num_examples=num_examples,
     )
 

@@ -25,7 +25,9 @@ HARMLESS = (
     "log_every",
     "mesh.",
     "model.remat",
+    "model.scan_layers",
     "pictures",
+    "profile.",
     "wandb",
 )
 # Fields that change what the parameters are, or what they have learned to predict.

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from simmim_jax.data.source import Source
 from simmim_jax.distributed import AnyProcess
 from simmim_jax.interrupt import Interrupted, catch_signals
 from simmim_jax.metrics import MetricWriter, write_json
+from simmim_jax.profile import Profile
 from simmim_jax.step_log import StepLog
 from simmim_jax.steps import TrainState
 
@@ -62,6 +64,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
     Raises NonFiniteError when a loss or gradient is not finite, and Interrupted after
     SIGTERM or SIGINT, once a checkpoint is written.
     """
+    begin = time.perf_counter()
     # ---- Shapes, optimiser, shardings ------------------------------------------------
     mesh = sharding.make_mesh(**config.mesh)
     plan = compilation.plan(config, task, mesh)
@@ -115,17 +118,33 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
 
         # ---- Compile and loop --------------------------------------------------------
         if start < total:
-            begin = time.perf_counter()
-            step_fn = plan.lower().compile()
+            before = time.perf_counter()
+            lowered = plan.lower()
+            # XLA leaves Python free: operations are counted meanwhile.
+            with ThreadPoolExecutor(1) as pool:
+                flops = pool.submit(compilation.flops_per_image, config, task)
+                step_fn = lowered.compile()
             distributed.meet()
-            seconds = time.perf_counter() - begin
+            seconds = time.perf_counter() - before
             writer.message(f"compiled the training step in {seconds:.1f} s")
             log = StepLog(
-                writer, plan.schedule, checkpoints, config.data.batch_size, start
+                writer,
+                plan.schedule,
+                checkpoints,
+                config.data.batch_size,
+                start,
+                flops_per_image=flops.result(),
+                startup={"compile_seconds": seconds},
+                begin=begin,
+            )
+            profile = stack.enter_context(
+                contextlib.closing(Profile(workdir, **config.profile))
             )
             batches = inputs.batches_on_devices(iterator, mesh)
             span = range(start + 1, total + 1)
-            state = loop(config, task, state, step_fn, batches, log, meta, span, stop)
+            state = loop(
+                *(config, task, state, step_fn, batches, log, profile, meta, span, stop)
+            )
         best = checkpoints.best_step() or total
         writer.message(f"best at step {best}: {_text(checkpoints.metrics(best))}")
         return Trained(state.averaged, total, checkpoints.metrics(total))
@@ -138,6 +157,7 @@ def loop(
     step_fn: Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]],
     batches: Iterator[tuple[steps.Batch, dict[str, Any]]],
     log: StepLog,
+    profile: Profile,
     meta: dict[str, Any],
     span: range,
     stop: list[str],
@@ -157,13 +177,18 @@ def loop(
         stops = asked.ask(bool(stop))
         with log.timer.waiting():
             batch, position = next(batches)
-        state, metrics = step_fn(state, batch)
+        # The guard: nothing else may pass between host and device and hold this up.
+        with profile.step(step), jax.transfer_guard("disallow"):
+            state, metrics = step_fn(state, batch)
         evaluates = step % eval_every == 0 or step == total
         saves = evaluates or step % save_every == 0 or stops
         due = saves or step % log_every == 0
         if due:
             position["bad_images"] = distributed.total(position["bad_images"], REASONS)
-        log.add(step, metrics, due, position["bad_images"])
+        with jax.transfer_guard("disallow"):
+            log.add(step, metrics, due, position["bad_images"])
+        if done := profile.after(metrics):
+            log.writer.message(done)
         if not saves:
             continue
         log.finish()
@@ -174,6 +199,7 @@ def loop(
             log.writer.message(f"step {step}: {_text(held_out)}")
             if task.picture:
                 log.writer.picture(step, "held out", task.picture(step))
+        before = time.perf_counter()
         log.checkpoints.save(
             step,
             params=state.averaged,
@@ -182,6 +208,7 @@ def loop(
             meta=meta | {"step": step},
             metrics=held_out,
         )
+        log.note("checkpoint_seconds", time.perf_counter() - before)
         if stops or step == total:
             log.checkpoints.wait()
         if stops:

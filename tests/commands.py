@@ -20,7 +20,14 @@ from simmim_jax.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 # What a clock decides differs from run to run.
-TIMINGS = {"images_per_second", "input_wait"}
+TIMINGS = {
+    "images_per_second",
+    "images_per_second_per_chip",
+    "input_wait",
+    "first_step_seconds",
+    "compile_seconds",
+    "checkpoint_seconds",
+}
 
 
 def start(
