@@ -1,6 +1,9 @@
 """Runs of several processes on this machine, with Gloo, and what becomes of them."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import commands
@@ -128,6 +131,53 @@ def test_sigterm_and_a_kill_and_the_run_goes_on_bit_for_bit(whole, long, tmp_pat
     assert "resumed at step" in said[0]
     commands.assert_same(commands.params(tmp_path, 24), commands.params(whole[0], 24))
     assert commands.metrics(tmp_path) == commands.metrics(whole[0])
+
+
+TOGETHER = """
+import sys, time
+from simmim_jax import distributed
+
+process, port, failing = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+distributed.start(
+    coordinator_address=f"localhost:{port}", num_processes=2, process_id=process
+)
+distributed.meet()
+asked = distributed.AnyProcess()
+print([asked.ask(process == 1 and step >= 2) for step in range(5)])
+counts = {"empty": process + 1, "missing": process}
+print(distributed.total(counts, ("missing", "empty", "corrupt")), flush=True)
+if failing == process:
+    distributed.fail("ValueError: no good", 1)
+time.sleep(600 if failing >= 0 else 0)
+"""
+
+
+@pytest.mark.parametrize("failing", [-1, 0, 1])
+def test_all_hear_the_same_and_of_a_failure(failing):
+    port = str(commands.free_port())
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(process), port, str(failing)],
+            cwd=commands.ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    statuses = [0, 0]
+    if failing >= 0:
+        statuses = [distributed.EXIT_LOST, distributed.EXIT_LOST]
+        statuses[failing] = 1
+    said = commands.outputs(processes, *statuses)
+    for process, output in enumerate(said):
+        assert "[False, False, False, True, True]" in output
+        assert "{'missing': 1, 'empty': 3}" in output
+        if failing >= 0:
+            assert ("ValueError: no good" in output) and (
+                f"process {failing}: ValueError" in output
+            ) == (process != failing)
 
 
 def test_a_process_that_nobody_joins_says_so(tmp_path):
