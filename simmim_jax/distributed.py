@@ -228,6 +228,8 @@ def _heed_failures(over: threading.Event) -> None:
             said = client.key_value_try_get(_FAILURE)
         except jax.errors.JaxRuntimeError:
             continue  # no word
+        if said.startswith(f"process {jax.process_index()}: "):
+            return  # it is ours
         time.sleep(_GRACE)
         _exit(EXIT_LOST, f"stopped, because another process failed. {said}")
 

@@ -91,7 +91,11 @@ def joining(count: int, process: int, port: int) -> list[str]:
 
 def outputs(processes: list[subprocess.Popen], *statuses: int) -> list[str]:
     """What each of them said; they must end with these statuses, or all with 0."""
-    said = [process.communicate(timeout=600)[0] for process in processes]
+    try:
+        said = [process.communicate(timeout=600)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     found = tuple(process.returncode for process in processes)
     assert found == (statuses or (0,) * len(processes)), "\n".join(said)
     return said

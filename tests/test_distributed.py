@@ -1,6 +1,9 @@
 """Runs of several processes on this machine, with Gloo, and what becomes of them."""
 
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import commands
@@ -12,8 +15,43 @@ from simmim_jax import distributed
 
 # Wide enough for matrices to be split, and an average beside the latest parameters.
 WIDE = ("model.embed_dim=512", "model.depth=1", "ema_decay=0.5", "pictures=0")
+# No processes beside those of the run.
+THREADS = ("data.num_workers=0", "data.num_threads=1")
 # No evaluation but at the end: each one is a program to compile.
-LONG = (*WIDE, "duration=24 steps", "eval_every=0 steps", "checkpoint_every=8 steps")
+LONG = (
+    *WIDE,
+    *THREADS,
+    "duration=24 steps",
+    "eval_every=0 steps",
+    "checkpoint_every=8 steps",
+)
+
+
+def dataset(folder, *, bad):
+    """Images, the first `bad` of each split garbage.
+
+    Evaluation ends with a batch in which the second of two processes has none.
+    """
+    for split, count in (("train", 48), ("val", 20)):
+        (folder / split).mkdir(parents=True)
+        for i in range(count):
+            file = folder / split / f"{i:02}.png"
+            noise = np.random.default_rng(i).integers(0, 256, (28, 28), np.uint8)
+            Image.fromarray(noise).save(file)
+            if i < bad:
+                file.write_bytes(b"garbage")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Few, so that processes do not spend their time in evaluation."""
+    return dataset(tmp_path_factory.mktemp("images") / "data", bad=0)
+
+
+@pytest.fixture(scope="module")
+def long(images):
+    return (*LONG, f"data.dataset={images}")
 
 
 def losses(workdir, name="loss"):
@@ -21,18 +59,18 @@ def losses(workdir, name="loss"):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory, long):
     """A run of two processes with two devices each that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("whole")
-    args = commands.tiny("pretrain", workdir, *LONG, "mesh.fsdp=4")
+    args = commands.tiny("pretrain", workdir, *long, "mesh.fsdp=4")
     return workdir, commands.outputs(commands.start_together(2, *args, devices=2))
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def alone(tmp_path_factory, long):
     """The same in one process with one device."""
     workdir = tmp_path_factory.mktemp("alone")
-    commands.run(*commands.tiny("pretrain", workdir, *LONG))
+    commands.run(*commands.tiny("pretrain", workdir, *long))
     return workdir
 
 
@@ -48,18 +86,18 @@ def test_two_processes_give_the_numbers_of_one(whole, alone):
     )
 
 
-def test_their_checkpoint_goes_on_in_one_process(whole, alone, tmp_path):
+def test_their_checkpoint_goes_on_in_one_process(whole, alone, long, tmp_path):
     """Onto another mesh: four parts of each matrix become one."""
     workdir, _ = whole
     commands.copy_run(workdir, tmp_path, step=16)
-    output = commands.run(*commands.tiny("pretrain", tmp_path, *LONG))
+    output = commands.run(*commands.tiny("pretrain", tmp_path, *long))
     assert "resumed at step 16 of 24" in output
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-5)
 
 
-def test_sigterm_and_a_kill_and_the_run_goes_on_bit_for_bit(whole, tmp_path):
+def test_sigterm_and_a_kill_and_the_run_goes_on_bit_for_bit(whole, long, tmp_path):
     """One process gets the signal, all of them save the same step."""
-    args = commands.tiny("pretrain", tmp_path, *LONG, "mesh.fsdp=4")
+    args = commands.tiny("pretrain", tmp_path, *long, "mesh.fsdp=4")
 
     def start():
         return commands.start_together(2, *args, devices=2)
@@ -93,6 +131,53 @@ def test_sigterm_and_a_kill_and_the_run_goes_on_bit_for_bit(whole, tmp_path):
     assert "resumed at step" in said[0]
     commands.assert_same(commands.params(tmp_path, 24), commands.params(whole[0], 24))
     assert commands.metrics(tmp_path) == commands.metrics(whole[0])
+
+
+TOGETHER = """
+import sys, time
+from simmim_jax import distributed
+
+process, port, failing = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+distributed.start(
+    coordinator_address=f"localhost:{port}", num_processes=2, process_id=process
+)
+distributed.meet()
+asked = distributed.AnyProcess()
+print([asked.ask(process == 1 and step >= 2) for step in range(5)])
+counts = {"empty": process + 1, "missing": process}
+print(distributed.total(counts, ("missing", "empty", "corrupt")), flush=True)
+if failing == process:
+    distributed.fail("ValueError: no good", 1)
+time.sleep(600 if failing >= 0 else 0)
+"""
+
+
+@pytest.mark.parametrize("failing", [-1, 0, 1])
+def test_all_hear_the_same_and_of_a_failure(failing):
+    port = str(commands.free_port())
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(process), port, str(failing)],
+            cwd=commands.ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    statuses = [0, 0]
+    if failing >= 0:
+        statuses = [distributed.EXIT_LOST, distributed.EXIT_LOST]
+        statuses[failing] = 1
+    said = commands.outputs(processes, *statuses)
+    for process, output in enumerate(said):
+        assert "[False, False, False, True, True]" in output
+        assert "{'missing': 1, 'empty': 3}" in output
+        if failing >= 0:
+            assert "ValueError: no good" in output
+            heard = f"stopped, because another process failed. process {failing}: "
+            assert (heard in output) == (process != failing)
 
 
 def test_a_process_that_nobody_joins_says_so(tmp_path):
@@ -163,9 +248,9 @@ def test_one_process_sums_and_asks_by_itself():
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "fsdp"), [(1, 1), (2, 2)])
 def test_a_checkpoint_of_four_processes_goes_on_in_fewer(
-    processes, fsdp, alone, tmp_path
+    processes, fsdp, alone, long, tmp_path
 ):
-    args = commands.tiny("pretrain", tmp_path, *LONG)
+    args = commands.tiny("pretrain", tmp_path, *long)
     first = commands.start_together(4, *args, "--config.mesh.fsdp=4", devices=2)
     while not (tmp_path / "checkpoints/8").exists():
         assert first[0].poll() is None, commands.outputs(first)
@@ -207,26 +292,15 @@ def test_two_processes_compare(tmp_path):
     assert 0 <= commands.summary(tmp_path)["simmim_top1"] <= 1
 
 
-def dataset(folder, *, bad):
-    """Images, the first `bad` of each split garbage.
-
-    Evaluation ends with a batch in which the second of two processes has none.
-    """
-    for split, count in (("train", 48), ("val", 20)):
-        (folder / split).mkdir(parents=True)
-        for i in range(count):
-            file = folder / split / f"{i:02}.png"
-            noise = np.random.default_rng(i).integers(0, 256, (28, 28), np.uint8)
-            Image.fromarray(noise).save(file)
-            if i < bad:
-                file.write_bytes(b"garbage")
-    return folder
-
-
 @pytest.mark.slow
 def test_bad_images_of_all_processes_are_counted(tmp_path):
     data = dataset(tmp_path / "data", bad=3)
-    fields = (f"data.dataset={data}", "pictures=0", "data.max_bad_fraction=0.5")
+    fields = (
+        *THREADS,
+        f"data.dataset={data}",
+        "pictures=0",
+        "data.max_bad_fraction=0.5",
+    )
     one, two = tmp_path / "one", tmp_path / "two"
     commands.run(*commands.tiny("pretrain", one, *fields))
     args = commands.tiny("pretrain", two, *fields)
@@ -243,7 +317,7 @@ def test_too_many_bad_images_in_one_process_end_all(tmp_path):
     data = dataset(tmp_path / "data", bad=0)
     for i in range(4):
         (data / "val" / f"{i:02}.png").write_bytes(b"garbage")
-    args = commands.tiny("pretrain", tmp_path / "run", f"data.dataset={data}")
+    args = commands.tiny("pretrain", tmp_path / "run", *THREADS, f"data.dataset={data}")
     said = commands.outputs(commands.start_together(2, *args), 1, 1)
     for output in said:
         assert "4 of 20 examples of the validation split" in output
@@ -256,7 +330,7 @@ def test_an_error_in_one_process_ends_the_others(tmp_path):
     workdir = tmp_path / "run"
     (workdir / "bad_images.1.tsv").mkdir(parents=True)
     data = dataset(tmp_path / "data", bad=3)
-    args = commands.tiny("pretrain", workdir, f"data.dataset={data}")
+    args = commands.tiny("pretrain", workdir, *THREADS, f"data.dataset={data}")
     begin = time.monotonic()
     said = commands.outputs(commands.start_together(2, *args), distributed.EXIT_LOST, 1)
     assert "stopped, because another process failed. process 1: IsADirectory" in said[0]
@@ -265,8 +339,8 @@ def test_an_error_in_one_process_ends_the_others(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_first_process_is_killed(tmp_path):
-    args = commands.tiny("pretrain", tmp_path, *LONG)
+def test_the_first_process_is_killed(long, tmp_path):
+    args = commands.tiny("pretrain", tmp_path, *long)
     processes = commands.start_together(2, *args, devices=2)
     while not (tmp_path / "checkpoints/8").exists():
         assert processes[0].poll() is None, commands.outputs(processes)
