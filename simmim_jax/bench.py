@@ -187,8 +187,6 @@ def report(result: dict[str, Any]) -> str:
     """What is printed of a result."""
     r = result
     height, width = r["image_size"]
-    peak = f"{r['mfu']:.1%}" if r["mfu"] else "unknown: the peak of these devices is"
-    memory = r["device_memory"]
     rows = {
         "parameters": f"{r['parameters']:,}",
         "FLOPs an image, of a step": f"{r['flops_per_image'] / 1e9:,.4g} G",
@@ -199,9 +197,9 @@ def report(result: dict[str, Any]) -> str:
         "images/s": f"{r['images_per_second']:,.4g}",
         "images/s/chip": f"{r['images_per_second_per_chip']:,.4g}",
         "TFLOP/s/chip": f"{r['flops_per_second_per_chip'] / 1e12:,.4g}",
-        "MFU": peak,
+        "MFU": "unknown" if r["mfu"] is None else f"{r['mfu']:.1%}",
         "memory a device, planned": _gib(r["device_memory_planned"]),
-        "memory a device, at most in use": _gib(memory),
+        "memory a device, at most in use": _gib(r["device_memory"]),
     }
     if saved := r.get("checkpoint"):
         rows["checkpoint"] = f"{saved['bytes'] / 1e6:,.4g} MB"
@@ -214,9 +212,10 @@ def report(result: dict[str, Any]) -> str:
             f"\n{r['mode']}, {r['model']}, {r['dtype']}: {r['batch_size']} images of "
             f"{height}x{width} a step, {r['devices']}\n",
             *(f"{name:<32} {value:>16}" for name, value in rows.items()),
+            *([] if r["mfu"] else ["\nThe peak rate of these devices is not known."]),
         ]
     )
 
 
 def _gib(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / 2**30:.2f} GiB"
+    return "unknown" if size is None else f"{size / 2**30:,.3g} GiB"
