@@ -1,0 +1,283 @@
+"""The TPU compiler's optimised program as text: what runs how often, and at what cost.
+
+A compiled program (`compiled.as_text()`) carries "estimated_cycles" for most of its
+instructions. They are estimates of the compiler, good for finding waste; nothing here
+ran anywhere.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+# They only name what is there already.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
+    *("opt-barrier", "partition-id", "replica-id"),
+}
+_FREE_CALLS = {"AllocateBuffer", "ConcatBitcast"}
+COLLECTIVES = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
+    *("collective-permute", "ragged-all-to-all", "collective-broadcast"),
+)
+_BITS = {"pred": 8, "token": 0, "bf16": 16, "s4": 4, "u4": 4, "s2": 2, "u2": 2}
+_ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+_COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"  (ROOT )?%([\w.\-]+) = ")
+_NAME = re.compile(r"%([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array of a shape: its bytes, and whether it lies in the chip's main memory."""
+
+    bytes: int
+    in_hbm: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a program."""
+
+    name: str
+    opcode: str
+    shape: str
+    operands: tuple[str, ...]
+    attributes: str  # all that follows the operands
+    is_root: bool
+
+    @functools.cached_property
+    def cycles(self) -> int | None:
+        """The compiler's estimate of one execution; None: it has none."""
+        return _number(r'"estimated_cycles":"(\d+)"', self.attributes)
+
+    @functools.cached_property
+    def arrays(self) -> list[Array]:
+        """What it returns, the parts of a tuple one by one."""
+        return arrays(self.shape)
+
+    @property
+    def kind(self) -> str:
+        """Its opcode, or the target of a custom call."""
+        if self.opcode == "custom-call":
+            return self.attribute("custom_call_target").strip('"')
+        return self.opcode
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it does nothing, or is waited for by what started it."""
+        name = self.kind
+        return name in _FREE or name in _FREE_CALLS or name.endswith("-done")
+
+    def attribute(self, name: str) -> str:
+        """The value of an attribute up to the next comma; "" if there is none."""
+        found = re.search(rf"\b{name}=([^,\s]+)", self.attributes)
+        return found[1] if found else ""
+
+    def computation(self, name: str) -> str:
+        """The name of the computation that an attribute calls."""
+        return self.attribute(name).removeprefix("%")
+
+
+Computation = dict[str, Instruction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Computations by name, the first one to run, and where lines come from."""
+
+    computations: dict[str, Computation]
+    entry: str
+    sources: dict[int, list[tuple[str, int]]]  # of a frame: files and lines, inner first
+
+    def executed(
+        self, computation: str = "", times: int = 1
+    ) -> Iterator[tuple[Instruction, str, int]]:
+        """Instructions that run, their computation, and how often they do in a step.
+
+        Bodies of loops count as often as they run, branches as the most costly one.
+        What is within a fusion is part of the fusion.
+        raises: ValueError for a loop of unknown length.
+        """
+        computation = computation or self.entry
+        for instruction in self.computations[computation].values():
+            yield instruction, computation, times
+            if instruction.opcode == "while":
+                runs = times * self.trip_count(instruction, computation)
+                for part in ("condition", "body"):
+                    yield from self.executed(instruction.computation(part), runs)
+            elif instruction.opcode == "conditional":
+                yield from self.executed(self._costliest_branch(instruction), times)
+            elif instruction.opcode == "call":
+                yield from self.executed(instruction.computation("to_apply"), times)
+            elif instruction.opcode == "async-start":
+                yield from self.executed(instruction.computation("calls"), times)
+
+    def cycles(self, computation: str = "") -> int:
+        """The sum of all estimates, of a step on one chip.
+
+        raises: ValueError for a loop of unknown length.
+        """
+        return sum(
+            times * (instruction.cycles or 0)
+            for instruction, _, times in self.executed(computation)
+        )
+
+    def trip_count(self, loop: Instruction, computation: str) -> int:
+        """How often a `while` runs; ValueError where its text does not tell.
+
+        Known by annotation, or where an index is counted up by one to a constant.
+        """
+        known = _number(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+        if known is not None:
+            return known
+        condition = self.computations[loop.computation("condition")]
+        body = self.computations[loop.computation("body")]
+        start = self.computations[computation]
+        test = next(i for i in condition.values() if i.is_root)
+        error = ValueError(
+            f"nobody knows how often the loop {loop.name} runs: expected an index that "
+            "is counted up by one from a constant to a constant."
+        )
+        if test.opcode != "compare" or test.attribute("direction") != "LT":
+            raise error
+
+        def carried(name: str) -> int | None:
+            """The number of the loop's variable that `name` of the condition is."""
+            return _number(r"index=(\d+)", condition[name].attributes)
+
+        index, limit = (_origin(condition, name) for name in test.operands)
+        counter = carried(index)
+        initial = start[_origin(start, loop.operands[0])]
+        result = next(i for i in body.values() if i.is_root)
+        if counter is None or initial.opcode != "tuple" or result.opcode != "tuple":
+            raise error
+        step = body[_origin(body, result.operands[counter])]
+        steps = {_constant(body, name) for name in step.operands}
+        if step.opcode != "add" or (1 not in steps and not self._adds_one(step, initial, body, start)):
+            raise error
+        first = _constant(start, initial.operands[counter])
+        last = _constant(condition, limit)
+        if last is None and (bound := carried(limit)) is not None:
+            last = _constant(start, initial.operands[bound])
+        if first is None or last is None:
+            raise error
+        return max(last - first, 0)
+
+    def _adds_one(self, step: Instruction, initial: Instruction, body: Computation, start: Computation) -> bool:
+        """Whether an addend of `step` is a variable of the loop that starts as 1."""
+        for name in step.operands:
+            index = _number(r"index=(\d+)", body[_origin(body, name)].attributes)
+            if index is not None and _constant(start, initial.operands[index]) == 1:
+                return True
+        return False
+
+    def _costliest_branch(self, instruction: Instruction) -> str:
+        found = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+        branches = _NAME.findall(found[1]) if found else []
+        for name in ("true_computation", "false_computation"):
+            branches += [instruction.computation(name)]
+        return max(filter(None, branches), key=self.cycles)
+
+
+def parse(text: str) -> Program:
+    """Reads an optimised program, as `compiled.as_text()` gives it."""
+    computations: dict[str, Computation] = {}
+    entry = ""
+    for line in text.splitlines():
+        if line.startswith("  "):
+            if computations and (start := _INSTRUCTION.match(line)):
+                instruction = _instruction(start, line)
+                computations[name][instruction.name] = instruction
+        elif start := _COMPUTATION.match(line):
+            name = start[2]
+            computations[name] = {}
+            if start[1]:
+                entry = name
+    if not entry:
+        raise ValueError("the text has no ENTRY computation: expected compiled HLO.")
+    return Program(computations, entry, _sources(text))
+
+
+def arrays(shape: str) -> list[Array]:
+    """The arrays in the text of a shape, such as "(f32[8,128]{1,0:T(8,128)}, s32[])"."""
+    found = []
+    for kind, size, layout in _ARRAY.findall(shape):
+        bits = _BITS.get(kind) or int((re.findall(r"\d+", kind) or ["0"])[0])
+        count = math.prod(int(n.lstrip("<=")) for n in size.split(",") if n)
+        found.append(Array(-(-bits * count // 8), not re.search(r"S\([1-9]", layout)))
+    return found
+
+
+def _instruction(start: re.Match, line: str) -> Instruction:
+    begin = start.end()
+    end = _closing(line, begin) if line[begin] == "(" else line.index(" ", begin)
+    shape = line[begin:end]
+    opening = line.index("(", end)
+    closing = _closing(line, opening)
+    return Instruction(
+        name=start[2],
+        opcode=line[end:opening].strip(),
+        shape=shape,
+        operands=tuple(_NAME.findall(line[opening:closing])),
+        # Constants have their value here.
+        attributes=line[opening:] if "constant(" in line[end:closing] else line[closing:],
+        is_root=bool(start[1]),
+    )
+
+
+def _closing(line: str, opening: int) -> int:
+    """The position after the parenthesis that closes the one at `opening`."""
+    depth = 0
+    for position in range(opening, len(line)):
+        depth += {"(": 1, ")": -1}.get(line[position], 0)
+        if not depth:
+            return position + 1
+    raise ValueError(f"unbalanced parentheses in {line[:80]!r}.")
+
+
+def _origin(computation: Computation, name: str) -> str:
+    """What `name` is a copy of."""
+    while computation[name].opcode in ("copy", "bitcast", "convert", "reshape"):
+        name = computation[name].operands[0]
+    return name
+
+
+def _constant(computation: Computation, name: str) -> int | None:
+    instruction = computation[_origin(computation, name)]
+    if instruction.opcode != "constant":
+        return None
+    return _number(r"\((-?\d+)\)", instruction.attributes)
+
+
+def _number(pattern: str, text: str) -> int | None:
+    found = re.search(pattern, text)
+    return int(found[1]) if found else None
+
+
+def _sources(text: str) -> dict[int, list[tuple[str, int]]]:
+    """Frame -> files and lines on the stack, the innermost first."""
+    tables: dict[str, dict[int, str]] = {}
+    table: dict[int, str] = {}
+    for line in text.splitlines():
+        if line.startswith("%") or line.startswith("ENTRY"):
+            break
+        if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
+            table = tables.setdefault(line, {})
+        elif row := re.match(r"(\d+) (.*)", line):
+            table[int(row[1])] = row[2]
+    files = {i: name.strip('"') for i, name in tables.get("FileNames", {}).items()}
+    places = {
+        i: (
+            files[_number(r"file_name_id=(\d+)", row) or 0],
+            _number(r"\bline=(\d+)", row) or 0,
+        )
+        for i, row in tables.get("FileLocations", {}).items()
+    }
+    stacks: dict[int, list[tuple[str, int]]] = {}
+    for i, row in tables.get("StackFrames", {}).items():
+        parent = (_number(r"parent_frame_id=(\d+)", row) or 1) - 1  # 1: none
+        place = places[_number(r"file_location_id=(\d+)", row) or 0]
+        stacks[i] = [place, *stacks.get(parent, [])]
+    return stacks
