@@ -89,7 +89,9 @@ class Program:
 
     computations: dict[str, Computation]
     entry: str
-    sources: dict[int, list[tuple[str, int]]]  # of a frame: files and lines, inner first
+    sources: dict[
+        int, list[tuple[str, int]]
+    ]  # of a frame: files and lines, inner first
 
     def executed(
         self, computation: str = "", times: int = 1
@@ -155,7 +157,9 @@ class Program:
             raise error
         step = body[_origin(body, result.operands[counter])]
         steps = {_constant(body, name) for name in step.operands}
-        if step.opcode != "add" or (1 not in steps and not self._adds_one(step, initial, body, start)):
+        if step.opcode != "add" or (
+            1 not in steps and not self._adds_one(step, initial, body, start)
+        ):
             raise error
         first = _constant(start, initial.operands[counter])
         last = _constant(condition, limit)
@@ -165,7 +169,13 @@ class Program:
             raise error
         return max(last - first, 0)
 
-    def _adds_one(self, step: Instruction, initial: Instruction, body: Computation, start: Computation) -> bool:
+    def _adds_one(
+        self,
+        step: Instruction,
+        initial: Instruction,
+        body: Computation,
+        start: Computation,
+    ) -> bool:
         """Whether an addend of `step` is a variable of the loop that starts as 1."""
         for name in step.operands:
             index = _number(r"index=(\d+)", body[_origin(body, name)].attributes)
@@ -184,10 +194,10 @@ class Program:
 def parse(text: str) -> Program:
     """Reads an optimised program, as `compiled.as_text()` gives it."""
     computations: dict[str, Computation] = {}
-    entry = ""
+    name = entry = ""
     for line in text.splitlines():
         if line.startswith("  "):
-            if computations and (start := _INSTRUCTION.match(line)):
+            if name and (start := _INSTRUCTION.match(line)):
                 instruction = _instruction(start, line)
                 computations[name][instruction.name] = instruction
         elif start := _COMPUTATION.match(line):
@@ -201,7 +211,7 @@ def parse(text: str) -> Program:
 
 
 def arrays(shape: str) -> list[Array]:
-    """The arrays in the text of a shape, such as "(f32[8,128]{1,0:T(8,128)}, s32[])"."""
+    """The arrays of a shape's text, such as "(f32[8,128]{1,0:T(8,128)}, s32[])"."""
     found = []
     for kind, size, layout in _ARRAY.findall(shape):
         bits = _BITS.get(kind) or int((re.findall(r"\d+", kind) or ["0"])[0])
@@ -222,7 +232,9 @@ def _instruction(start: re.Match, line: str) -> Instruction:
         shape=shape,
         operands=tuple(_NAME.findall(line[opening:closing])),
         # Constants have their value here.
-        attributes=line[opening:] if "constant(" in line[end:closing] else line[closing:],
+        attributes=line[opening:]
+        if "constant(" in line[end:closing]
+        else line[closing:],
         is_root=bool(start[1]),
     )
 
@@ -261,12 +273,12 @@ def _sources(text: str) -> dict[int, list[tuple[str, int]]]:
     tables: dict[str, dict[int, str]] = {}
     table: dict[int, str] = {}
     for line in text.splitlines():
-        if line.startswith("%") or line.startswith("ENTRY"):
+        if line.startswith(("%", "ENTRY")):
             break
         if line in ("FileNames", "FunctionNames", "FileLocations", "StackFrames"):
             table = tables.setdefault(line, {})
-        elif row := re.match(r"(\d+) (.*)", line):
-            table[int(row[1])] = row[2]
+        elif found := re.match(r"(\d+) (.*)", line):
+            table[int(found[1])] = found[2]
     files = {i: name.strip('"') for i, name in tables.get("FileNames", {}).items()}
     places = {
         i: (

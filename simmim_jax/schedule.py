@@ -1,4 +1,4 @@
-"""Instruction schedules that the TPU compiler dumps: how many bundles an operation runs.
+"""Schedules that the TPU compiler dumps: how many bundles an operation runs.
 
 A bundle is what a core issues in a cycle. Pallas kernels have no estimate of cycles in
 the compiled program; their schedules tell what they cost, memory stalls apart.
@@ -60,9 +60,7 @@ def _runs(lines: list[str], start: int, predicate: str, until: bool) -> int:
         rf"{predicate} = scmp\.(ge|lt)\.s32\.totalorder (%s\w+), {number}\b", text
     )
     if exit_test and (exit_test[1] == "ge") == until:
-        increment = re.search(
-            rf"{exit_test[2]} = sadd\.s32 {number}, (%s\w+)", text
-        )
+        increment = re.search(rf"{exit_test[2]} = sadd\.s32 {number}, (%s\w+)", text)
         if increment:
             phi = re.search(rf"{increment[2]} = sphi (%s\w+), ", text)
             first = phi and re.search(rf"{phi[1]} = smov {number}\b", text)

@@ -1,5 +1,6 @@
 """One mesh for everything, from one CPU to a pod, and where arrays lie on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,19 +11,27 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 MIN_FSDP_SIZE = 2**18
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """A ("data", "fsdp") mesh over all devices; -1 takes what the other axis leaves."""
-    devices = jax.device_count()
+def make_mesh(
+    data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A ("data", "fsdp") mesh; -1 takes what the other axis leaves.
+
+    devices: those of a slice that is not there; None: all that are here.
+    """
+    count = len(devices or jax.devices())
     shape = [data, fsdp]
     if -1 in shape:
-        shape[shape.index(-1)] = devices // abs(data * fsdp)
-    if shape[0] * shape[1] != devices:
+        shape[shape.index(-1)] = count // abs(data * fsdp)
+    if shape[0] * shape[1] != count:
         raise ValueError(
             f"config.mesh asks for data={data} x fsdp={fsdp} devices, but there are "
-            f"{devices}: the product must be that number (-1 takes the rest)."
+            f"{count}: the product must be that number (-1 takes the rest)."
         )
     return jax.make_mesh(
-        tuple(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2
+        tuple(shape),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto,) * 2,
+        devices=devices,
     )
 
 

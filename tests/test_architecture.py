@@ -24,6 +24,8 @@ LEVELS = (
         "randaugment",
         "visualize",
         "interrupt",
+        "hlo",
+        "schedule",
     },
     {
         "objective",
@@ -34,12 +36,13 @@ LEVELS = (
         "checkpoint",
         "transfer",
         "data",
+        "slices",
     },
     {"steps", "step_log", "inputs", "convert"},
-    {"resume", "predict", "aot"},
+    {"resume", "predict", "compilation"},
     {"train_loop"},
     {"pretrain", "finetune"},
-    {"compare", "bench_input"},
+    {"compare", "bench_input", "aot"},
     {"main"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -50,11 +53,13 @@ TAKES_CONFIGS = {
     *(
         "inputs",
         "resume",
+        "compilation",
         "train_loop",
         "pretrain",
         "finetune",
         "compare",
         "bench_input",
+        "aot",
         "main",
     ),
 }
