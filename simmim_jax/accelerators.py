@@ -6,6 +6,26 @@ import re
 # Floating-point operations a second and chip, bfloat16, dense, as their makers state.
 # cloud.google.com/tpu/docs/v3 to /v6e, "Peak compute per chip".
 TPUS = {"v3": 123e12, "v4": 275e12, "v5e": 197e12, "v5p": 459e12, "v6e": 918e12}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Rates of a TPU chip, a second: its clock, and bytes that it can move."""
+
+    clock: float
+    memory: float  # to or from its main memory
+    links: float  # to other chips, over all its links
+
+
+# Memory and links: the same pages, "HBM bandwidth" and half of the "bidirectional
+# ICI bandwidth" (v4: "2,400 Gbps"). Clock: that at which the matrix units give the
+# peak, 128 x 128 and eight a chip on v4 and v5p, four on v5e; 256 x 256, four on v6e.
+CHIPS = {
+    "v4": Chip(1.05e9, 1200e9, 300e9),
+    "v5e": Chip(1.5e9, 819e9, 200e9),
+    "v5p": Chip(1.75e9, 2765e9, 600e9),
+    "v6e": Chip(1.75e9, 1640e9, 400e9),
+}
 # NVIDIA's data sheets of A100, and of L4, H100 (SXM) and H200, which state twice as
 # much, "with sparsity"; for GeForce the appendices of its white papers on GA102 and
 # Ada, with float32 accumulation.

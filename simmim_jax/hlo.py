@@ -17,10 +17,6 @@ _FREE = {
     *("opt-barrier", "partition-id", "replica-id"),
 }
 _FREE_CALLS = {"AllocateBuffer", "ConcatBitcast"}
-COLLECTIVES = (
-    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
-    *("collective-permute", "ragged-all-to-all", "collective-broadcast"),
-)
 _BITS = {"pred": 8, "token": 0, "bf16": 16, "s4": 4, "u4": 4, "s2": 2, "u2": 2}
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")
@@ -57,6 +53,12 @@ class Instruction:
         """What it returns, the parts of a tuple one by one."""
         return arrays(self.shape)
 
+    @functools.cached_property
+    def op_name(self) -> str:
+        """What JAX calls it: the path of functions and modules to a primitive."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found[1] if found else ""
+
     @property
     def kind(self) -> str:
         """Its opcode, or the target of a custom call."""
@@ -81,6 +83,7 @@ class Instruction:
 
 
 Computation = dict[str, Instruction]
+Place = tuple[str, int]  # file and line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +92,7 @@ class Program:
 
     computations: dict[str, Computation]
     entry: str
-    sources: dict[
-        int, list[tuple[str, int]]
-    ]  # of a frame: files and lines, inner first
+    frames: dict[int, list[Place]]  # the stacks, innermost first
 
     def executed(
         self, computation: str = "", times: int = 1
@@ -115,6 +116,16 @@ class Program:
                 yield from self.executed(instruction.computation("to_apply"), times)
             elif instruction.opcode == "async-start":
                 yield from self.executed(instruction.computation("calls"), times)
+
+    def source(self, instruction: Instruction) -> Place | None:
+        """Where it comes from: the innermost place that is in no installed package.
+
+        None: it is the compiler's own.
+        """
+        frame = _number(r"stack_frame_id=(\d+)", instruction.attributes)
+        stack = self.frames.get(frame or 0, [])
+        own = (place for place in stack if "site-packages" not in place[0])
+        return next(own, stack[0] if stack else None)
 
     def cycles(self, computation: str = "") -> int:
         """The sum of all estimates, of a step on one chip.
@@ -207,7 +218,7 @@ def parse(text: str) -> Program:
                 entry = name
     if not entry:
         raise ValueError("the text has no ENTRY computation: expected compiled HLO.")
-    return Program(computations, entry, _sources(text))
+    return Program(computations, entry, _frames(text))
 
 
 def arrays(shape: str) -> list[Array]:
@@ -226,14 +237,15 @@ def _instruction(start: re.Match, line: str) -> Instruction:
     shape = line[begin:end]
     opening = line.index("(", end)
     closing = _closing(line, opening)
+    opcode = line[end:opening].strip()
     return Instruction(
         name=start[2],
-        opcode=line[end:opening].strip(),
+        opcode=opcode,
         shape=shape,
         operands=tuple(_NAME.findall(line[opening:closing])),
-        # Constants have their value here.
+        # Constants and parameters have a number in place of operands.
         attributes=line[opening:]
-        if "constant(" in line[end:closing]
+        if opcode in ("constant", "parameter")
         else line[closing:],
         is_root=bool(start[1]),
     )
@@ -268,7 +280,7 @@ def _number(pattern: str, text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _sources(text: str) -> dict[int, list[tuple[str, int]]]:
+def _frames(text: str) -> dict[int, list[Place]]:
     """Frame -> files and lines on the stack, the innermost first."""
     tables: dict[str, dict[int, str]] = {}
     table: dict[int, str] = {}
@@ -287,7 +299,7 @@ def _sources(text: str) -> dict[int, list[tuple[str, int]]]:
         )
         for i, row in tables.get("FileLocations", {}).items()
     }
-    stacks: dict[int, list[tuple[str, int]]] = {}
+    stacks: dict[int, list[Place]] = {}
     for i, row in tables.get("StackFrames", {}).items():
         parent = (_number(r"parent_frame_id=(\d+)", row) or 1) - 1  # 1: none
         place = places[_number(r"file_location_id=(\d+)", row) or 0]

@@ -6,12 +6,13 @@ libtpu, which `pip install 'simmim_jax[tpu]'` brings, compiles on any Linux host
 import importlib.util
 import os
 from pathlib import Path
-
-import jax
-from jax.experimental import topologies
+from typing import TYPE_CHECKING
 
 from simmim_jax import schedule
 from simmim_jax.accelerators import Accelerator
+
+if TYPE_CHECKING:
+    import jax
 
 # Chips along each axis of a slice, by their number. cloud.google.com/tpu/docs, the
 # pages on v5e and v6e (a plane), and on v4 and v5p (a cuboid).
@@ -52,7 +53,7 @@ def set_environment(dump: Path | None = None) -> None:
         os.environ["LIBTPU_INIT_ARGS"] = f"{given} {schedule.flags(dump)}"
 
 
-def devices(of: Accelerator) -> list[jax.Device]:
+def devices(of: Accelerator) -> "list[jax.Device]":
     """The devices of a TPU slice, one a chip.
 
     raises: ValueError for what is none, or has no such size; ModuleNotFoundError
@@ -73,15 +74,17 @@ def devices(of: Accelerator) -> list[jax.Device]:
             "The TPU compiler is missing: pip install 'simmim_jax[tpu]' (Linux; it "
             "needs no TPU)."
         )
+    from jax.experimental import topologies
+
     options: dict[str, object] = {}
     if of.hosts == 1:
         options["chips_per_host_bounds"] = (*shape, 1)[:3]
     if kind == "v4":
         # Both cores of a chip as one device, as on Cloud TPUs.
         options["chip_config_name"] = "megacore"
-    name = f"{kind}:{'x'.join(map(str, shape))}"
-    return list(
-        topologies.get_topology_desc(
-            platform="tpu", topology_name=name, **options
-        ).devices
+    topology = topologies.get_topology_desc(
+        platform="tpu",
+        topology_name=f"{kind}:{'x'.join(map(str, shape))}",
+        **options,
     )
+    return list(topology.devices)

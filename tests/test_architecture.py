@@ -37,13 +37,16 @@ LEVELS = (
         "transfer",
         "data",
         "slices",
+        "step_cost",
+        "traffic",
     },
     {"steps", "step_log", "inputs", "convert"},
     {"resume", "predict", "compilation"},
     {"train_loop"},
     {"pretrain", "finetune"},
-    {"compare", "bench_input", "aot"},
+    {"compare", "bench_input", "estimate"},
     {"main"},
+    {"aot"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
@@ -59,10 +62,15 @@ TAKES_CONFIGS = {
         "finetune",
         "compare",
         "bench_input",
-        "aot",
+        "estimate",
         "main",
+        "aot",
     ),
 }
+
+
+# What is run with flags.
+COMMANDS = {"main", "aot"}
 
 
 class Import(NamedTuple):
@@ -112,7 +120,7 @@ def complaints(file: str, source: str) -> Iterator[str]:
             yield f"{where}: take plain fields here, {unpack} unpack the config"
         if room == "steps" and found.is_of(*FILES):
             yield f"{where}: steps are pure, read and write in train_loop"
-        if found.is_of("absl") and room != "main":
+        if found.is_of("absl") and room not in COMMANDS:
             yield f"{where}: flags are main's, take an argument instead"
         if found.is_of("simmim_jax"):
             yield from level_complaints(room, where, found)
