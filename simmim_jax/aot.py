@@ -1,7 +1,7 @@
 """Command line: python -m simmim_jax.aot --config=configs/vit_base.py --topology=v5e-8.
 
-Compiles the training step for a TPU slice that is not there, with the real compiler, and
-says whether it fits and what it costs, by the compiler's estimates. Needs no TPU.
+Compiles the training step for a TPU slice that is not there, with the real compiler,
+and says whether it fits and what it costs, by the compiler's estimates.
 """
 
 import json
@@ -108,8 +108,8 @@ def report(r: dict[str, Any]) -> str:
         f"\nMemory a chip: {'fits' if r['fits'] else 'DOES NOT FIT'}, {total:.2f} of "
         f"{available:.2f} GiB",
     ]
-    for name in ("parameters", "optimizer", "batch", "temporaries", "program"):
-        lines.append(f"  {name:<14}{memory[name] / _GIB:>8.2f} GiB")
+    parts = ("parameters", "optimizer", "batch", "temporaries", "program")
+    lines += [f"  {name:<14}{memory[name] / _GIB:>8.2f} GiB" for name in parts]
     if "largest_batch_size" in r:
         largest = r["largest_batch_size"]
         lines.append(
@@ -164,11 +164,11 @@ def _operations(r: dict[str, Any]) -> list[str]:
         )
     if r["without_estimate"]:
         lines.append("\nWithout an estimate, and not in the cycles above:")
-    for o in r["without_estimate"]:
-        lines.append(
-            f"{o['bytes'] / 1e6:>10,.1f} MB{o['times']:>7} times  {o['kind']}"
-            + (f": {o['name']}  {o['source']}".rstrip() if o["name"] else "")
-        )
+    lines += [
+        f"{o['bytes'] / 1e6:>10,.1f} MB{o['times']:>7} times  {o['kind']}"
+        + (f": {o['name']}  {o['source']}".rstrip() if o["name"] else "")
+        for o in r["without_estimate"]
+    ]
     return lines
 
 

@@ -181,7 +181,9 @@ def _compile(
         )
         return memory, "", seconds
     seconds = time.perf_counter() - begin
-    stats = compiled.memory_analysis()
+    stats, text = compiled.memory_analysis(), compiled.as_text()
+    assert stats, "the TPU compiler always tells"
+    assert text
     memory = Memory(
         fits=True,
         total=stats.argument_size_in_bytes
@@ -194,7 +196,7 @@ def _compile(
         **parts,
     )
     say(f"compiled in {seconds:.0f} s")
-    return memory, compiled.as_text(), seconds
+    return memory, text, seconds
 
 
 def available_bytes(mesh: Mesh) -> int:

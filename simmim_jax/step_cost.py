@@ -1,9 +1,8 @@
 """What a compiled training step costs a chip, by the compiler's own estimates."""
 
-import collections
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from simmim_jax import traffic
@@ -50,8 +49,8 @@ def cost(program: Program, bundles: Callable[[str], int | None]) -> Cost:
     is among the unknown.
     raises: ValueError for a loop of unknown length.
     """
-    known: dict[tuple, Operation] = {}
-    unknown: dict[tuple, Operation] = {}
+    known: dict[tuple[str, ...], Operation] = {}
+    unknown: dict[tuple[str, ...], Operation] = {}
     estimated = kernels = 0
     for instruction, computation, times in program.executed():
         if instruction.is_free or instruction.opcode in traffic.CALLS:
@@ -66,16 +65,13 @@ def cost(program: Program, bundles: Callable[[str], int | None]) -> Cost:
         if cycles is None and size <= _SCALARS:
             continue
         origin = _origin(program, instruction, computation)
-        source = _place(program.source(origin))
-        kind = instruction.kind
+        kind, source = instruction.kind, _place(program.source(origin))
         name = (f"{kind} of " if origin is not instruction else "") + _readable(origin)
-        if cycles is None and kind in ("copy-start", "slice-start"):
+        if kind in ("copy-start", "slice-start"):
             # Prefetches, hundreds from everywhere.
-            groups, key, name, source = unknown, (kind,), "", ""
-        elif cycles is None:
-            groups, key = unknown, (kind, name, source)
-        else:
-            groups, key = known, (name, source)
+            name = source = ""
+        groups = unknown if cycles is None else known
+        key = (kind, name, source)
         group = groups.setdefault(key, Operation(name, source, kind))
         group.times += times
         group.cycles += times * (cycles or 0)
@@ -90,14 +86,17 @@ def cost(program: Program, bundles: Callable[[str], int | None]) -> Cost:
     )
 
 
-def _by_kind(transfers) -> dict[str, traffic.Transfer]:
-    totals: dict[str, list] = collections.defaultdict(lambda: [0, 0.0, 0])
+def _by_kind(transfers: Iterable[traffic.Transfer]) -> dict[str, traffic.Transfer]:
+    totals: dict[str, traffic.Transfer] = {}
     for t in transfers:
-        total = totals[t.kind]
-        total[0] += t.times * t.bytes
-        total[1] += t.times * t.sent
-        total[2] += t.times
-    return {kind: traffic.Transfer(kind, *total) for kind, total in totals.items()}
+        before = totals.get(t.kind, traffic.Transfer(t.kind, 0, 0.0, 0))
+        totals[t.kind] = traffic.Transfer(
+            t.kind,
+            before.bytes + t.times * t.bytes,
+            before.sent + t.times * t.sent,
+            before.times + t.times,
+        )
+    return totals
 
 
 def _origin(

@@ -1,7 +1,9 @@
-"""Makes the programs in this folder with the real compiler: python tests/programs/make.py.
+"""Makes the programs in this folder with the real compiler.
 
-Needs pip install -e '.[tpu]'. Configurations of the compiler's that nobody reads are cut
-out of the texts, and paths shortened; nothing else is changed.
+    PYTHONPATH=. python tests/programs/make.py
+
+Needs pip install -e '.[tpu]'. What nobody reads is cut out of the texts, and paths are
+shortened; nothing else is changed.
 """
 
 import re
@@ -67,12 +69,12 @@ def shorten(text: str) -> str:
         return f", backend_config={{{cycles[0]}}}" if cycles else ""
 
     text = re.sub(r", backend_config=\{.*\}$", backend, text, flags=re.M)
-    text = re.sub(r', frontend_attributes=\{[^}]*\}+', "", text)
+    text = re.sub(r", frontend_attributes=\{[^}]*\}+", "", text)
     return text.replace(str(HERE), "tests/programs")
 
 
 def main() -> None:
-    """Compiles both for one host of v5e and writes loops.hlo, squares.hlo, squares.txt."""
+    """Compiles for v5e and writes loops.hlo, squares.hlo and squares.txt."""
     devices = slices.devices(accelerator("v5e-4"))
     mesh = jax.make_mesh((4,), ("x",), (AxisType.Auto,), devices=devices)
     whole, split = (NamedSharding(mesh, PartitionSpec(axis)) for axis in (None, "x"))
@@ -88,7 +90,9 @@ def main() -> None:
     compiled = jax.jit(loops).lower(*args).compile()
     (HERE / "loops.hlo").write_text(shorten(compiled.as_text()))
 
-    alone = jax.make_mesh((1,), ("x",), (AxisType.Auto,), devices=slices.devices(accelerator("v5e-1")))
+    alone = jax.make_mesh(
+        (1,), ("x",), (AxisType.Auto,), devices=slices.devices(accelerator("v5e-1"))
+    )
     x = like((8, 128, 128), jnp.bfloat16, NamedSharding(alone, PartitionSpec()))
     text = jax.jit(squares).lower(x).compile().as_text()
     (HERE / "squares.hlo").write_text(shorten(text))
