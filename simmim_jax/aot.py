@@ -28,6 +28,8 @@ SEARCH = flags.DEFINE_bool(
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object in place of tables.")
 
 _GIB = 2**30
+# Lines of a table of operations.
+_SHOWN = 10
 
 
 def main(argv: Sequence[str]) -> None:
@@ -65,29 +67,32 @@ def _run(config: ConfigDict, of: Accelerator, dump: Path) -> dict[str, Any]:
     def say(text: str) -> None:
         print(text, flush=True)
 
-    def at(batch_size: int) -> dict[str, Any]:
+    def at(batch: int) -> dict[str, Any]:
         changed = config.copy_and_resolve_references()
-        changed.data.batch_size = batch_size
-        say(f"{of.name}, batch {batch_size}:")
+        changed.data.batch_size = batch * of.chips
+        say(f"{of.name}, {batch} images a chip:")
         return estimate.estimate(changed, of, dump, say)
 
-    result = at(config.data.batch_size)
+    say(f"{of.name}, batch {config.data.batch_size}:")
+    result = estimate.estimate(config, of, dump, say)
     if SEARCH.value:
-        known = {config.data.batch_size // of.chips: result}
+        first = config.data.batch_size // of.chips
+        known = {first: result}
 
         def bytes_of(batch: int) -> tuple[bool, int]:
             if batch not in known:
-                known[batch] = at(batch * of.chips)
+                known[batch] = at(batch)
             return known[batch]["fits"], known[batch]["bytes_per_chip"]
 
         memory = result["memory"]
-        largest = estimate.largest_batch(
+        batch = estimate.largest_batch(
             bytes_of,
-            first=config.data.batch_size // of.chips,
+            first=first,
+            unit=estimate.BATCH_UNIT * config.optim.accumulation,
             constant=2 * memory["parameters"] + memory["optimizer"],
             limit=memory["available"],
         )
-        result["largest_batch_size"] = largest * of.chips
+        result["largest"] = known[batch] if batch else None
     return result
 
 
@@ -110,16 +115,21 @@ def report(r: dict[str, Any]) -> str:
     ]
     parts = ("parameters", "optimizer", "batch", "temporaries", "program")
     lines += [f"  {name:<14}{memory[name] / _GIB:>8.2f} GiB" for name in parts]
-    if "largest_batch_size" in r:
-        largest = r["largest_batch_size"]
-        lines.append(
-            f"Largest batch that fits: {largest}, {largest // r['chips']} a chip"
-            if largest
-            else "No batch fits."
-        )
+    if "largest" in r:
+        lines.append(_largest(r["largest"]))
     if not r["fits"]:
         return "\n".join([*lines, "What to change:", *(f"  {x}" for x in r["advice"])])
     return "\n".join([*lines, *_speed(r), *_movement(r), *_operations(r)])
+
+
+def _largest(r: dict[str, Any] | None) -> str:
+    if r is None:
+        return "No batch fits."
+    return (
+        f"Largest batch that fits: {r['batch_size']}, {r['batch_size_per_chip']:g} a "
+        f"chip, {r['bytes_per_chip'] / _GIB:.2f} GiB; "
+        f"{r['images_per_second_per_chip']:,.0f} images/s/chip, MFU {r['mfu']:.1%}"
+    )
 
 
 def _speed(r: dict[str, Any]) -> list[str]:
@@ -162,13 +172,19 @@ def _operations(r: dict[str, Any]) -> list[str]:
             f"{share:>7.1%}{o['cycles'] / 1e6:>10.2f}{o['times']:>7}  {o['name']}"
             f"  {o['source']}".rstrip()
         )
-    if r["without_estimate"]:
-        lines.append("\nWithout an estimate, and not in the cycles above:")
+    unknown = r["without_estimate"]
+    lines.append(
+        "\nWithout an estimate, and so not in the cycles above:\n"
+        f"{'MB':>17}{'times':>7}  what, where"
+    )
     lines += [
-        f"{o['bytes'] / 1e6:>10,.1f} MB{o['times']:>7} times  {o['kind']}"
+        f"{o['bytes'] / 1e6:>17,.1f}{o['times']:>7}  {o['kind']}"
         + (f": {o['name']}  {o['source']}".rstrip() if o["name"] else "")
-        for o in r["without_estimate"]
+        for o in unknown[:_SHOWN]
     ]
+    if rest := unknown[_SHOWN:]:
+        size = sum(o["bytes"] for o in rest) / 1e6
+        lines.append(f"{size:>17,.1f}{'':>7}  {len(rest)} more, which --json lists")
     return lines
 
 

@@ -31,8 +31,9 @@ from simmim_jax.data.sources import check_source
 
 # ImageNet-1k: what is assumed where the data set is elsewhere.
 _EXAMPLES, _CLASSES = 1281167, 1000
-# The largest batch is looked for among multiples of this many images a chip.
-_BATCH_UNIT = 8
+# The largest batch is looked for among multiples of this many images a chip, and of
+# what config.optim.accumulation makes of it.
+BATCH_UNIT = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,31 +262,29 @@ def advice(config: ConfigDict, of: Accelerator, memory: Memory) -> list[str]:
 
 
 def largest_batch(
-    bytes_of: Callable[[int], tuple[bool, int]], first: int, constant: int, limit: int
+    bytes_of: Callable[[int], tuple[bool, int]],
+    *,
+    first: int,
+    unit: int,
+    constant: int,
+    limit: int,
 ) -> int:
-    """The largest batch a chip that fits, in steps of `_BATCH_UNIT`; 0: none does.
+    """The largest batch a chip that fits, among multiples of `unit`; 0: none does.
 
     bytes_of: batch a chip -> whether it fits, and bytes that it needs, which grow with
-    the batch about linearly from `constant` on. limit: bytes that there are.
+    the batch about linearly from `constant` on. first: where to begin. limit: bytes
+    that there are.
     """
-    unit = _BATCH_UNIT
-    fits, most = 0, 0  # the largest that fits, the smallest that does not
-    known: dict[int, int] = {0: constant}
+    fits, fails = 0, 0  # the largest that does, the smallest that does not
+    known = {0: constant}
     guess = max(first // unit, 1) * unit
     while True:
-        does, size = bytes_of(guess)
-        known[guess] = size
-        if does:
-            fits = guess
-        else:
-            most = guess
-        if most and most - fits <= unit:
+        does, known[guess] = bytes_of(guess)
+        fits, fails = (guess, fails) if does else (fits, guess)
+        if fails and fails - fits <= unit:
             return fits
         (b, low), (c, high) = sorted(known.items())[-2:]
         slope = max((high - low) / (c - b), 1)
-        aim = int((c + (limit - high) / slope) // unit) * unit
-        lower, upper = (
-            fits + unit,
-            (most or 4 * max(fits, unit)) - (unit if most else 0),
-        )
-        guess = min(max(aim, lower), upper)
+        guess = int((c + (limit - high) / slope) // unit) * unit
+        guess = max(guess, fits + unit)
+        guess = min(guess, fails - unit if fails else 4 * max(fits, unit))

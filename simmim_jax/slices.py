@@ -44,6 +44,8 @@ def set_environment(dump: Path | None = None) -> None:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        # JAX writes such programs to its cache, and cannot read them back.
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
         # Errors alone.
         "TPU_MIN_LOG_LEVEL": "3",
         "TF_CPP_MIN_LOG_LEVEL": "3",

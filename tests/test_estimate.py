@@ -24,14 +24,22 @@ def test_the_largest_batch_is_found_in_few_compilations(first, largest):
         return 10**9 + batch * 10**7 + batch**2 * 1000
 
     limit = need(largest) + 1000
-    found = estimate.largest_batch(bytes_of, first, constant=10**9, limit=limit)
+    found = estimate.largest_batch(
+        bytes_of, first=first, unit=8, constant=10**9, limit=limit
+    )
     assert found == largest
     assert len(asked) <= 6
     assert len(set(asked)) == len(asked)
 
 
 def test_where_nothing_fits_the_largest_batch_is_none():
-    found = estimate.largest_batch(lambda b: (False, 10**10), 256, 10**10, 10**9)
+    found = estimate.largest_batch(
+        lambda batch: (False, 10**10),
+        first=256,
+        unit=8,
+        constant=10**10,
+        limit=10**9,
+    )
     assert found == 0
 
 
