@@ -147,52 +147,35 @@ class Program:
             return known
         condition = self.computations[loop.computation("condition")]
         body = self.computations[loop.computation("body")]
-        start = self.computations[computation]
-        test = next(i for i in condition.values() if i.is_root)
-        error = ValueError(
+        before = self.computations[computation]
+        test, result = (_root(part) for part in (condition, body))
+        initial = before[_origin(before, loop.operands[0])]
+
+        def number(part: Computation, name: str) -> int | None:
+            """A constant in a part of the loop, or one that it hands on unchanged."""
+            found, index = _constant(part, name), _variable(part, name)
+            if found is None and index is not None:
+                kept = _variable(body, result.operands[index]) == index
+                found = _constant(before, initial.operands[index]) if kept else None
+            return found
+
+        if {initial.opcode, result.opcode} == {"tuple"} and _is_less_than(test):
+            index = _variable(condition, test.operands[0])
+            last = number(condition, test.operands[1])
+            if index is not None and last is not None:
+                step = body[_origin(body, result.operands[index])]
+                first = _constant(before, initial.operands[index])
+                added = [
+                    number(body, name)
+                    for name in step.operands
+                    if _variable(body, name) != index
+                ]
+                if step.opcode == "add" and added == [1] and first is not None:
+                    return max(last - first, 0)
+        raise ValueError(
             f"nobody knows how often the loop {loop.name} runs: expected an index that "
             "is counted up by one from a constant to a constant."
         )
-        if test.opcode != "compare" or test.attribute("direction") != "LT":
-            raise error
-
-        def carried(name: str) -> int | None:
-            """The number of the loop's variable that `name` of the condition is."""
-            return _number(r"index=(\d+)", condition[name].attributes)
-
-        index, limit = (_origin(condition, name) for name in test.operands)
-        counter = carried(index)
-        initial = start[_origin(start, loop.operands[0])]
-        result = next(i for i in body.values() if i.is_root)
-        if counter is None or initial.opcode != "tuple" or result.opcode != "tuple":
-            raise error
-        step = body[_origin(body, result.operands[counter])]
-        steps = {_constant(body, name) for name in step.operands}
-        if step.opcode != "add" or (
-            1 not in steps and not self._adds_one(step, initial, body, start)
-        ):
-            raise error
-        first = _constant(start, initial.operands[counter])
-        last = _constant(condition, limit)
-        if last is None and (bound := carried(limit)) is not None:
-            last = _constant(start, initial.operands[bound])
-        if first is None or last is None:
-            raise error
-        return max(last - first, 0)
-
-    def _adds_one(
-        self,
-        step: Instruction,
-        initial: Instruction,
-        body: Computation,
-        start: Computation,
-    ) -> bool:
-        """Whether an addend of `step` is a variable of the loop that starts as 1."""
-        for name in step.operands:
-            index = _number(r"index=(\d+)", body[_origin(body, name)].attributes)
-            if index is not None and _constant(start, initial.operands[index]) == 1:
-                return True
-        return False
 
     def _costliest_branch(self, instruction: Instruction) -> str:
         found = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
@@ -259,6 +242,22 @@ def _closing(line: str, opening: int) -> int:
         if not depth:
             return position + 1
     raise ValueError(f"unbalanced parentheses in {line[:80]!r}.")
+
+
+def _root(computation: Computation) -> Instruction:
+    return next(i for i in computation.values() if i.is_root)
+
+
+def _is_less_than(test: Instruction) -> bool:
+    return test.opcode == "compare" and test.attribute("direction") == "LT"
+
+
+def _variable(computation: Computation, name: str) -> int | None:
+    """The number of the loop's variable that `name` is; None: it is none."""
+    found = computation[_origin(computation, name)]
+    if found.opcode != "get-tuple-element":
+        return None
+    return _number(r"index=(\d+)", found.attributes)
 
 
 def _origin(computation: Computation, name: str) -> str:
