@@ -175,16 +175,18 @@ def _operations(r: dict[str, Any]) -> list[str]:
     unknown = r["without_estimate"]
     lines.append(
         "\nWithout an estimate, and so not in the cycles above:\n"
-        f"{'MB':>17}{'times':>7}  what, where"
+        f"{'M bundles':>10}{'MB':>9}{'times':>7}  what, where"
     )
     lines += [
-        f"{o['bytes'] / 1e6:>17,.1f}{o['times']:>7}  {o['kind']}"
-        + (f": {o['name']}  {o['source']}".rstrip() if o["name"] else "")
+        f"{o['bundles'] / 1e6:>10.2f}{o['bytes'] / 1e6:>9,.1f}{o['times']:>7}  "
+        f"{o['kind']}" + (f": {o['name']}  {o['source']}".rstrip() if o["name"] else "")
         for o in unknown[:_SHOWN]
     ]
     if rest := unknown[_SHOWN:]:
-        size = sum(o["bytes"] for o in rest) / 1e6
-        lines.append(f"{size:>17,.1f}{'':>7}  {len(rest)} more, which --json lists")
+        issued, size = (sum(o[k] for o in rest) / 1e6 for k in ("bundles", "bytes"))
+        lines.append(
+            f"{issued:>10.2f}{size:>9,.1f}{'':>7}  {len(rest)} more, which --json lists"
+        )
     return lines
 
 

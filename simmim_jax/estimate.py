@@ -1,6 +1,7 @@
 """A training step on a TPU slice that is not there: does it fit, what does it cost."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import math
 import re
@@ -84,11 +85,7 @@ def estimate(
     if not memory.fits:
         return result | {"advice": advice(config, of, memory)}
     say("reading the program ...")
-
-    def bundles(kernel: str) -> int | None:
-        dumped = schedule.dumped(dump, kernel)
-        return schedule.bundles(dumped) if dumped else None
-
+    bundles = functools.partial(schedule.dumped_bundles, dump)
     cost = step_cost.cost(hlo.parse(text), bundles)
     return result | rates(cost, of, config.data.batch_size, flops)
 

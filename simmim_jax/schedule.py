@@ -31,6 +31,15 @@ def dumped(folder: str | Path, instruction: str) -> str | None:
     return found[-1].read_text() if found else None
 
 
+def dumped_bundles(folder: str | Path, instruction: str) -> int | None:
+    """Bundles of the instruction of that name; None: its schedule does not tell."""
+    text = dumped(folder, instruction)
+    try:
+        return bundles(text) if text else None
+    except ValueError:
+        return None
+
+
 def bundles(text: str) -> int:
     """Bundles that run: those in loops count as often as the loops do.
 

@@ -21,8 +21,9 @@ class Operation:
     source: str
     kind: str
     times: int = 0
-    cycles: int = 0
-    bytes: int = 0
+    cycles: int = 0  # estimated, or bundles of a kernel
+    bundles: int = 0  # of what has no estimate, as far as they can be counted
+    bytes: int = 0  # that it returns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,9 @@ class Cost:
 def cost(program: Program, bundles: Callable[[str], int | None]) -> Cost:
     """Adds up a step.
 
-    bundles: how many a kernel of that name issues; None: nobody knows, and the kernel
-    is among the unknown.
+    bundles: how many an instruction of that name issues, one a cycle; None: nobody
+    knows. Those of kernels are cycles, those of other instructions without an estimate
+    are told beside the cycles.
     raises: ValueError for a loop of unknown length.
     """
     known: dict[tuple[str, ...], Operation] = {}
@@ -55,12 +57,14 @@ def cost(program: Program, bundles: Callable[[str], int | None]) -> Cost:
     for instruction, computation, times in program.executed():
         if instruction.is_free or instruction.opcode in traffic.CALLS:
             continue
-        cycles = instruction.cycles
-        if cycles is not None:
+        cycles, issued = instruction.cycles, None
+        if cycles is None:
+            issued = bundles(instruction.name)
+        else:
             estimated += times * cycles
-        elif instruction.kind == PALLAS:
-            cycles = bundles(instruction.name)
-            kernels += times * (cycles or 0)
+        if instruction.kind == PALLAS and issued is not None:
+            kernels += times * issued
+            cycles, issued = issued, None
         size = sum(a.bytes for a in instruction.arrays)
         if cycles is None and size <= _SCALARS:
             continue
@@ -75,6 +79,7 @@ def cost(program: Program, bundles: Callable[[str], int | None]) -> Cost:
         group = groups.setdefault(key, Operation(name, source, kind))
         group.times += times
         group.cycles += times * (cycles or 0)
+        group.bundles += times * (issued or 0)
         group.bytes += times * size
     return Cost(
         estimated_cycles=estimated,

@@ -31,3 +31,12 @@ def test_the_schedule_of_an_instruction_is_found_by_its_name(tmp_path):
     (tmp_path / analysis).write_text("")
     assert schedule.dumped(tmp_path, "squares.1") == "2-squares.1-01"
     assert schedule.dumped(tmp_path, "cubes.1") is None
+
+
+def test_bundles_of_what_was_dumped(tmp_path):
+    path = tmp_path / "1-squares.1-01-packed-bundles-post-ra.txt"
+    path.write_text(TEXT)
+    assert schedule.dumped_bundles(tmp_path, "squares.1") == schedule.bundles(TEXT)
+    path.write_text(TEXT.replace("scmp.ge.s32", "scmp.x"))
+    assert schedule.dumped_bundles(tmp_path, "squares.1") is None
+    assert schedule.dumped_bundles(tmp_path, "cubes.1") is None

@@ -50,3 +50,11 @@ def test_what_has_no_estimate_is_named_with_its_bytes():
     assert found["reshape"].bytes == pytest.approx(8 * 120 * 128 * 4)
     assert found["reshape"].times == 1
     assert found["reshape"].source.startswith("tests/programs/make.py:")
+
+
+def test_bundles_of_the_others_stand_beside_the_cycles():
+    with_others = cost("squares.hlo", {"squares.1": 100, "reshape.1": 7}.get)
+    names = [o.name for o in with_others.unknown]
+    assert with_others.cycles == with_others.estimated_cycles + 100
+    issued = {o.kind: o.bundles for o in with_others.unknown}
+    assert issued["reshape"] == 7, names
