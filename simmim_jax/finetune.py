@@ -68,6 +68,7 @@ def finetune_task(config: ConfigDict, workdir: Path) -> train_loop.Task:
     )
     return train_loop.Task(
         source=source,
+        data=inputs.describe(source, held_out, class_names),
         init=lambda key: model.init(key, images)["params"],
         prepare=prepare,
         loss=steps.finetune_loss(model, drop_paths=not config.freeze_encoder),

@@ -47,6 +47,7 @@ def pretrain_task(config: ConfigDict, workdir: Path) -> train_loop.Task:
     evaluate = evaluation(config, workdir, model, prepare(flip=False), held_out)
     return train_loop.Task(
         source=source,
+        data=inputs.describe(source, held_out, ()),
         init=functools.partial(init, config, model),
         prepare=prepare(flip=config.data.flip),
         loss=steps.pretrain_loss(model, objective),

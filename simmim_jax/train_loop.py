@@ -33,6 +33,8 @@ class Task:
     """In what pre-training and fine-tuning differ."""
 
     source: Source
+    # What the data are, in a line for the person who watches.
+    data: str
     # key -> params, pure: runs under jit, straight onto the mesh.
     init: Callable[[jax.Array], Any]
     prepare: steps.Prepare
@@ -149,6 +151,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
                 is_main=jax.process_index() == 0,
             )
         )
+        writer.message(task.data)
         if start:
             for change in resume.changes(
                 workdir, config, task.meta, finished=start >= total
@@ -173,6 +176,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
 
         # ---- Compile and loop --------------------------------------------------------
         if start < total:
+            writer.message("compiling the training step ...")
             begin = time.perf_counter()
             step_fn = compile_step(config, task, tx, shapes, shardings, mesh)
             seconds = time.perf_counter() - begin
