@@ -74,7 +74,7 @@ def finetune_task(config: ConfigDict, workdir: Path) -> train_loop.Task:
         raise ValueError(
             f"config.data.eval_split={config.data.eval_split!r} has the classes "
             f"{held_out.class_names}, config.data.train_split has {class_names}: "
-            "expected the same."
+            f"expected the same. {getattr(held_out, 'unlabelled', '')}".rstrip()
         )
     if config.freeze_encoder and not config.init_from:
         raise ValueError(
@@ -89,6 +89,7 @@ def finetune_task(config: ConfigDict, workdir: Path) -> train_loop.Task:
     return train_loop.Task(
         **vars(learns),
         source=source,
+        data=inputs.describe(source, held_out, class_names),
         evaluate=evaluation(config, model, inputs.eval_pass(config, held_out, workdir)),
         best="top1",
         mode="max",
@@ -108,7 +109,8 @@ def check_classes(config: ConfigDict, source: Source) -> tuple[str, ...]:
         raise ValueError(
             f"config.data.dataset={config.data.dataset!r} has classes "
             f"{list(source.class_names)}: fine-tuning needs labelled images of at "
-            "least two classes, such as a folder with a sub-folder for each."
+            "least two classes, such as a folder with a sub-folder for each and no "
+            f"image beside them. {getattr(source, 'unlabelled', '')}".rstrip()
         )
     return source.class_names
 

@@ -24,11 +24,23 @@ from simmim_jax.data.workers import num_cpus, share_out
 
 # Batches on the devices beside the one that they work on.
 _ON_DEVICES = 2
+# Names of classes that tell whether they are the ones that were meant.
+_NAMES_SHOWN = 6
 
 
 def open_split(config: ConfigDict, split: str) -> Source:
     """One split of the data set that config.data names."""
     return open_source(config.data.dataset, split, data_dir=config.data.data_dir)
+
+
+def describe(source: Source, held_out: Source, class_names: tuple[str, ...]) -> str:
+    """What a run sees, in a line: numbers of images and, where they count, classes."""
+    text = f"{len(source):,} images to train on, {len(held_out):,} held out"
+    if not class_names:
+        return text
+    first = ", ".join(class_names[:_NAMES_SHOWN])
+    more = ", ..." if len(class_names) > _NAMES_SHOWN else ""
+    return f"{text}, {len(class_names):,} classes: {first}{more}"
 
 
 def bad_images(config: ConfigDict, split: str, workdir: Path) -> BadImages:

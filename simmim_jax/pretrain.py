@@ -49,6 +49,7 @@ def pretrain_task(config: ConfigDict, workdir: Path) -> train_loop.Task:
     return train_loop.Task(
         **vars(learner(config, len(source))),
         source=source,
+        data=inputs.describe(source, held_out, ()),
         evaluate=evaluation(config, workdir, held_out),
         best="eval_loss",
         mode="min",

@@ -34,6 +34,8 @@ class Task(Learner):
     """In what pre-training and fine-tuning differ."""
 
     source: Source
+    # What the data are, in a line for the person who watches.
+    data: str
     # (params, step) -> metrics of held-out data; may draw a picture.
     evaluate: Callable[[Any, int], dict[str, float]]
     # The metric of `evaluate` that the best checkpoint is chosen by: "min" or "max".
@@ -96,6 +98,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
                 is_main=jax.process_index() == 0,
             )
         )
+        writer.message(task.data)
         if start:
             for change in resume.changes(
                 workdir, config, task.meta, finished=start >= total
@@ -118,6 +121,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
 
         # ---- Compile and loop --------------------------------------------------------
         if start < total:
+            writer.message("compiling the training step ...")
             before = time.perf_counter()
             lowered = plan.lower()
             # XLA leaves Python free: operations are counted meanwhile.

@@ -12,6 +12,7 @@ from PIL import Image
 from configs import common
 from simmim_jax import augment, compilation, inputs
 from simmim_jax.data.source import ArraySource
+from simmim_jax.data.sources import open_source
 from simmim_jax.finetune import (
     check_classes,
     draw_augmented,
@@ -22,6 +23,7 @@ from simmim_jax.finetune import (
 )
 from simmim_jax.models import build_classifier
 from simmim_jax.transfer import interpolate_offsets
+from tests.images import write_photographs
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +247,14 @@ def test_images_without_classes_are_refused():
     source = ArraySource(np.zeros((2, 28, 28, 1), np.uint8), None, ())
     with pytest.raises(ValueError, match="labelled images of at least two classes"):
         check_classes(config, source)
+
+
+def test_what_makes_images_unlabelled_is_told(tmp_path):
+    write_photographs(tmp_path, ["cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "4.jpg"])
+    config = tiny_config.get_config("finetune")
+    config.data.dataset = str(tmp_path)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/4\.jpg' lies in no class"):
+        check_classes(config, open_source(str(tmp_path), "train"))
 
 
 def test_other_model_in_the_same_workdir_is_refused(tmp_path):

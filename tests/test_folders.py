@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -60,20 +61,25 @@ def test_splits_of_other_names_may_have_other_classes(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "train"])
-def test_class_folders_without_images_are_refused(prefix, tmp_path):
+def test_a_class_folder_without_images_makes_it_unlabelled(prefix, tmp_path):
+    """Fine-tuning refuses it; to pre-train, a folder of videos is no harm."""
     write_image(tmp_path / prefix / "cat" / "1.png")
     write_image(tmp_path / prefix / "cat" / "2.png")
     (tmp_path / prefix / "dog").mkdir()
     (tmp_path / prefix / "dog" / "1.tif").touch()
-    with pytest.raises(ValueError, match=r"without images to learn from: /.*dog\. "):
-        open_source(str(tmp_path), "train")
+    source = open_source(str(tmp_path), "train")
+    assert re.search(r"without images to learn from: /.*dog\. ", source.unlabelled)
+    assert source.class_names == ()
+    assert source.labels is None
+    assert len(source) == (2 if prefix else 1)
 
 
 def test_folders_that_only_other_splits_have_are_named_where_they_are(tmp_path):
     """As in Tiny ImageNet, whose validation images are unlabelled."""
     write_photographs(tmp_path, ["train/cat/images/1.jpg", "val/images/2.jpg"])
-    with pytest.raises(ValueError, match=rf"learn from: {tmp_path}/val/images\. "):
-        open_source(str(tmp_path), "train")
+    source = open_source(str(tmp_path), "train")
+    assert f"learn from: {tmp_path}/val/images. " in source.unlabelled
+    assert source.labels is None
     (tmp_path / "val" / "images" / "2.jpg").rename(tmp_path / "val" / "2.jpg")
     (tmp_path / "val" / "images").rmdir()
     assert open_source(str(tmp_path), "train").class_names == ("cat",)
@@ -88,6 +94,10 @@ def test_images_beside_no_folder_make_it_unlabelled(tmp_path):
     assert source.class_names == ()
     assert source.labels is None
     assert source[0]["label"] == -1
+    assert f"'{tmp_path}/train/a.png' lies in no class folder" in source.unlabelled
+    (tmp_path / "train" / "folder" / "b.png").unlink()
+    (tmp_path / "train" / "folder").rmdir()
+    assert open_source(str(tmp_path), "train").unlabelled == ""
     assert source[0]["path"].endswith("a.png")
 
 

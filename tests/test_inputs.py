@@ -79,6 +79,23 @@ def test_batches_on_devices_are_those_of_the_iterator():
         np.testing.assert_array_equal(batch["image"], next(expected)["image"])
 
 
+@pytest.mark.parametrize(
+    ("class_names", "says"),
+    [
+        ((), "1,100 images to train on, 60 held out"),
+        (("cat", "dog"), "1,100 images to train on, 60 held out, 2 classes: cat, dog"),
+        (
+            tuple(f"n{i}" for i in range(1000)),
+            "1,100 images to train on, 60 held out, 1,000 classes: "
+            "n0, n1, n2, n3, n4, n5, ...",
+        ),
+    ],
+)
+def test_what_a_run_sees_in_a_line(class_names, says):
+    train, held_out = (ArraySource(images(n), None, class_names) for n in (1100, 60))
+    assert inputs.describe(train, held_out, class_names) == says
+
+
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: SubsetSource(s, np.arange(9))])
 def test_raw_images_need_no_processes(wrap, monkeypatch):
     monkeypatch.setattr(inputs, "num_cpus", lambda: 64)

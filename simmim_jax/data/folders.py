@@ -38,13 +38,14 @@ _SETTLED_NS = 2 * 10**9
 class FolderSource:
     """Image files under `root`, a folder or URL: paths relative to it or absolute.
 
-    labels int[n] or None.
+    labels int[n] or None; unlabelled: why there are none, where that may surprise.
     """
 
     root: str
     paths: Paths = dataclasses.field(repr=False)
     labels: np.ndarray | None = dataclasses.field(repr=False)
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
+    unlabelled: str = ""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -61,7 +62,7 @@ def open_folder(root: str, split: str) -> FolderSource:
     """Open one split of a folder; see `open_source` for how it may be laid out.
 
     raises: FileNotFoundError without images, ValueError for a split that does not
-    exist or class folders without images to learn from.
+    exist.
     """
     name = find_split(split, root, lambda name: os.path.isdir(os.path.join(root, name)))
     folder = os.path.join(root, name or "")
@@ -70,6 +71,7 @@ def open_folder(root: str, split: str) -> FolderSource:
         raise no_images(folder)
     folders = class_folders(paths)
     class_names: list[str] = []
+    unlabelled = ""
     if folders is not None:
         # The classes of all splits together, lest a class that is missing in
         # one of them shifts its labels.
@@ -79,19 +81,26 @@ def open_folder(root: str, split: str) -> FolderSource:
         empty = set(class_names) - set(map(os.fsdecode, set(folders)))
         if empty and (name is None or split == "train"):
             found = [os.path.join(place, name) for place in places for name in empty]
-            raise ValueError(
+            unlabelled = (
                 "There are class folders without images to learn from: "
                 f"{', '.join(sorted(filter(os.path.isdir, found)))}. Expected "
                 f"{'/'.join(IMAGE_ENDINGS)} files in folders of these names in "
                 f"{folder!r}: convert other formats, or remove the folders. Images "
                 "without a class go right into the folder of their split."
             )
+            folders, class_names = None, []
+    elif any(b"/" in path for path in paths):
+        stray = next(os.fsdecode(path) for path in paths if b"/" not in path)
+        unlabelled = (
+            f"{os.path.join(folder, stray)!r} lies in no class folder, others do: "
+            "move it into one, or away."
+        )
     labels = None if folders is None else number(folders, class_names)
     if name is None:
         chosen = by_rule(paths, split, root)
         paths = [paths[i] for i in chosen]
         labels = None if labels is None else labels[chosen]
-    return FolderSource(folder, Paths(paths), labels, tuple(class_names))
+    return FolderSource(folder, Paths(paths), labels, tuple(class_names), unlabelled)
 
 
 def open_url(url: str, split: str) -> FolderSource:

@@ -67,6 +67,9 @@ def pack(
         name: open_source(dataset, split, data_dir=data_dir)
         for name, split in splits.items()
     }
+    for name, source in sources.items():
+        if unlabelled := getattr(source, "unlabelled", ""):
+            print(f"{name}: packed without classes. {unlabelled}")
     plan, num_bytes = make_plan(sources, root, options, shard_mb)
     if os.path.exists(os.path.join(out, packed.INDEX)):
         compare(packed.read_index(out)["plan"], plan, out)
@@ -173,7 +176,11 @@ def _finish(
 
     for name, split in splits.items():
         count = len(split["shards"])
-        print(f"{name}: {split['num_examples']:,} images in {count} shards")
+        classes = f"{len(split['class_names']):,} classes"
+        print(
+            f"{name}: {split['num_examples']:,} images in {count} shards, "
+            f"{classes if split['labels'] else 'without labels'}"
+        )
     num_bytes = sum(s["bytes"] for split in splits.values() for s in split["shards"])
     print(f"{num_bytes / 1e6:,.1f} MB, of {source_bytes / 1e6:,.1f} MB in the source")
     if skipped:

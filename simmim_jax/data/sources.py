@@ -49,7 +49,8 @@ def open_source(dataset: str, split: str, *, data_dir: str = "") -> Source:
     moves none of those that were there. TFDS takes any slice such as "train[:10%]".
 
     Images in folders are labelled by the first folder, in sorted order; an image beside
-    no folder makes the set unlabelled. In a manifest whole numbers are labels as they
+    no folder, or a folder without images to learn from, makes the set unlabelled; the
+    source says so in `unlabelled`. In a manifest whole numbers are labels as they
     are, names are numbered in sorted order. Hidden files and folders are passed over.
 
     data_dir: where TFDS sets are, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
