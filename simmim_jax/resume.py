@@ -23,6 +23,7 @@ HARMLESS = (
     "keep_checkpoints",
     "log_every",
     "mesh.",
+    "model.attention",
     "model.remat",
     "pictures",
     "wandb",

@@ -26,8 +26,6 @@ has not run on a chip yet.
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +48,7 @@ class _Sizes:
     """What a device computes, besides the shapes of its arrays."""
 
     heads: int
+    width: int  # of all heads
     tokens: int  # that exist, in a window or image
     rows: int  # of qkv for it: tokens and what pads them
 
@@ -67,7 +66,7 @@ def fused_attention(
     """What `attention.attention` computes, on a TPU, by these kernels.
 
     Under `jax.set_mesh` every device works on its part of the batch. ValueError for
-    more than 256 tokens, or heads whose width 128 is no multiple of.
+    more than 256 tokens or heads wider than 128.
     """
     width = qkv.shape[1] // 3 // num_heads
     if tokens > MAX_TOKENS:
@@ -76,12 +75,12 @@ def fused_attention(
             f'for at most {MAX_TOKENS}. Set it to "xla", or take larger patches, '
             "smaller images or smaller windows."
         )
-    if LANES % width:
+    if width > LANES:
         raise ValueError(
-            f'config.model.attention="pallas" with heads of width {width}: expected a '
-            f'divisor of {LANES}. Set it to "xla", or change config.model.num_heads.'
+            f'config.model.attention="pallas" with heads of width {width}: expected at '
+            f'most {LANES}. Set it to "xla", or raise config.model.num_heads.'
         )
-    sizes = _Sizes(num_heads, tokens, len(qkv) // batch)
+    sizes = _Sizes(num_heads, qkv.shape[1] // 3, tokens, len(qkv) // batch)
     return _attention(sizes, qkv, added, bias, mask)
 
 
@@ -137,7 +136,7 @@ def _on_each_device(function, **specs):
     return jax.shard_map(function, check_vma=False, **specs)
 
 
-# ---- What one device does --------------------------------------------------------------
+# ---- What one device does ------------------------------------------------------------
 
 
 def _forward_on_device(sizes, qkv, bias, mask):
@@ -190,7 +189,13 @@ def _backward_on_device(sizes, qkv, bias, mask, lse, dout):
     dqkv, dadded, dtable = pl.pallas_call(
         functools.partial(_backward_kernel, layout.head_width),
         grid=(cores, steps),
-        in_specs=[batched(qkv), fixed(table), fixed(apart), batched(lse), batched(dout)],
+        in_specs=[
+            batched(qkv),
+            fixed(table),
+            fixed(apart),
+            batched(lse),
+            batched(dout),
+        ],
         out_specs=[
             batched(qkv),
             pl.BlockSpec((1, 1, 3 * width), lambda c, i: (c, 0, 0)),
@@ -206,9 +211,12 @@ def _backward_on_device(sizes, qkv, bias, mask, lse, dout):
         ),
         name="attention_backward",
     )(qkv, table, apart, lse, dout)
-    dadded = rearrange(dadded.sum((0, 1)), "(three c) -> three c", three=3)
-    dadded = dadded[:, : sizes.heads * layout.head_width].reshape(-1)
-    return _from_samples(layout, dqkv, 3), dadded, _bias_of(layout, dtable.sum(0))
+    dadded = rearrange(dadded, "core one c -> (core one) c")
+    return (
+        _from_samples(layout, dqkv, 3),
+        _without_padding(layout, dadded, 3).sum(0),
+        _bias_of(layout, dtable.sum(0)),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +224,7 @@ class _Layout:
     """Samples as kernels see them: some windows, their rows and heads padded."""
 
     sizes: _Sizes
-    head_width: int
+    head_width: int  # a divisor of 128
     heads: int  # a multiple of those on 128 lanes
     windows: int  # in a sample
     rows: int  # of a window
@@ -228,7 +236,9 @@ class _Layout:
 
 def _layout(sizes, qkv, mask):
     """The largest samples of up to 128 rows that need no padding, or padded ones."""
-    head_width = qkv.shape[1] // 3 // sizes.heads
+    head_width = sizes.width // sizes.heads
+    # A divisor of the lanes.
+    head_width = 2 ** (head_width - 1).bit_length()
     heads = _round_up(sizes.heads, LANES // head_width)
     count, masks = len(qkv) // sizes.rows, 1 if mask is None else len(mask)
     for rows in (sizes.rows, _round_up(sizes.rows, SUBLANES)):
@@ -242,18 +252,26 @@ def _layout(sizes, qkv, mask):
 def _to_samples(layout, x, parts):
     """float[b*rows parts*c] -> float[samples windows*rows parts*c], padded."""
     sizes = layout.sizes
-    x = rearrange(x, "(b n) (p c) -> b n p c", n=sizes.rows, p=parts)
+    x = rearrange(x, "(b n) (p h c) -> b n p h c", n=sizes.rows, p=parts, h=sizes.heads)
     rows, heads = layout.rows - sizes.rows, layout.heads - sizes.heads
-    x = jnp.pad(x, ((0, 0), (0, rows), (0, 0), (0, heads * layout.head_width)))
-    return rearrange(x, "(b w) n p c -> b (w n) (p c)", w=layout.windows)
+    columns = layout.head_width - x.shape[-1]
+    x = jnp.pad(x, ((0, 0), (0, rows), (0, 0), (0, heads), (0, columns)))
+    return rearrange(x, "(b w) n p h c -> b (w n) (p h c)", w=layout.windows)
 
 
 def _from_samples(layout, x, parts):
     """The inverse of `_to_samples`."""
+    x = rearrange(x, "b (w n) c -> (b w) n c", w=layout.windows)
+    x = rearrange(x[:, : layout.sizes.rows], "b n c -> (b n) c")
+    return _without_padding(layout, x, parts)
+
+
+def _without_padding(layout, x, parts):
+    """float[n parts*c], without the columns that pad heads, or that are heads."""
     sizes = layout.sizes
-    x = rearrange(x, "b (w n) (p c) -> (b w) n p c", w=layout.windows, p=parts)
-    x = x[:, : sizes.rows, :, : sizes.heads * layout.head_width]
-    return rearrange(x, "b n p c -> (b n) (p c)")
+    x = rearrange(x, "n (p h c) -> n p h c", p=parts, h=layout.heads)
+    x = x[:, :, : sizes.heads, : sizes.width // sizes.heads]
+    return rearrange(x, "n p h c -> n (p h c)")
 
 
 def _tables(layout, bias, mask):
@@ -285,11 +303,14 @@ def _tables(layout, bias, mask):
 def _bias_of(layout, dtable):
     """The gradient of the bias from that of `_tables`."""
     sizes, windows = layout.sizes, layout.windows
-    blocks = rearrange(
-        dtable, "h (v k) (w q) -> v w h q k", v=windows, w=windows
-    )
+    blocks = rearrange(dtable, "h (v k) (w q) -> v w h q k", v=windows, w=windows)
     total = sum(blocks[w, w] for w in range(windows))
     return total[: sizes.heads, : sizes.tokens, : sizes.tokens]
+
+
+def padding(tokens: int) -> int:
+    """Rows to add to a sample of so many tokens, for kernels to take it as it lies."""
+    return -tokens % SUBLANES
 
 
 def _round_up(number: int, step: int) -> int:
@@ -301,7 +322,7 @@ def _divisor(number: int, at_most: int) -> int:
     return max(d for d in range(1, max(at_most, 1) + 1) if number % d == 0)
 
 
-# ---- The kernels -----------------------------------------------------------------------
+# ---- The kernels ---------------------------------------------------------------------
 
 
 def _dot(a, b, over):

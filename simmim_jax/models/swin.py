@@ -7,9 +7,14 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
-from simmim_jax.models.attention import attention, queries_keys_values
+from simmim_jax.models.attention import (
+    attention,
+    check_implementation,
+    queries_keys_values,
+)
 from simmim_jax.models.layers import (
     DropPath,
     Encoded,
@@ -37,13 +42,14 @@ class WindowAttention(nn.Module):
     num_heads: int
     qkv_bias: bool
     kernel_init: Initializer
+    implementation: str
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, window: int, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, window: int, mask: np.ndarray | None) -> jax.Array:
         """x: float[b*w*n d], n = window²; mask: float[w n n] -> as x."""
         width, tokens = x.shape[-1], window**2
-        qkv = queries_keys_values(
+        qkv, added = queries_keys_values(
             self,
             x,
             bias="qkv" if self.qkv_bias else "",
@@ -58,7 +64,16 @@ class WindowAttention(nn.Module):
         bias = rearrange(
             table[relative_offsets(window, window)], "q k heads -> heads q k"
         )
-        x = attention(qkv, bias, mask, batch=len(x) // tokens, num_heads=self.num_heads)
+        x = attention(
+            qkv,
+            added,
+            bias,
+            mask,
+            batch=len(x) // tokens,
+            num_heads=self.num_heads,
+            tokens=tokens,
+            implementation=self.implementation,
+        )
         return Linear(width, self.kernel_init, dtype=self.dtype, name="proj")(x)
 
 
@@ -181,6 +196,7 @@ class Swin(nn.Module):
     drop_path_rate: float = 0.0  # of the last block; rises linearly from 0
     norm_eps: float = 1e-5
     init_std: float = 0.02  # of initial weights
+    attention: str = "xla"  # how it is computed: attention.IMPLEMENTATIONS
     remat: str = "none"  # what is computed again for less memory: REMAT_POLICIES
     dtype: jnp.dtype = jnp.float32  # of activations and products; parameters: float32
 
@@ -216,6 +232,7 @@ class Swin(nn.Module):
             num_heads=self.num_heads[stage],
             qkv_bias=self.qkv_bias,
             kernel_init=truncated_normal(self.init_std),
+            implementation=self.attention,
             dtype=self.dtype,
         )
 
@@ -229,6 +246,7 @@ class Swin(nn.Module):
         and before positions; every token goes through every block. `train` turns on
         drop path (rng stream `drop_path`). ValueError where sizes do not divide.
         """
+        check_implementation(self.attention)
         _check_stages(self.depths, self.num_heads, self.embed_dim)
         kernel_init = truncated_normal(self.init_std)
         x = PatchEmbed(

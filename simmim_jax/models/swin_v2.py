@@ -45,19 +45,22 @@ class CosineAttention(nn.Module):
     qkv_bias: bool
     pretrained_window: int
     kernel_init: Initializer
+    implementation: str
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, window: int, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, window: int, mask: np.ndarray | None) -> jax.Array:
         """x: float[b*w*n d], n = window²; mask: float[w n n] -> as x."""
         width, tokens = x.shape[-1], window**2
-        qkv = queries_keys_values(
+        qkv, added = queries_keys_values(
             self,
             x,
             bias="qv" if self.qkv_bias else "",
             kernel_init=self.kernel_init,
             dtype=self.dtype,
         )
+        if added is not None:
+            qkv += added.astype(self.dtype)
         logit_scale = self.param(
             "logit_scale",
             nn.initializers.constant(math.log(10)),
@@ -71,7 +74,16 @@ class CosineAttention(nn.Module):
         qkv = jnp.stack([q.astype(v.dtype), k.astype(v.dtype), v], axis=1)
         qkv = rearrange(qkv, "n three heads d -> n (three heads d)")
         bias = self.position_bias(window)
-        x = attention(qkv, bias, mask, batch=len(x) // tokens, num_heads=self.num_heads)
+        x = attention(
+            qkv,
+            None,
+            bias,
+            mask,
+            batch=len(x) // tokens,
+            num_heads=self.num_heads,
+            tokens=tokens,
+            implementation=self.implementation,
+        )
         return Linear(width, self.kernel_init, dtype=self.dtype, name="proj")(x)
 
     def position_bias(self, window: int) -> jax.Array:
@@ -125,5 +137,6 @@ class SwinV2(Swin):
             qkv_bias=self.qkv_bias,
             pretrained_window=windows[stage],
             kernel_init=truncated_normal(self.init_std),
+            implementation=self.attention,
             dtype=self.dtype,
         )
