@@ -344,19 +344,25 @@ def _for_each_sample(block, body):
         jax.lax.fori_loop(0, block, lambda i, _: body(i), None)
 
 
+def _columns(sample, group, width):
+    """Where queries, keys and values of a sample and group of heads lie."""
+    firsts = (p * width + group * LANES for p in range(3))
+    return [(sample, slice(None), pl.ds(first, LANES)) for first in firsts]
+
+
 def _forward_kernel(head_width, qkv_ref, table_ref, apart_ref, out_ref, lse_ref):
     block, _, width = out_ref.shape
     start = pl.program_id(0) * block
+    together = LANES // head_width
 
     def sample(i):
         apart = apart_ref.at[jax.lax.rem(start + i, len(apart_ref))]
-        for first in range(0, width, LANES):
-            q, k, v = (
-                qkv_ref[i, :, pl.ds(part * width + first, LANES)] for part in range(3)
-            )
+        # Unrolled: the compiler works on several heads at once.
+        for g in range(width // LANES):
+            q, k, v = (qkv_ref[at] for at in _columns(i, g, width))
             values, outs = v.T, []
-            for h in range(LANES // head_width):
-                head = first // head_width + h
+            for h in range(together):
+                head = g * together + h
                 s = _dot(_only(k, h, head_width), q, (1, 1))
                 s += table_ref[head] + apart[...]
                 top = s.max(0, keepdims=True)
@@ -366,7 +372,7 @@ def _forward_kernel(head_width, qkv_ref, table_ref, apart_ref, out_ref, lse_ref)
                 value = values[h * head_width : (h + 1) * head_width]
                 outs.append(_dot(value, e.astype(v.dtype), (1, 0)) * (1 / total))
             out = jnp.concatenate(outs, 0).T
-            out_ref[i, :, pl.ds(first, LANES)] = out.astype(out_ref.dtype)
+            out_ref[_columns(i, g, width)[0]] = out.astype(out_ref.dtype)
 
     _for_each_sample(block, sample)
 
@@ -384,6 +390,7 @@ def _backward_kernel(
 ):
     block, _, width = dout_ref.shape
     step = pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)
+    together = LANES // head_width
 
     @pl.when(pl.program_id(1) == 0)
     def start_sums():
@@ -392,14 +399,14 @@ def _backward_kernel(
 
     def sample(i):
         apart = apart_ref.at[jax.lax.rem(step * block + i, len(apart_ref))]
-        for first in range(0, width, LANES):
-            q, k, v = (
-                qkv_ref[i, :, pl.ds(part * width + first, LANES)] for part in range(3)
-            )
-            dout = dout_ref[i, :, pl.ds(first, LANES)]
+        # Unrolled: the compiler works on several heads at once.
+        for g in range(width // LANES):
+            columns = _columns(i, g, width)
+            q, k, v = (qkv_ref[at] for at in columns)
+            dout = dout_ref[columns[0]]
             keys, dqs, dk, dv = k.T, [], 0.0, 0.0
-            for h in range(LANES // head_width):
-                head = first // head_width + h
+            for h in range(together):
+                head = g * together + h
                 s = _dot(_only(k, h, head_width), q, (1, 1))
                 s += table_ref[head] + apart[...]
                 p = jnp.exp(s - lse_ref[i, pl.ds(head, 1), :])
@@ -413,9 +420,8 @@ def _backward_kernel(
                 key = keys[h * head_width : (h + 1) * head_width]
                 dqs.append(_dot(key, ds, (1, 0)))
             dq = jnp.concatenate(dqs, 0).T
-            for part, d in enumerate((dq, dk, dv)):
-                at = pl.ds(part * width + first, LANES)
-                dqkv_ref[i, :, at] = d.astype(dqkv_ref.dtype)
-                dadded_ref[0, :, at] += d.sum(0, keepdims=True)
+            for at, d in zip(columns, (dq, dk, dv), strict=True):
+                dqkv_ref[at] = d.astype(dqkv_ref.dtype)
+                dadded_ref[0, :, at[2]] += d.sum(0, keepdims=True)
 
     _for_each_sample(block, sample)
