@@ -18,7 +18,8 @@ def _base(mode: str) -> ConfigDict:
     """Fields of both modes."""
     config = ConfigDict()
     # "pretrain", "finetune", or "compare" for both (see `comparison`). With any config
-    # "bench_input" measures how fast its images come, and changes nothing.
+    # "bench_input" measures how fast its images come, "bench" how fast a training step
+    # is without them; neither changes anything.
     config.mode = mode
     # Everything random follows from it: weights, order of the data, crops, masks.
     config.seed = 0
@@ -128,9 +129,22 @@ def _base(mode: str) -> ConfigDict:
     config.checkpoint_every = "1 epochs"
     # Last checkpoints to keep, beside the best one.
     config.keep_checkpoints = 3
-    # What mode "bench_input" measures for.
+    # A trace of some steps for xprof and TensorBoard, in <workdir>/profile.
+    config.profile = ConfigDict()
+    # It begins after so many steps of a start: the first ones are unlike the rest.
+    config.profile.start_step = 10
+    # Steps that it covers; 0: no trace.
+    config.profile.num_steps = 0
+    # What the modes "bench" and "bench_input" measure, and for what.
     config.bench = ConfigDict()
-    # TPU slices as Google Cloud spells them, and GPUs of a host: "h100", "h100x8".
+    # "bench": steps that count.
+    config.bench.steps = 20
+    # "bench": classes of the synthetic images, in fine-tuning.
+    config.bench.num_classes = 1000
+    # "bench": save a checkpoint as well, and tell what it costs.
+    config.bench.checkpoint = False
+    # "bench_input": TPU slices as Google Cloud spells them, and GPUs of a host, such as
+    # "h100" and "h100x8".
     config.bench.accelerators = "v5e-1, v5e-8, v4-8, v6e-8, a100, h100x8"
     # Send metrics to Weights & Biases (pip install wandb).
     config.wandb = False

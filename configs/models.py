@@ -69,6 +69,9 @@ def vit() -> ConfigDict:
     # What the backward pass computes again, for less memory: "none", "full" (whole
     # blocks) or "dots" (all but the matrix products of projections and MLPs).
     model.remat = "none"
+    # Compile one block and run it in a loop, instead of all of them: compiles sooner.
+    # It needs `remat`, without which a loop keeps more than unrolled blocks do.
+    model.scan_layers = False
     return model
 
 
@@ -105,6 +108,8 @@ def swin() -> ConfigDict:
     model.attention = "xla"
     # What the backward pass computes again, as for the ViT.
     model.remat = "none"
+    # Compile two blocks of a stage and run them in a loop, as for the ViT.
+    model.scan_layers = False
     return model
 
 

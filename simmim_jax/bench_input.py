@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from simmim_jax import inputs, sharding, train_loop
+from simmim_jax import compilation, inputs, sharding
 from simmim_jax.accelerators import Accelerator, accelerator
 from simmim_jax.data.crop import random_crop, resize_center_crop
 from simmim_jax.data.decode import decode
@@ -68,12 +68,10 @@ def bench_input(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     names = config.bench.accelerators.replace(",", " ").split()
     accelerators = [accelerator(name) for name in names]
     inputs.check_batch(config, sharding.make_mesh())
-    config.model.remat = "none"  # a utilisation counts nothing twice
-    config.model.attention = "xla"  # nor what pads a kernel
     task = (pretrain_task if "mask" in config else finetune_task)(config, workdir)
     if jax.process_index() == 0:
         print("measuring for about ten seconds ...", flush=True)
-    flops = train_loop.flops_per_image(config, task)
+    flops = compilation.flops_per_image(config, task)
     measured = measure(config, task.source)
     stage, advice = bottleneck(measured)
     result = {

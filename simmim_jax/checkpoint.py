@@ -23,6 +23,8 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers as policies
 
+from simmim_jax.interrupt import Interrupted
+
 # Orbax warns of what we mean to do: checkpoints without metrics, items read one by one.
 logging.getLogger("absl").addFilter(
     lambda record: (
@@ -140,6 +142,10 @@ class Checkpointer:
         )
         return restored.params, restored.optimizer, restored.data
 
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is not yet whole on disk."""
+        return self._manager.is_saving_in_progress()
+
     def wait(self) -> None:
         """Blocks until everything is on disk."""
         self._manager.wait_until_finished()
@@ -147,9 +153,13 @@ class Checkpointer:
     def __enter__(self) -> "Checkpointer":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        """Waits for pending writes and stops the threads behind them."""
-        self._manager.close()
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        """Waits for pending writes and stops the threads behind them.
+
+        Not where one of several processes fails: it would wait for the others.
+        """
+        if kind in (None, Interrupted) or jax.process_count() == 1:
+            self._manager.close()
 
 
 def load(path: str | Path) -> tuple[dict, dict[str, Any]]:
@@ -158,13 +168,22 @@ def load(path: str | Path) -> tuple[dict, dict[str, Any]]:
     path: as for `find`.
     """
     path = find(path)
-    with ocp.PyTreeCheckpointer() as reader:
+    # Each process reads by itself; it may be the only one to do so.
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=None, active_processes={jax.process_index()}
+    )
+    with ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
+        multiprocessing_options=alone,
+    ) as reader:
         like = reader.metadata(path / "params").item_metadata
         restore_args = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like.tree
         )
         params = reader.restore(path / "params", restore_args=restore_args)
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    with ocp.Checkpointer(
+        ocp.JsonCheckpointHandler(), multiprocessing_options=alone
+    ) as reader:
         return params, reader.restore(path / "meta")
 
 

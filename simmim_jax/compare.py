@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from simmim_jax import inputs, train_loop, visualize
+from simmim_jax import compilation, inputs, sharding, visualize
 from simmim_jax.finetune import finetune, finetune_task, patch_grid
 from simmim_jax.metrics import read_metrics, write_json
 from simmim_jax.predict import Predictor
@@ -68,10 +68,10 @@ def announce(part: str) -> None:
 def check(config: ConfigDict, workdir: Path) -> None:
     """ValueError for what would end fine-tuning, before pre-training begins."""
     old, (new, _) = config.pretrain, arms(config.finetune, workdir)
-    shapes = (
-        train_loop.check(old, pretrain_task(old, workdir)),
-        train_loop.check(new, finetune_task(new, workdir)),
-    )
+    shapes = [
+        compilation.check(run, make_task(run, workdir), sharding.make_mesh(**run.mesh))
+        for run, make_task in ((old, pretrain_task), (new, finetune_task))
+    ]
     # Parameters without memory.
     zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
     transfer(

@@ -21,9 +21,10 @@ from simmim_jax import (
     train_loop,
     visualize,
 )
+from simmim_jax.compilation import Learner
 from simmim_jax.data.pipeline import EvalBatches
 from simmim_jax.data.source import Source, SubsetSource, subset
-from simmim_jax.models import build_classifier
+from simmim_jax.models import build_classifier, plain
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.transfer import transfer
 
@@ -31,6 +32,35 @@ from simmim_jax.transfer import transfer
 def finetune(config: ConfigDict, workdir: Path) -> train_loop.Trained:
     """Fine-tunes as `config` says, or goes on with what lies in `workdir`."""
     return train_loop.train(config, workdir, finetune_task(config, workdir))
+
+
+def learner(config: ConfigDict, num_examples: int, num_classes: int) -> Learner:
+    """What learns in fine-tuning; ValueError where `config` makes no sense."""
+    model = model_of(config, num_classes)
+    images = jnp.zeros((1, *config.data.image_size, config.data.channels))
+    prepare = steps.finetune_prepare(
+        num_classes=num_classes,
+        label_smoothing=config.label_smoothing,
+        mean=config.data.mean,
+        std=config.data.std,
+        flip=config.data.flip,
+        **config.augment,
+    )
+    return Learner(
+        init=lambda key: model.init(key, images)["params"],
+        prepare=prepare,
+        loss=steps.finetune_loss(model, drop_paths=not config.freeze_encoder),
+        plain_loss=steps.finetune_loss(plain(model), drop_paths=False),
+        num_examples=num_examples,
+        layer_id=model.layer_id,
+        layer_decay=config.optim.layer_decay,
+        frozen=("encoder",) if config.freeze_encoder else (),
+    )
+
+
+def model_of(config: ConfigDict, num_classes: int) -> Classifier:
+    """The encoder of config.model, and a head for so many classes."""
+    return build_classifier(num_classes=num_classes, dtype=config.dtype, **config.model)
 
 
 def finetune_task(config: ConfigDict, workdir: Path) -> train_loop.Task:
@@ -51,36 +81,23 @@ def finetune_task(config: ConfigDict, workdir: Path) -> train_loop.Task:
             "config.freeze_encoder=True with config.init_from='' would keep a random "
             "encoder: name a pre-training run."
         )
-    model = build_classifier(
-        num_classes=len(class_names), dtype=config.dtype, **config.model
-    )
     meta: dict[str, Any] = {"class_names": list(class_names)}
     if config.init_from:
         meta["restored_from"] = str(checkpoint.find(config.init_from))
-    images = jnp.zeros((1, *config.data.image_size, config.data.channels))
-    prepare = steps.finetune_prepare(
-        num_classes=len(class_names),
-        label_smoothing=config.label_smoothing,
-        mean=config.data.mean,
-        std=config.data.std,
-        flip=config.data.flip,
-        **config.augment,
-    )
+    learns = learner(config, len(source), len(class_names))
+    model = model_of(config, len(class_names))
     return train_loop.Task(
+        **vars(learns),
         source=source,
-        init=lambda key: model.init(key, images)["params"],
-        prepare=prepare,
-        loss=steps.finetune_loss(model, drop_paths=not config.freeze_encoder),
         evaluate=evaluation(config, model, inputs.eval_pass(config, held_out, workdir)),
         best="top1",
         mode="max",
-        layer_id=model.layer_id,
-        layer_decay=config.optim.layer_decay,
-        preview=functools.partial(draw_augmented, config, workdir, source, prepare)
+        preview=functools.partial(
+            draw_augmented, config, workdir, source, learns.prepare
+        )
         if config.pictures
         else None,
         restore=functools.partial(restore, config) if config.init_from else None,
-        frozen=("encoder",) if config.freeze_encoder else (),
         meta=meta,
     )
 
@@ -183,7 +200,7 @@ def evaluation(
     @functools.partial(jax.jit, out_shardings=jax.NamedSharding(mesh, jax.P()))
     def totals(params: Any, batch: steps.Batch) -> dict[str, jax.Array]:
         images = augment.normalize(batch["image"], config.data.mean, config.data.std)
-        logits = model.apply({"params": params}, images)
+        logits = model.apply({"params": sharding.gathered(params, mesh)}, images)
         labels, weight = batch["label"], batch["weight"]
         _, best = jax.lax.top_k(logits, min(5, model.num_classes))
         hits = best == labels[:, None]

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from simmim_jax import sharding
+from simmim_jax import distributed, sharding
 from simmim_jax.data.bad_images import BadImages
 from simmim_jax.data.pipeline import (
     EvalBatches,
@@ -95,6 +95,7 @@ def eval_pass(
         process_count=jax.process_count(),
         num_threads=max(num_workers, 1) * num_threads,
         bad=bad_images(config, config.data.eval_split, workdir) if workdir else None,
+        total=distributed.total,
     )
 
 

@@ -23,6 +23,34 @@ WORKDIR = flags.DEFINE_string(
     "Where checkpoints, metrics and pictures go; a run goes on from what lies there. "
     "Default: runs/<name of the config>.",
 )
+DISTRIBUTED = flags.DEFINE_enum(
+    "distributed",
+    "auto",
+    ["auto", "on", "off"],
+    "Join the other processes of the run: auto where a launcher tells of them (Cloud "
+    "TPU, Slurm, Kubernetes) or --coordinator_address does; off: run alone.",
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "HOST:PORT of process 0, where no launcher tells.",
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Number of processes, where no launcher tells."
+)
+PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Number of this process, from 0 on, where no launcher tells."
+)
+INITIALIZATION_TIMEOUT = flags.DEFINE_integer(
+    "initialization_timeout", 300, "Seconds until all processes must have joined."
+)
+HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+    "heartbeat_timeout",
+    60,
+    "Seconds until a process that gives no sign of life is taken to be gone, and the "
+    "others stop.",
+)
+LOST = "stopped: what all processes compute together failed"
 # Exit status of a run that was asked to stop and can go on (EX_TEMPFAIL).
 EXIT_INTERRUPTED = 75
 
@@ -49,43 +77,85 @@ def main(argv: Sequence[str]) -> None:
     # Compiled programs are kept, so that a second run starts at once.
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "simmim_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.expanduser()))
+    from simmim_jax import distributed
+
+    try:
+        distributed.start(
+            DISTRIBUTED.value,
+            coordinator_address=COORDINATOR.value,
+            num_processes=NUM_PROCESSES.value,
+            process_id=PROCESS_ID.value,
+            initialization_timeout=INITIALIZATION_TIMEOUT.value,
+            heartbeat_timeout=HEARTBEAT_TIMEOUT.value,
+        )
+    except ValueError as error:
+        sys.exit(f"ValueError: {error}")
     import jax
 
+    from simmim_jax.bench import bench
     from simmim_jax.bench_input import bench_input
     from simmim_jax.compare import compare
     from simmim_jax.finetune import finetune
     from simmim_jax.interrupt import Interrupted
     from simmim_jax.pretrain import pretrain
-    from simmim_jax.step_log import NonFiniteError
 
     run = {
         "pretrain": pretrain,
         "finetune": finetune,
         "compare": compare,
+        "bench": bench,
         "bench_input": bench_input,
     }[config.mode]
+    if jax.device_count() > 1:
+        print(distributed.describe(), flush=True)
     try:
+        if config.mode != "bench_input":
+            distributed.check_shared(workdir)
         run(config, workdir)
-    except (ValueError, FileNotFoundError) as error:
+    except Interrupted as interruption:
+        if jax.process_index() == 0:
+            print(interruption)
+        sys.exit(EXIT_INTERRUPTED)
+    except BaseException as error:
+        text = explanation(error)
+        if jax.process_count() > 1:
+            lost = text and text.startswith(LOST)
+            status = distributed.EXIT_LOST if lost else 1
+            distributed.fail(text or traceback.format_exc(), status)
+        if text:
+            sys.exit(text)
+        raise
+
+
+def explanation(error: BaseException) -> str | None:
+    """What to tell the user of an error; None where its traceback says more."""
+    import jax
+
+    from simmim_jax.step_log import NonFiniteError
+
+    if isinstance(error, ValueError | FileNotFoundError):
         # What the package itself raises is meant for the user; the rest is a bug.
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
         if Path(__file__).parent not in Path(raised_in).parents:
-            raise
+            return None
         notes = getattr(error, "__notes__", [])  # which image it was
-        sys.exit("\n".join([f"{type(error).__name__}: {error}", *notes]))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        sys.exit(
-            f"out of memory: {str(error).splitlines()[0]}\nTry "
-            "--config.model.remat=dots or full, then --config.optim.accumulation=4, or "
-            "a smaller --config.data.batch_size."
-        )
-    except NonFiniteError as error:
-        sys.exit(f"stopped: {error}")
-    except Interrupted as interruption:
-        print(interruption)
-        sys.exit(EXIT_INTERRUPTED)
+        return "\n".join([f"{type(error).__name__}: {error}", *notes])
+    if isinstance(error, NonFiniteError):
+        return f"stopped: {error}"
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        first_line = str(error).splitlines()[0]
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return (
+                f"out of memory: {first_line}\nTry --config.model.remat=dots or full, "
+                "then --config.optim.accumulation=4, or a smaller "
+                "--config.data.batch_size."
+            )
+        if jax.process_count() > 1:
+            return (
+                f"{LOST}, most likely because another one is gone: see its log. The "
+                f"same command goes on from the last checkpoint. {first_line}"
+            )
+    return None
 
 
 def default_workdir() -> str:
@@ -99,14 +169,16 @@ def default_workdir() -> str:
 def check(config: ConfigDict) -> None:
     """ValueError or FileNotFoundError for what is wrong before anything is compiled."""
     mode = config.get("mode")
-    modes = ("pretrain", "finetune", "compare", "bench_input")
+    modes = ("pretrain", "finetune", "compare", "bench", "bench_input")
     if mode not in modes:
         raise ValueError(f"config.mode={mode!r}: expected one of {modes}.")
     runs = [config.pretrain, config.finetune] if mode == "compare" else [config]
-    if mode == "bench_input":
+    if mode in ("bench", "bench_input"):
         runs = [config.get("pretrain", config)]
     for run in runs:
         check_values(run)
+        if mode == "bench":
+            continue  # without data and without weights
         for split in (run.data.train_split, run.data.eval_split):
             check_source(run.data.dataset, split, data_dir=run.data.data_dir)
         init_from = Path(run.get("init_from", "")).expanduser()

@@ -21,11 +21,21 @@ MIN_BAR_WIDTH = 6
 
 # How the usual values read in the progress line, in this order; others follow
 # as "name 1.234".
-_FORMATS = {
-    "loss": "loss {:.4f}",
-    "learning_rate": "lr {:.2e}",
-    "images_per_second": "{:,.0f} images/s",
-    "input_wait": "input wait {:.0%}",
+_FORMATS: dict[str, Callable[[float], str]] = {
+    "loss": "loss {:.4f}".format,
+    "images_per_second_per_chip": lambda rate: f"{_short(rate)} images/s/chip",
+    "mfu": "MFU {:.0%}".format,
+    "input_wait": "wait {:.0%}".format,
+    "learning_rate": "lr {:.2e}".format,
+    "device_memory": lambda size: f"{size / 2**30:.1f} GiB",
+}
+# What metrics.jsonl has and the line does without.
+_NOT_SHOWN = {
+    "images_per_second",
+    "param_norm",
+    "first_step_seconds",
+    "compile_seconds",
+    "checkpoint_seconds",
 }
 
 
@@ -116,8 +126,8 @@ class MetricWriter:
         """Show where the run is: a live line in a terminal, else a log line.
 
         Log lines come at most every 10 s; the first and the last always come.
-        `loss`, `learning_rate`, `images_per_second` and `input_wait` (a share,
-        0..1) are shown in that order, then whatever else there is.
+        What `_FORMATS` names is shown in that order, then whatever else there is
+        but `_NOT_SHOWN`.
         """
         if not self._is_main:
             return
@@ -292,9 +302,17 @@ def _start_wandb(workdir: Path, resume_step: int) -> Any:
 
 def _format(values: Mapping[str, float]) -> list[str]:
     """Values as short texts: the usual ones first, in the order of `_FORMATS`."""
-    usual = [_FORMATS[n].format(float(values[n])) for n in _FORMATS if n in values]
-    others = [f"{n} {float(v):.4g}" for n, v in values.items() if n not in _FORMATS]
+    usual = [text(float(values[n])) for n, text in _FORMATS.items() if n in values]
+    others = [
+        f"{n} {float(v):.4g}"
+        for n, v in values.items()
+        if n not in _FORMATS and n not in _NOT_SHOWN
+    ]
     return usual + others
+
+
+def _short(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _fit(head: str, done: float, fields: list[str], width: int) -> str:

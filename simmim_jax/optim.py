@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Params = Any
@@ -46,13 +47,15 @@ def learning_rate(
     start = 0 if schedule == "official" else warmup_steps
 
     def rate_at(step: jax.Array | int, scale: float = 1.0) -> jax.Array:
-        t = jnp.asarray(step) if schedule == "plain" else jnp.maximum(step - 1, 0)
+        # On the host for a step that is known there: a device may be busy.
+        xp: Any = jnp if isinstance(step, jax.Array) else np
+        t = xp.asarray(step) if schedule == "plain" else xp.maximum(step - 1, 0)
         top = peak * scale
         warm = warmup_lr + t * (top - warmup_lr) / max(warmup_steps, 1)
         rate: jax.Array | float
         if decay == "cosine":
             progress = (t - start) / max(total_steps - start, 1)
-            rate = min_lr + (top - min_lr) * (1 + jnp.cos(jnp.pi * progress)) / 2
+            rate = min_lr + (top - min_lr) * (1 + xp.cos(xp.pi * progress)) / 2
         elif decay == "multistep":
             passed = sum((t >= milestone) * 1 for milestone in milestones)
             rate = top * 0.1**passed
@@ -63,7 +66,7 @@ def learning_rate(
                 f"config.optim.decay={decay!r}: expected 'cosine', 'multistep' or "
                 "'constant'."
             )
-        return jnp.where(t < warmup_steps, warm, rate)
+        return xp.where(t < warmup_steps, warm, rate)
 
     return rate_at
 

@@ -18,8 +18,9 @@ from simmim_jax import (
     train_loop,
     visualize,
 )
+from simmim_jax.compilation import Learner
 from simmim_jax.data.source import Source, SubsetSource
-from simmim_jax.models import build_simmim
+from simmim_jax.models import build_simmim, plain
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.objective import Objective
 
@@ -29,13 +30,35 @@ def pretrain(config: ConfigDict, workdir: Path) -> train_loop.Trained:
     return train_loop.train(config, workdir, pretrain_task(config, workdir))
 
 
+def learner(config: ConfigDict, num_examples: int) -> Learner:
+    """What learns in pre-training; ValueError where `config` makes no sense."""
+    model, objective = model_of(config), objective_of(config)
+    return Learner(
+        init=functools.partial(init, config, model),
+        prepare=preparation(config)(flip=config.data.flip),
+        loss=steps.pretrain_loss(model, objective),
+        plain_loss=steps.pretrain_loss(plain(model), objective),
+        num_examples=num_examples,
+    )
+
+
 def pretrain_task(config: ConfigDict, workdir: Path) -> train_loop.Task:
     """What the training loop is to do; ValueError where `config` makes no sense."""
     source = inputs.open_split(config, config.data.train_split)
     held_out = inputs.open_split(config, config.data.eval_split)
-    objective = objective_of(config)
-    model = model_of(config)
-    prepare = functools.partial(
+    return train_loop.Task(
+        **vars(learner(config, len(source))),
+        source=source,
+        evaluate=evaluation(config, workdir, held_out),
+        best="eval_loss",
+        mode="min",
+        picture=functools.partial(picture_path, workdir) if config.pictures else None,
+    )
+
+
+def preparation(config: ConfigDict) -> Callable[..., steps.Prepare]:
+    """What happens to a batch, once it is said whether images are flipped."""
+    return functools.partial(
         steps.pretrain_prepare,
         patch_size=config.model.patch_size,
         mask_kind=config.mask.kind,
@@ -43,17 +66,6 @@ def pretrain_task(config: ConfigDict, workdir: Path) -> train_loop.Task:
         mask_ratio=config.mask.ratio,
         mean=config.data.mean,
         std=config.data.std,
-    )
-    evaluate = evaluation(config, workdir, model, prepare(flip=False), held_out)
-    return train_loop.Task(
-        source=source,
-        init=functools.partial(init, config, model),
-        prepare=prepare(flip=config.data.flip),
-        loss=steps.pretrain_loss(model, objective),
-        evaluate=evaluate,
-        best="eval_loss",
-        mode="min",
-        picture=functools.partial(picture_path, workdir) if config.pictures else None,
     )
 
 
@@ -99,11 +111,7 @@ def init(config: ConfigDict, model: SimMIM, key: jax.Array) -> Any:
 
 
 def evaluation(
-    config: ConfigDict,
-    workdir: Path,
-    model: SimMIM,
-    prepare: steps.Prepare,
-    source: Source,
+    config: ConfigDict, workdir: Path, source: Source
 ) -> Callable[[Any, int], dict[str, float]]:
     """(params, step) -> {"eval_loss", "avg_dist"} over all held-out images.
 
@@ -111,7 +119,8 @@ def evaluation(
     compare; AvgDist (see `masking.avg_dist`) is theirs. Draws some images, taken from
     all over `source`, to `picture_path`.
     """
-    objective = objective_of(config)
+    model, objective = model_of(config), objective_of(config)
+    prepare = preparation(config)(flip=False)
     batches = inputs.eval_pass(config, source, workdir)
     chosen = np.linspace(0, len(source) - 1, min(config.pictures, len(source)))
     mesh = sharding.make_mesh(**config.mesh)
@@ -121,6 +130,7 @@ def evaluation(
         key = jax.random.fold_in(jax.random.key(config.seed), index)
         prepared = prepare(batch, steps.purpose(key, "eval"))
         images, mask = prepared["image"], prepared["mask"]
+        params = sharding.gathered(params, mesh)
         return images, model.apply({"params": params}, images, mask), mask
 
     @functools.partial(jax.jit, out_shardings=whole)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -25,7 +26,9 @@ HARMLESS = (
     "mesh.",
     "model.attention",
     "model.remat",
+    "model.scan_layers",
     "pictures",
+    "profile.",
     "wandb",
 )
 # Fields that change what the parameters are, or what they have learned to predict.
@@ -71,6 +74,8 @@ def restore(
     params, optimizer, position = checkpoints.restore(
         step, params=like.averaged, optimizer=optimizer_item(like)
     )
+    if jax.process_index():
+        position["bad_images"] = {}  # those of all processes, which the first one keeps
     iterator.set_state(position)
     learned = optimizer.get("params")
     ema = learned and {name: params[name] for name in learned}

@@ -1,5 +1,6 @@
 """One mesh for everything, from one CPU to a pod, and where arrays lie on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,19 +11,27 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 MIN_FSDP_SIZE = 2**18
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """A ("data", "fsdp") mesh over all devices; -1 takes what the other axis leaves."""
-    devices = jax.device_count()
+def make_mesh(
+    data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A ("data", "fsdp") mesh; -1 takes what the other axis leaves.
+
+    devices: those of a slice that is not there; None: all that are here.
+    """
+    count = len(devices or jax.devices())
     shape = [data, fsdp]
     if -1 in shape:
-        shape[shape.index(-1)] = devices // abs(data * fsdp)
-    if shape[0] * shape[1] != devices:
+        shape[shape.index(-1)] = count // abs(data * fsdp)
+    if shape[0] * shape[1] != count:
         raise ValueError(
             f"config.mesh asks for data={data} x fsdp={fsdp} devices, but there are "
-            f"{devices}: the product must be that number (-1 takes the rest)."
+            f"{count}: the product must be that number (-1 takes the rest)."
         )
     return jax.make_mesh(
-        tuple(shape), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2
+        tuple(shape),
+        ("data", "fsdp"),
+        axis_types=(AxisType.Auto,) * 2,
+        devices=devices,
     )
 
 
@@ -47,6 +56,30 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree.map(spec, state)
+
+
+def gathered(params: Any, mesh: Mesh) -> Any:
+    """Parameters that are split over "fsdp", whole on each device while it computes.
+
+    Within jit. Otherwise the compiler splits activations as their weights are, and
+    sends activations around instead, of which there are more.
+    """
+    return jax.lax.with_sharding_constraint(
+        params, NamedSharding(mesh, PartitionSpec())
+    )
+
+
+def laid_out(tree: Any, shardings: Any) -> Any:
+    """Host arrays, the same in all processes, onto devices; the rest lies there."""
+
+    def put(x: Any, layout: NamedSharding) -> jax.Array:
+        if isinstance(x, jax.Array):
+            return x
+        x = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
+        # device_put would first send it around, to see whether it is the same.
+        return jax.make_array_from_callback(x.shape, layout, lambda part: x[part])
+
+    return jax.tree.map(put, tree, shardings)
 
 
 def placed(shapes: Any, shardings: Any) -> Any:

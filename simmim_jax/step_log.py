@@ -1,11 +1,12 @@
 """Metrics of steps on the device: fetched late, checked, and written."""
 
+import time
 from collections.abc import Mapping
 
 import jax
 import numpy as np
 
-from simmim_jax import optim
+from simmim_jax import accelerators, optim
 from simmim_jax.checkpoint import Checkpointer
 from simmim_jax.metrics import MetricWriter, StepTimer
 
@@ -28,12 +29,23 @@ class StepLog:
         checkpoints: Checkpointer,
         batch_size: int,
         start: int,
+        flops_per_image: float,
+        startup: Mapping[str, float],
+        begin: float,
     ):
+        """flops_per_image: of a training step.
+
+        startup: what setting up took; the first line has it. begin: when that began, by
+        time.perf_counter.
+        """
         self.timer = StepTimer()
         self.writer = writer
         self._schedule = schedule
         self.checkpoints = checkpoints
         self._batch_size = batch_size
+        self._flops_per_image = flops_per_image
+        self._once = dict(startup)  # what the next line has, and no other
+        self._begin: float | None = begin
         self._running: tuple[int, dict[str, jax.Array], dict, bool] | None = None
         self._losses: list[float] = []
         self._done = start  # the newest step known to be over
@@ -62,6 +74,10 @@ class StepLog:
         bad = {f"bad_images/{reason}": n for reason, n in bad_images.items()}
         self._running = (step, metrics, bad, due)
 
+    def note(self, name: str, seconds: float) -> None:
+        """Adds what something took to what the next line says of it."""
+        self._once[name] = self._once.get(name, 0.0) + seconds
+
     def finish(self) -> None:
         """Waits for the last step, checks it, and writes a line if one is due."""
         if not self._running:
@@ -70,6 +86,11 @@ class StepLog:
         self._running = None
         values = {name: float(v) for name, v in jax.device_get(metrics).items()}
         self.check(step, values)
+        if self._begin is not None:
+            seconds = time.perf_counter() - self._begin
+            self._begin = None
+            self.note("first_step_seconds", seconds)
+            self.writer.message(f"first step done {seconds:.1f} s after the start")
         self._losses.append(values["loss"])
         self._done = max(self._done, step)
         if not due:
@@ -78,7 +99,14 @@ class StepLog:
         values |= {"learning_rate": self._rate(step), **bad}
         if self._done > self._timed:
             images = (self._done - self._timed) * self._batch_size
-            values |= self.timer.rates(images)
+            rates = self.timer.rates(images)
+            values |= rates | utilization(
+                rates["images_per_second"], self._flops_per_image
+            )
+        if (memory := device_memory()) is not None:
+            values["device_memory"] = memory
+        values |= self._once
+        self._once = {}
         self._losses, self._timed = [], self._done
         self.writer.write(step, values)
         self.writer.progress(step, values)
@@ -99,3 +127,24 @@ class StepLog:
             f"{f'step {good}' if good else 'none yet'}. Try a lower "
             "config.optim.lr, a longer config.optim.warmup, or config.dtype=float32."
         )
+
+
+def utilization(images_per_second: float, flops_per_image: float) -> dict[str, float]:
+    """Rate of a device, and its model FLOP utilisation where its peak is known.
+
+    mfu: share of the bfloat16 peak that the model's own products take.
+    """
+    rate = images_per_second / jax.device_count()
+    values = {"images_per_second_per_chip": rate}
+    peak = accelerators.peak(jax.devices()[0].device_kind)
+    return values | ({"mfu": rate * flops_per_image / peak} if peak else {})
+
+
+def device_memory() -> int | None:
+    """Most bytes that were in use on one of this process's devices; None on a CPU."""
+    peaks = [
+        stats["peak_bytes_in_use"]
+        for device in jax.local_devices()
+        if (stats := device.memory_stats()) and "peak_bytes_in_use" in stats
+    ]
+    return max(peaks, default=None)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,15 +20,31 @@ from simmim_jax.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 # What a clock decides differs from run to run.
-TIMINGS = {"images_per_second", "input_wait"}
+TIMINGS = {
+    "images_per_second",
+    "images_per_second_per_chip",
+    "input_wait",
+    "first_step_seconds",
+    "compile_seconds",
+    "checkpoint_seconds",
+}
 
 
-def start(*args: str | Path, devices: int = 1, module: str = "simmim_jax.main"):
-    """A running `python -m module args`, with so many virtual devices."""
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+def start(
+    *args: str | Path,
+    devices: int = 1,
+    module: str = "simmim_jax.main",
+    dump: Path | None = None,
+):
+    """A running `python -m module args`, with so many virtual devices.
+
+    dump: where programs go that are compiled.
+    """
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    if dump:
+        env["XLA_FLAGS"] += f" --xla_dump_to={dump}"
+        env["JAX_COMPILATION_CACHE_DIR"] = str(dump)  # none is compiled already
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, args)],
         cwd=ROOT,
@@ -45,10 +63,52 @@ def run(*args: str | Path, status: int = 0, **options) -> str:
     return output
 
 
+def start_together(count: int, *args: str | Path, **options) -> list[subprocess.Popen]:
+    """So many processes of one run, which meet at a port of this machine."""
+    port = free_port()
+    return [
+        start(*args, *joining(count, process, port), **options)
+        for process in range(count)
+    ]
+
+
+def free_port() -> int:
+    """One that nobody listens at, for now."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def joining(count: int, process: int, port: int) -> list[str]:
+    """The flags of a process that is one of `count`."""
+    return [
+        f"--coordinator_address=localhost:{port}",
+        f"--num_processes={count}",
+        f"--process_id={process}",
+        "--heartbeat_timeout=20",
+    ]
+
+
+def outputs(processes: list[subprocess.Popen], *statuses: int) -> list[str]:
+    """What each of them said; they must end with these statuses, or all with 0."""
+    said = [process.communicate(timeout=600)[0] for process in processes]
+    found = tuple(process.returncode for process in processes)
+    assert found == (statuses or (0,) * len(processes)), "\n".join(said)
+    return said
+
+
 def tiny(mode: str, workdir: Path, *overrides: str) -> list[str]:
     """Arguments of a run of tests/tiny_config.py."""
     fields = [f"--config.{override}" for override in overrides]
     return [f"--config=tests/tiny_config.py:{mode}", f"--workdir={workdir}", *fields]
+
+
+def copy_run(workdir: Path, to: Path, step: int) -> None:
+    """A copy of a run as it was when the checkpoint of that step was its last."""
+    shutil.copytree(workdir, to, dirs_exist_ok=True)
+    for folder in (to / "checkpoints").iterdir():
+        if folder.name.isdigit() and int(folder.name) > step:
+            shutil.rmtree(folder)
 
 
 def interrupt(process: subprocess.Popen, when: Callable[[], bool], number: int) -> str:

@@ -1,6 +1,10 @@
 """What every test module has."""
 
+import contextlib
+import os
 import signal
+import tempfile
+from pathlib import Path
 
 import jax
 import pytest
@@ -11,6 +15,31 @@ def forget_compiled_programs():
     """Compiled programs of all modules together would take gigabytes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that every user may enter, unlike tmp_path."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def without_root():
+    """A context in which this process may not read everything."""
+
+    @contextlib.contextmanager
+    def plain_user():
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(user)
+
+    return plain_user()
 
 
 # A shell starts what runs in the background with Ctrl-C ignored, and so would be the

@@ -38,6 +38,7 @@ VIT = {
     "init_std": 0.02,
     "init_cut": 1.0,
     "remat": "none",
+    "scan_layers": False,
 }
 PLAIN_VIT = VIT | {
     "use_abs_pos_emb": True,
@@ -60,6 +61,7 @@ SWIN = {
     "norm_eps": 1e-5,
     "init_std": 0.02,
     "remat": "none",
+    "scan_layers": False,
 }
 # The second stage is smaller than a window.
 SWIN_V2 = SWIN | {

@@ -40,3 +40,13 @@ def write_photographs(folder: Path, names: list[str]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(PHOTOS[i % len(PHOTOS)].read_bytes())
+
+
+def crops(name, count, size=(160, 120)):
+    """Some different parts of a photograph, "china" or "flower"."""
+    whole = Image.open(next(photo for photo in PHOTOS if photo.stem == name))
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        x = int(rng.integers(whole.width - size[0]))
+        y = int(rng.integers(whole.height - size[1]))
+        yield whole.crop((x, y, x + size[0], y + size[1]))

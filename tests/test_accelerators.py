@@ -2,7 +2,7 @@
 
 import pytest
 
-from simmim_jax.accelerators import GPUS, TPUS, accelerator
+from simmim_jax.accelerators import GPUS, TPUS, accelerator, peak
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_an_unknown_name_is_a_sentence_with_the_known_ones(name):
 
 
 def test_every_kind_can_be_named():
-    for kind, peak in TPUS.items():
-        assert accelerator(f"{kind}-4").peak == peak
-    for kind, peak in GPUS.items():
-        assert accelerator(kind).peak == peak
+    for kind, rate in TPUS.items():
+        assert accelerator(f"{kind}-4").peak == rate
+    for kind, rate in GPUS.items():
+        assert accelerator(kind).peak == rate
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,23 @@ def test_every_kind_can_be_named():
 def test_images_that_a_vit_base_needs(name, images):
     needed = accelerator(name).images_per_second(105e9, 0.4)
     assert needed == pytest.approx(images, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("TPU v4", TPUS["v4"]),
+        ("TPU v5 lite", TPUS["v5e"]),
+        ("TPU v5", TPUS["v5p"]),
+        ("TPU v6 lite", TPUS["v6e"]),
+        ("TPU v3", TPUS["v3"] / 2),  # a device is a core
+        ("NVIDIA H100 80GB HBM3", GPUS["h100"]),
+        ("NVIDIA A100-SXM4-40GB", GPUS["a100"]),
+        # Another rate, or none that is known: nothing is made up.
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA L40S", None),
+        ("cpu", None),
+    ],
+)
+def test_peaks_of_devices_as_jax_calls_them(kind, expected):
+    assert peak(kind) == expected

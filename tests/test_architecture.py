@@ -24,6 +24,10 @@ LEVELS = (
         "randaugment",
         "visualize",
         "interrupt",
+        "profile",
+        "hlo",
+        "schedule",
+        "distributed",
     },
     {
         "objective",
@@ -34,13 +38,16 @@ LEVELS = (
         "checkpoint",
         "transfer",
         "data",
+        "slices",
+        "traffic",
     },
-    {"steps", "step_log", "inputs", "convert"},
-    {"resume", "predict", "aot"},
+    {"steps", "step_log", "inputs", "convert", "step_cost"},
+    {"resume", "predict", "compilation"},
     {"train_loop"},
     {"pretrain", "finetune"},
-    {"compare", "bench_input"},
+    {"compare", "bench", "bench_input", "estimate"},
     {"main"},
+    {"aot"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
@@ -50,14 +57,22 @@ TAKES_CONFIGS = {
     *(
         "inputs",
         "resume",
+        "compilation",
         "train_loop",
         "pretrain",
         "finetune",
         "compare",
+        "bench",
         "bench_input",
+        "estimate",
         "main",
+        "aot",
     ),
 }
+
+
+# What is run with flags.
+COMMANDS = {"main", "aot"}
 
 
 class Import(NamedTuple):
@@ -107,7 +122,7 @@ def complaints(file: str, source: str) -> Iterator[str]:
             yield f"{where}: take plain fields here, {unpack} unpack the config"
         if room == "steps" and found.is_of(*FILES):
             yield f"{where}: steps are pure, read and write in train_loop"
-        if found.is_of("absl") and room != "main":
+        if found.is_of("absl") and room not in COMMANDS:
             yield f"{where}: flags are main's, take an argument instead"
         if found.is_of("simmim_jax"):
             yield from level_complaints(room, where, found)

@@ -12,7 +12,7 @@ import pytest
 
 from simmim_jax.data import archive_index, cache
 from simmim_jax.data.sources import check_source, open_source
-from tests.images import PHOTOS
+from tests.images import PHOTOS, write_photographs
 
 CHINA, FLOWER = (photo.read_bytes() for photo in PHOTOS)
 
@@ -138,6 +138,20 @@ def test_long_and_odd_names_in_tars(format, tmp_path):
         tmp_path / "set.tar", files, format=format, errors="surrogateescape"
     )
     assert [whole(path)[name][0] for name in names] == [CHINA, FLOWER]
+
+
+def test_hard_links_in_a_tar_are_images_too(tmp_path):
+    folder = tmp_path / "set"
+    write_photographs(folder, ["a/1.jpg", "b/2.jpg"])
+    os.link(folder / "a" / "1.jpg", folder / "b" / "3.jpg")
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(folder, ".")
+        assert any(member.islnk() for member in tar)
+    assert whole(str(tmp_path / "set.tar")) == {
+        "a/1.jpg": (CHINA, "a"),
+        "b/2.jpg": (FLOWER, "b"),
+        "b/3.jpg": (CHINA, "b"),
+    }
 
 
 def test_stored_and_deflated_members(tmp_path):

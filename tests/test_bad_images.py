@@ -175,12 +175,12 @@ def test_files_that_cannot_be_opened(tmp_path):
     assert all(bad.path.endswith(f"{bad.index:02}.png") for bad in found)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_files_without_permission(tmp_path):
-    source = gapped(tmp_path, count=20, bad=())
-    (tmp_path / "train" / "03.png").chmod(0)
+def test_files_without_permission(open_folder, without_root):
+    source = gapped(open_folder, count=20, bad=())
+    (open_folder / "train" / "03.png").chmod(0)
     found = []
-    list(eval_batches(source, batch_size=8, bad=Account(found), **PASS))
+    with without_root:
+        list(eval_batches(source, batch_size=8, bad=Account(found), **PASS))
     assert [(bad.index, bad.reason) for bad in found] == [(3, "unreadable")]
 
 

@@ -366,7 +366,8 @@ def test_finetuning_starts_from_a_converted_encoder(tmp_path):
     make(tmp_path / "ours", model, image_size=(28, 28))
     file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
     pretrained = convert(file, tmp_path / "pretrained")
-    flags = {name: model[name] for name in model if name not in ("init_cut", "remat")}
+    same = ("init_cut", "remat", "scan_layers")
+    flags = {name: model[name] for name in model if name not in same}
     flags |= {"use_rel_pos_bias": False, "final_norm": False}
     output = commands.run(
         *commands.tiny("finetune", tmp_path / "run", "duration=1 steps"),

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from simmim_jax.data import crop as crops
 from simmim_jax.data import decode
 from simmim_jax.data.crop import random_crop, resize_center_crop
 from tests.images import PHOTOS, encoded, gradient
@@ -71,6 +72,14 @@ def test_images_too_long_for_any_box_are_cropped_in_the_middle():
     box = crop(image, (10, 13), scale=(0.9, 1.0), ratio=(3 / 4, 4 / 3))
     # The widest box of height 10 is round(10 * 4/3) = 13, in the middle of 200.
     np.testing.assert_array_equal(box, image[:, 93:106])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1)])
+@pytest.mark.parametrize("ratio", [(3 / 4, 4 / 3), (0.2, 0.4), (3, 4)])
+def test_no_box_is_empty(shape, ratio):
+    image = np.full((*shape, 3), 200, np.uint8)
+    box = crop(image, (8, 8), scale=(0.1, 0.2), ratio=ratio)
+    assert (box == 200).all()
 
 
 def test_crop_is_the_plain_pillow_resize_of_the_box():
@@ -232,6 +241,29 @@ def test_crops_that_are_not_square_are_covered():
     for shape in ((30, 200), (200, 30), (64, 97)):
         image = resize_center_crop(gradient(*shape, 1), (48, 96), 0.9, "bilinear")
         assert image.shape == (48, 96, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lines_are_evaluated_in_little_memory(channels):
+    """Resized as a whole to 256 x 5,120,000 pixels, one would take 5 GB."""
+    line = gradient(1, 20_000, channels)
+    middle = resize_center_crop(line, (224, 224), 224 / 256, "bicubic")
+    flat = resize_center_crop(line.transpose(1, 0, 2), (224, 224), 224 / 256, "bicubic")
+    assert middle.shape == (224, 224, channels)
+    # 256 pixels of the result are one of the line.
+    assert np.abs(middle.astype(int) - line[0, 10_000]).max() <= 8
+    np.testing.assert_array_equal(flat, middle.transpose(1, 0, 2))
+
+
+@pytest.mark.parametrize("shape", [(40, 900), (901, 40)])
+def test_the_middle_alone_is_nearly_what_is_cut_out_of_the_whole(shape, monkeypatch):
+    image = np.asarray(Image.open(PHOTOS[0]).resize(shape[::-1]))
+    expected = resize_center_crop(image, (56, 56), 0.875, "bicubic").astype(int)
+    monkeypatch.setattr(crops, "_MAX_PIXELS_TO_CUT", 0)
+    found = resize_center_crop(image, (56, 56), 0.875, "bicubic")
+    error = np.abs(found - expected)
+    assert error[2:-2, 2:-2].max() <= 1
+    assert error.mean() < 1
 
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40)])

@@ -1,6 +1,7 @@
 """Decoding of every kind of file that turns up in image folders."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from simmim_jax.data.crop import random_crop
 from simmim_jax.data.decode import (
@@ -56,6 +57,21 @@ def test_exif_orientation_turns_the_image_upright():
     assert upright.shape == (30, 20, 3)
     assert upright[5, 10, 0] > 200  # What was left is on top.
     assert upright[25, 10, 0] < 50
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "CMYK"])
+def test_broken_exif_leaves_the_image_as_it_is(format):
+    image = Image.new("RGB", (30, 20), "white")
+    if format == "CMYK":
+        file = encoded(image.convert("CMYK"), "JPEG", exif=b"Exif\0\0garbage")
+    elif format == "PNG":  # Pillow would not write it.
+        file = encoded(image)
+        file = file[:33] + png_chunk(b"eXIf", b"garbage") + file[33:]
+    else:
+        file = encoded(image, format, exif=b"Exif\0\0garbage")
+    assert b"garbage" in file
+    assert decode(file, 3).shape == (20, 30, 3)
+    assert decode(file, 3).min() > 250
 
 
 def test_transparent_pixels_are_white():
@@ -137,17 +153,17 @@ def test_of_an_animation_the_first_picture_counts(format):
     assert (decode(file, 3) == (255, 0, 0)).all()
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
 def test_16_bit_rgb_keeps_its_upper_bytes():
     # Pillow cannot write one: a PNG by hand, of one row.
     row = b"\0" + struct.pack(">6H", 0, 256, 65535, 257 * 10, 257 * 200, 257)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
-
     header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-    file += chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    file = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+    file += png_chunk(b"IDAT", zlib.compress(row)) + png_chunk(b"IEND", b"")
     assert decode(file, 3).tolist() == [[[0, 1, 255], [10, 200, 1]]]
 
 
@@ -162,6 +178,26 @@ def test_the_smallest_and_the_longest(size, format):
 def test_a_wrong_ending_does_not_matter_as_no_ending_is_seen():
     png = encoded(Image.open(PHOTOS[0]).resize((40, 30)))
     assert decode(png, 3).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("format", ["TIFF", "PPM", "JPEG2000", "GIF", "AVIF"])
+def test_other_kinds_that_the_web_names_jpg(format):
+    image = Image.new("RGB", (40, 30), (200, 100, 50))
+    shown = decode(encoded(image, format), 3).astype(int)
+    assert np.abs(shown - (200, 100, 50)).max() < 8
+
+
+def test_no_program_is_run_to_show_a_file(monkeypatch, tmp_path):
+    """Pillow has Ghostscript run the PostScript in an EPS file."""
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/was_run\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # looked for anew
+    with pytest.raises(BadImage, match="expected JPEG, PNG") as raised:
+        decode(encoded(Image.new("RGB", (16, 16)), "EPS"), 3)
+    assert raised.value.reason == "not an image"
+    assert not (tmp_path / "was_run").exists()
 
 
 def test_decompression_bombs_are_refused_before_they_are_decoded():

@@ -10,7 +10,7 @@ import tiny_config
 from PIL import Image
 
 from configs import common
-from simmim_jax import augment, inputs, train_loop
+from simmim_jax import augment, compilation, inputs
 from simmim_jax.data.source import ArraySource
 from simmim_jax.finetune import (
     check_classes,
@@ -286,5 +286,5 @@ def test_a_frozen_encoder_costs_no_backpropagation(tmp_path):
     forward = 2 * (into_patches + blocks + head)
     # Backpropagation costs twice the forward pass, but ends at the patches and, with a
     # frozen encoder, at the norm before the head.
-    assert train_loop.flops_per_image(config, task) == 3 * forward - 2 * into_patches
-    assert train_loop.flops_per_image(config, frozen) == forward + 4 * head
+    assert compilation.flops_per_image(config, task) == 3 * forward - 2 * into_patches
+    assert compilation.flops_per_image(config, frozen) == forward + 4 * head

@@ -9,7 +9,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from configs import common
-from simmim_jax import flops, pretrain, steps
+from simmim_jax import compilation, flops, pretrain, sharding, steps
 
 A, B = jnp.ones((3, 4, 5)), jnp.ones((3, 5, 6))
 PRODUCT = 2 * 3 * 4 * 5 * 6
@@ -171,3 +171,27 @@ def test_vit_base_as_by_hand():
     # Backpropagation costs twice as much, but goes no further than the patches.
     into_patches = 2 * patches * width * (16 * 16 * 3)
     assert flops.count(gradient, *args) == 3 * by_hand - into_patches
+
+
+def small_run(**model):
+    config = common.pretrain(
+        **{"depth": 2, "num_heads": 2, "patch_size": (8, 8), "embed_dim": 128}, **model
+    )
+    config.dtype = "float32"
+    config.data.image_size, config.data.batch_size = (32, 32), 32
+    return config, pretrain.learner(config, num_examples=1000)
+
+
+def test_a_whole_training_step_as_xla_counts_it():
+    config, learner = small_run()
+    compiled = compilation.plan(config, learner, sharding.make_mesh()).lower().compile()
+    by_xla = compiled.cost_analysis()["flops"] / config.data.batch_size
+    # XLA's count has norms, softmax, GELU, AdamW and the like beside the products.
+    assert 1 < by_xla / compilation.flops_per_image(config, learner) < 1.2
+
+
+def test_what_a_step_computes_again_and_in_a_loop_counts_once():
+    plain = compilation.flops_per_image(*small_run())
+    assert plain == compilation.flops_per_image(*small_run(remat="full"))
+    looped = small_run(remat="dots", scan_layers=True)
+    assert plain == compilation.flops_per_image(*looped)

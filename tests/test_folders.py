@@ -3,11 +3,11 @@
 import os
 import pickle
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from simmim_jax.data import cache, folders
 from simmim_jax.data.decode import decode
@@ -41,6 +41,16 @@ def test_class_folders_are_labelled_in_sorted_order(tmp_path):
         assert validation.labels.tolist() == [2]
 
 
+def test_gif_files_are_images(tmp_path):
+    (tmp_path / "train").mkdir()
+    pictures = [Image.new("RGB", (8, 6), color) for color in ("red", "blue")]
+    pictures[0].save(
+        tmp_path / "train" / "1.GIF", save_all=True, append_images=pictures[1:]
+    )
+    source = open_source(str(tmp_path), "train")
+    assert (decode(source[0]["image"], 3) == (255, 0, 0)).all()
+
+
 def test_splits_of_other_names_may_have_other_classes(tmp_path):
     write_photographs(tmp_path, ["train/bee/1.jpg", "more/ant/2.jpg", "more/bee/3.jpg"])
     assert open_source(str(tmp_path), "train").class_names == ("bee",)
@@ -55,8 +65,19 @@ def test_class_folders_without_images_are_refused(prefix, tmp_path):
     write_image(tmp_path / prefix / "cat" / "2.png")
     (tmp_path / prefix / "dog").mkdir()
     (tmp_path / prefix / "dog" / "1.tif").touch()
-    with pytest.raises(ValueError, match=r"without images to learn from: dog\. "):
+    with pytest.raises(ValueError, match=r"without images to learn from: /.*dog\. "):
         open_source(str(tmp_path), "train")
+
+
+def test_folders_that_only_other_splits_have_are_named_where_they_are(tmp_path):
+    """As in Tiny ImageNet, whose validation images are unlabelled."""
+    write_photographs(tmp_path, ["train/cat/images/1.jpg", "val/images/2.jpg"])
+    with pytest.raises(ValueError, match=rf"learn from: {tmp_path}/val/images\. "):
+        open_source(str(tmp_path), "train")
+    (tmp_path / "val" / "images" / "2.jpg").rename(tmp_path / "val" / "2.jpg")
+    (tmp_path / "val" / "images").rmdir()
+    assert open_source(str(tmp_path), "train").class_names == ("cat",)
+    assert open_source(str(tmp_path), "val").labels is None
 
 
 def test_images_beside_no_folder_make_it_unlabelled(tmp_path):
@@ -167,22 +188,19 @@ def test_links_are_followed_and_loops_end(tmp_path):
         check_source(str(only_loops), "train")
 
 
-def test_folders_that_must_not_be_read():
-    # Not below tmp_path, whose parents are for this user alone.
-    with tempfile.TemporaryDirectory() as root:
-        write_photographs(Path(root), ["dog/deep/2.jpg"])
-        os.chmod(root, 0o755)
-        os.chmod(os.path.join(root, "dog", "deep"), 0)
-        user = os.geteuid()
-        try:
-            if user == 0:  # who may read everything
-                os.seteuid(65534)
-            for function in (check_source, open_source):
-                with pytest.raises(ValueError, match=r"dog/deep' must not be read"):
-                    function(root, "train")
-        finally:
-            os.seteuid(user)
-            os.chmod(os.path.join(root, "dog", "deep"), 0o755)
+def test_folders_that_must_not_be_read(open_folder, without_root):
+    write_photographs(open_folder, ["dog/deep/2.jpg"])
+    (open_folder / "dog" / "deep").chmod(0)
+    with without_root:
+        for function in (check_source, open_source):
+            with pytest.raises(ValueError, match=r"dog/deep' must not be read"):
+                function(str(open_folder), "train")
+
+
+def test_pipes_are_no_images(tmp_path):
+    write_photographs(tmp_path, ["train/1.jpg"])
+    os.mkfifo(tmp_path / "train" / "2.jpg")  # who opens it waits for ever
+    assert [*open_source(str(tmp_path), "train").paths] == ["1.jpg"]
 
 
 def test_what_a_disk_has_at_its_root_is_no_class(tmp_path):

@@ -124,11 +124,24 @@ def test_parquet(labels, folder):
     assert train.labels is None
 
 
-def test_parquet_of_images_is_refused_with_a_way_out(folder):
+@pytest.mark.parametrize("nested", [True, False])
+def test_parquet_of_images_is_refused_with_a_way_out(nested, folder):
     file = str(folder / "list.parquet")
-    images = [{"bytes": PHOTOS[0].read_bytes(), "path": "a.jpg"}]
+    image = PHOTOS[0].read_bytes()
+    images = [{"bytes": image, "path": "a.jpg"} if nested else image]
     pyarrow.parquet.write_table(pa.table({"image": images}), file)
     with pytest.raises(ValueError, match=r"holds images, not their paths.*\.tar"):
+        open_source(file, "train")
+
+
+def test_rows_without_a_path_are_named(folder):
+    file = str(folder / "list.parquet")
+    pyarrow.parquet.write_table(pa.table({"path": [NAMES[0], None]}), file)
+    with pytest.raises(ValueError, match="line 2: '' is no path of an image"):
+        open_source(file, "train")
+    # As a crash of the system leaves it.
+    file = write(folder, "list.txt", NAMES[0] + "\n" + "\0" * 99)
+    with pytest.raises(ValueError, match=r"line 2: '\\x00.*is no path of an image"):
         open_source(file, "train")
 
 

@@ -194,9 +194,13 @@ VALUES = {
     "learning_rate": 1e-4,
     "loss": 0.51234,
     "input_wait": 0.031,
-    "images_per_second": 1234.5,
+    "images_per_second": 9876.0,
+    "images_per_second_per_chip": 1234.5,
     "grad_norm": 2.0,
+    "param_norm": 70.0,
+    "compile_seconds": 30.0,
 }
+ON_TPU = VALUES | {"mfu": 0.4123, "device_memory": 14.25 * 2**30}
 
 
 def test_terminal_shows_one_live_line(tmp_path, width):
@@ -210,9 +214,33 @@ def test_terminal_shows_one_live_line(tmp_path, width):
         (line,) = stream.screen()
         assert line == (
             "pretrain  25% [======                  ]  2500/10000  eta 0:05:12"
-            "  loss 0.5123  lr 1.00e-04  1,234 images/s  input wait 3%  grad_norm 2"
+            "  loss 0.5123  1,234 images/s/chip  wait 3%  lr 1.00e-04  grad_norm 2"
         )
     assert stream.getvalue().endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("columns", "last"), [(80, "1,234 images/s/chip"), (120, "14.2 GiB")]
+)
+def test_the_rate_is_in_a_narrow_terminal_and_everything_usual_in_a_wide_one(
+    columns, last, tmp_path, width
+):
+    width(columns)
+    stream = Terminal()
+    with MetricWriter(tmp_path, total_steps=10000, stream=stream) as writer:
+        writer.progress(10000, ON_TPU)
+    assert stream.screen()[0].endswith(last)
+    assert ("MFU 41%" in stream.screen()[0]) == (columns == 120)
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(1.3123, "1.31"), (98.76, "98.8"), (12345.6, "12,346")]
+)
+def test_slow_rates_keep_their_digits(rate, text, tmp_path):
+    stream = io.StringIO()
+    with MetricWriter(tmp_path, total_steps=1, stream=stream) as writer:
+        writer.progress(1, {"images_per_second_per_chip": rate})
+    assert f"  {text} images/s/chip" in stream.getvalue()
 
 
 @pytest.mark.parametrize("columns", [20, 40, 60, 80, 100, 200])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import models
-from simmim_jax import optim, train_loop
+from simmim_jax import compilation, optim
 from simmim_jax.models import build_classifier, build_encoder, build_simmim
 
 IMAGENET = 1_281_167
@@ -81,10 +81,10 @@ def build(config):
 def rates(config):
     """The learning rate by the number of updates done."""
     task = SimpleNamespace(
-        source=range(IMAGENET), layer_id=lambda path: 0, layer_decay=1.0, frozen=()
+        num_examples=IMAGENET, layer_id=lambda path: 0, layer_decay=1.0, frozen=()
     )
     params = {"encoder": {"kernel": jnp.zeros((1, 1))}}
-    return train_loop.optimizer(config, task, params)[0]
+    return compilation.optimizer(config, task, params)[0]
 
 
 @pytest.mark.parametrize("name", PRETRAIN)

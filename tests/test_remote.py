@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from simmim_jax.data.sources import check_source, open_source
 from tests.images import PHOTOS, write_photographs
@@ -80,6 +81,32 @@ def test_files_that_are_gone(bucket):
     fsspec.filesystem("memory").rm("/bucket/set/train/1.jpg")
     with pytest.raises(FileNotFoundError):
         source[0]
+
+
+class Refused(Exception):
+    """What gcsfs and aiohttp raise is no OSError either."""
+
+
+class Flaky(MemoryFileSystem):
+    """A place that lists its files and gives none."""
+
+    protocol = "flaky"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("flaky://", "memory://"))
+
+    def cat_file(self, path, **options):
+        raise Refused("503, try again later")
+
+
+def test_errors_of_any_kind_are_os_errors(bucket):
+    bucket({"train/1.jpg": CHINA})
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    source = open_source("flaky://bucket/set", "train")
+    with pytest.raises(OSError, match="503, try again later") as raised:
+        source[0]
+    assert raised.value.filename == "flaky://bucket/set/train/1.jpg"
 
 
 @pytest.mark.parametrize(("protocol", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])

@@ -21,6 +21,7 @@ def changes(workdir, mode, before, after, *, finished=False, meta=None):
     [
         ("log_every", "2 steps", "4 steps"),
         ("model.remat", "none", "dots"),
+        ("model.scan_layers", False, True),
         ("bench.accelerators", "a100", "v5e-8"),
     ],
 )

@@ -1,14 +1,19 @@
 """The same numbers on 1 device and on 8, whole or split (virtual CPU devices)."""
 
+import functools
 import os
+import re
 import subprocess
 import sys
 
 import commands
 import jax
+import numpy as np
+import optax
 import pytest
 
-from simmim_jax import sharding
+from configs import common
+from simmim_jax import pretrain, sharding
 
 # Wide enough for its matrices to be split; checkpoints hold averages and the latest.
 WIDE = ("model.embed_dim=512", "model.depth=1", "duration=4 steps", "ema_decay=0.5")
@@ -28,11 +33,31 @@ def losses(workdir):
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_eight_devices_give_the_losses_of_one(fsdp, one_device, tmp_path):
     args = commands.tiny("pretrain", tmp_path, *WIDE, f"mesh.fsdp={fsdp}")
-    commands.run(*args, devices=8)
+    commands.run(*args, devices=8, dump=tmp_path / "hlo")
     assert losses(tmp_path) == pytest.approx(losses(one_device), rel=1e-5)
     commands.assert_same(
         commands.params(tmp_path, 4), commands.params(one_device, 4), atol=2e-5
     )
+    assert_only_parameters_move(tmp_path, fsdp)
+
+
+def assert_only_parameters_move(workdir, fsdp):
+    """Split ones are gathered, activations stay where their images are."""
+    (program,) = (workdir / "hlo").glob("*jit_train_step*after_optimizations.txt")
+    text = program.read_text()
+    moved = re.findall(
+        r"= (\S+).* (all-gather|all-to-all|collective-permute)\(",
+        text,
+    )
+    shapes = {
+        tuple(sorted(x.shape)) for x in jax.tree.leaves(commands.params(workdir, 4))
+    }
+    for shape, name in moved:
+        assert name == "all-gather"
+        sizes = re.search(r"\[([\d,]+)\]", shape)[1].split(",")
+        assert tuple(sorted(map(int, sizes))) in shapes, shape
+    assert bool(moved) == (fsdp > 1)
+    assert "all-reduce" in text
 
 
 def test_checkpoint_of_eight_devices_goes_on_on_one(one_device, tmp_path):
@@ -58,6 +83,22 @@ def test_large_arrays_are_split_over_fsdp_and_small_ones_are_not():
     assert specs["wide"] == jax.P(None, "fsdp")
     assert not any(specs["odd"])
     assert not any(specs["bias"])
+
+
+@pytest.mark.parametrize("variant", ["vit_huge", "swin_large", "swin_v2_huge"])
+def test_nearly_all_of_a_model_and_its_moments_is_split(variant):
+    mesh = jax.sharding.AbstractMesh(
+        (1, 8), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    config = common.pretrain(variant)
+    init = functools.partial(pretrain.init, config, pretrain.model_of(config))
+    params = jax.eval_shape(init, jax.random.key(0))
+    moments = jax.eval_shape(optax.adamw(1e-3).init, params)
+    for tree in (params, moments):
+        shardings = jax.tree.leaves(sharding.state_sharding(tree, mesh))
+        sizes = [leaf.size for leaf in jax.tree.leaves(tree)]
+        split = [any(layout.spec) for layout in shardings]
+        assert sum(np.multiply(sizes, split)) > 0.99 * sum(sizes)
 
 
 def test_mesh_that_does_not_fit_names_the_numbers():

@@ -1,11 +1,13 @@
 """Rates count the steps that a device finished, whenever it finished them."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
+from simmim_jax import accelerators
 from simmim_jax.checkpoint import Checkpointer
 from simmim_jax.metrics import MetricWriter, StepTimer, read_metrics
-from simmim_jax.step_log import NonFiniteError, StepLog
+from simmim_jax.step_log import NonFiniteError, StepLog, utilization
 
 BATCH = 8
 
@@ -18,7 +20,14 @@ def parts(tmp_path):
         MetricWriter(tmp_path, total_steps=9) as writer,
     ):
         log = StepLog(
-            writer, lambda step, scale: jnp.float32(step), checkpoints, BATCH, 0
+            writer,
+            lambda step, scale: float(step),
+            checkpoints,
+            BATCH,
+            0,
+            flops_per_image=1e9,
+            startup={"compile_seconds": 3.0},
+            begin=0.0,
         )
         log.timer = StepTimer(clock=lambda: now[0])
         yield log, now, tmp_path / "metrics.jsonl"
@@ -79,3 +88,42 @@ def test_bad_images_of_the_run_stand_in_each_line_from_the_first_one_on(parts):
     first, second = read_metrics(path)
     assert not any(name.startswith("bad_images") for name in first)
     assert (second["bad_images/missing"], second["bad_images/empty"]) == (3, 1)
+
+
+def test_what_the_start_and_checkpoints_took_stands_in_one_line_each(parts):
+    log, _, path = parts
+    for step in range(1, 5):
+        log.add(step, finished(), due=step > 1, bad_images={})
+        if step == 3:
+            log.note("checkpoint_seconds", 2.0)
+            log.note("checkpoint_seconds", 0.5)
+    log.finish()
+    second, third, fourth = read_metrics(path)
+    assert (second["step"], second["compile_seconds"]) == (2, 3.0)
+    assert second["first_step_seconds"] > 0
+    assert not {"compile_seconds", "first_step_seconds"} & {*third, *fourth}
+    assert third["checkpoint_seconds"] == 2.5  # written once step 4 is on its way
+    assert "checkpoint_seconds" not in fourth
+
+
+def test_a_step_that_runs_is_not_waited_for(parts):
+    log, _, _ = parts
+
+    @jax.jit
+    def slow(x):
+        return jax.lax.fori_loop(0, 20, lambda _, y: y @ y / 1024, x).mean()
+
+    x = jnp.ones((1024, 1024))
+    slow(x).block_until_ready()  # compiled
+    log.add(1, finished(), due=True, bad_images={})
+    running = slow(x)
+    log.add(2, {"loss": running}, due=True, bad_images={})
+    assert not running.is_ready()
+
+
+def test_utilization_needs_a_peak_that_is_known(monkeypatch):
+    rate = 1000.0 * jax.device_count()
+    assert utilization(rate, 1e9) == {"images_per_second_per_chip": 1000.0}
+    kind = jax.devices()[0].device_kind
+    monkeypatch.setitem(accelerators._DEVICES, kind, 197e12)
+    assert utilization(rate, 105e9)["mfu"] == pytest.approx(105 / 197)

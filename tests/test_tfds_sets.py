@@ -1,7 +1,9 @@
 """Sets prepared by TFDS: found, read without TensorFlow, and what errors say."""
 
 import json
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -222,6 +224,24 @@ def test_tfds_slices_and_subsets(tfds_dir):
 def test_tfds_sources_can_be_sent_to_workers(tfds_dir):
     source = open_source("tfds:squares", "train", data_dir=tfds_dir)
     assert pickle.loads(pickle.dumps(source))[5] == source[5]
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut off", "overwritten"])
+def test_records_that_cannot_be_read_are_os_errors(damage, tfds_dir, tmp_path):
+    shutil.copytree(f"{tfds_dir}/squares", tmp_path / "squares")
+    source = open_source("tfds:squares", "train", data_dir=str(tmp_path))
+    (file,) = (tmp_path / "squares" / "1.0.0").glob("*-train.array_record*")
+    if damage == "removed":
+        file.unlink()
+    elif damage == "cut off":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        data = file.read_bytes()
+        at = data.index(b"\x89PNG")
+        file.write_bytes(data[:at] + b"\xff" * 200 + data[at + 200 :])
+    with pytest.raises(OSError, match=r"train: example 0: .*squares") as raised:
+        source[0]
+    assert raised.value.filename == source.folder
 
 
 def test_tfds_finds_its_folder_by_environment(tfds_dir, monkeypatch):

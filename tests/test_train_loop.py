@@ -1,11 +1,20 @@
 """Runs that are killed, stopped, or go wrong, and what is left of them."""
 
+import os
 import signal
 
 import commands
+import jax
 import pytest
+import tiny_config
 
+from simmim_jax import sharding
+from simmim_jax.finetune import finetune
 from simmim_jax.inputs import num_steps
+from simmim_jax.interrupt import Interrupted
+from simmim_jax.metrics import read_metrics
+from simmim_jax.pretrain import pretrain
+from simmim_jax.step_log import StepLog
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +135,74 @@ def test_epochs_of_less_than_a_batch():
 def test_bad_duration_says_what_is_expected(duration):
     with pytest.raises(ValueError, match="expected a number and a unit"):
         num_steps(duration, 64, 1000)
+
+
+# ---- Nothing is wasted ---------------------------------------------------------------
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """step -> programs that were compiled between its log and that of the next one."""
+    counts, now = {}, [0]
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            counts[now[0]] = counts.get(now[0], 0) + 1
+
+    add = StepLog.add
+
+    def logged(self, step, *args):
+        add(self, step, *args)
+        now[0] = step
+
+    monkeypatch.setattr(StepLog, "add", logged)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield counts
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize(
+    ("mode", "run"), [("pretrain", pretrain), ("finetune", finetune)]
+)
+def test_nothing_is_compiled_after_step_1_and_the_first_evaluation(
+    mode, run, compiled, tmp_path, monkeypatch
+):
+    config = tiny_config.get_config(mode)
+    config.checkpoint_every, config.eval_every = "2 steps", "4 steps"
+    logged = StepLog.add
+
+    def interrupted(self, step, *args):
+        logged(self, step, *args)
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepLog, "add", interrupted)
+        with pytest.raises(Interrupted):
+            run(config, tmp_path)
+    # Before step 1, and in the evaluation after step 4.
+    assert set(compiled) == {0, 4}
+    compiled.clear()
+    run(config, tmp_path)
+    # Ten steps are done: what comes before step 11, and the evaluation after step 12.
+    assert set(compiled) == {10, 12}
+
+
+def test_a_batch_that_is_not_on_the_devices_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "to_devices", lambda batch, mesh: dict(batch))
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        pretrain(tiny_config.get_config("pretrain"), tmp_path)
+
+
+def test_lines_tell_rates_the_start_and_what_checkpoints_took(uninterrupted):
+    lines = [x for x in read_metrics(uninterrupted / "metrics.jsonl") if "loss" in x]
+    first, *others = lines
+    assert first["first_step_seconds"] > first["compile_seconds"] > 0
+    for line in others:
+        assert "compile_seconds" not in line
+        if "images_per_second" in line:
+            assert line["images_per_second_per_chip"] == line["images_per_second"]
+            assert 0 <= line["input_wait"] <= 1
+    assert [x["step"] for x in lines if "checkpoint_seconds" in x] == [5, 9]
+    # The peak of a CPU is not known, nor does it tell its memory.
+    assert not any({"mfu", "device_memory"} & set(line) for line in lines)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simmim_jax.data import workers
 from simmim_jax.data.folders import FolderSource
 from simmim_jax.data.pipeline import train_iterator
 from simmim_jax.data.source import ArraySource
@@ -327,6 +328,32 @@ def test_memory_does_not_grow_over_epochs(num_workers, tmp_path):
 )
 def test_workers_and_threads_for_so_many_cpus(cpus, asked, expected):
     assert share_out(cpus, *asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "1000 100000"}, 1),
+        ({"cpu.max": "2000000 100000"}, 8),
+        # What stands above counts as well; a container may see its own group alone.
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3),
+        ({"a/b/cpu.max": "100000 100000", "a/cpu.max": "300000 100000"}, 1),
+    ],
+)
+def test_quotas_of_a_container_are_respected(files, expected, tmp_path, monkeypatch):
+    for name, content in files.items():
+        (tmp_path / "root" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "root" / name).write_text(f"{content}\n")
+    (tmp_path / "cgroup").write_text("4:memory:/x\n0::/a/b\n")
+    monkeypatch.setattr(workers, "_OWN_GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(workers, "_GROUPS", tmp_path / "root")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert workers.num_cpus() == expected
+    (tmp_path / "cgroup").unlink()  # not Linux
+    assert 1 <= workers.num_cpus() <= 8
 
 
 FAULTS = """

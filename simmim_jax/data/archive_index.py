@@ -40,7 +40,7 @@ def index_archive(file: str) -> ArchiveIndex:
     """Index one archive, or take the index that was kept if the file is the same."""
     status = os.stat(file)
     stamp = np.array([status.st_size, status.st_mtime_ns])
-    key = f"archive 1 {os.path.realpath(file)}"
+    key = f"archive 2 {os.path.realpath(file)}"
     arrays = cache.load(key)
     if arrays is None or (arrays.pop("stamp") != stamp).any():
         members = list(_labelled_members(file))
@@ -118,12 +118,18 @@ def tar_members(
     opened: IO[bytes], file: str, folder: bytes = b"", start: int = 0
 ) -> Iterator[_Member]:
     """Yield images and .cls files; a tar within is a folder of its name."""
+    places: dict[bytes, tuple[int, int]] = {}
     try:
         tar = tarfile.TarFile(fileobj=opened)
         while member := tar.next():
             # It would keep them all, a gigabyte for a million.
             tar.members = []  # type: ignore[attr-defined]
             path = folder + os.fsencode(member.name).removeprefix(b"./")
+            if member.islnk():  # a hard link, to a file before it
+                target = folder + os.fsencode(member.linkname).removeprefix(b"./")
+                if _is_wanted(path) and target in places:
+                    yield path, *places[target], False
+                continue
             if not member.isreg():
                 continue
             if path.endswith(b".tar") and not folder:
@@ -133,7 +139,8 @@ def tar_members(
                     inner, file, path.removesuffix(b".tar") + b"/", member.offset_data
                 )
             elif _is_wanted(path):
-                yield path, start + member.offset_data, member.size, False
+                places[path] = start + member.offset_data, member.size
+                yield path, *places[path], False
         # tarfile takes a broken header for the end, which is a block of zeros.
         opened.seek(tar.offset)
         if opened.read(tarfile.BLOCKSIZE).strip(b"\0"):

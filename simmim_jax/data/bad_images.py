@@ -11,6 +11,13 @@ from simmim_jax.data.decode import BadImage
 # Fewer examples do not tell how large the bad part of a data set is: of so many, the
 # share that chance adds to one of 0.1 is less than 0.01.
 ENOUGH = 10_000
+# What `reason_of` says.
+REASONS = (
+    *("missing", "unreadable", "empty", "not an image", "truncated", "corrupt"),
+    "too large",
+)
+# (counts by reason, REASONS) -> their sums over all processes.
+Total = Callable[[Mapping[str, int], Sequence[str]], Mapping[str, int]]
 # Bad examples that are told one by one.
 _TOLD = 20
 _HEADER = "reason\tsplit\tindex\tpath\n"
@@ -93,6 +100,16 @@ class BadImages:
     def metrics(self, name: str) -> dict[str, int]:
         """{"name/reason": number of bad examples} of the reasons that there are."""
         return {f"{name}/{reason}": n for reason, n in self.counts.items()}
+
+    def judge_pass(self, examples: int, total: Total) -> None:
+        """ValueError if too many of all examples were bad.
+
+        total: sums up counts over processes, as `counts` has them from here on.
+        """
+        self.counts = collections.Counter(total(self.counts, REASONS))
+        bad = self.counts.total()
+        if bad > self._max_fraction * examples or bad == examples:
+            raise self.too_many(f"{bad} of {examples} examples", self.counts.elements())
 
     def judge(self, examples: int, enough: int = ENOUGH) -> None:
         """ValueError if too many of so many different examples were bad, or all."""

@@ -28,6 +28,8 @@ _CROP_TRIES = 10
 # Three weights of `_smoothing` do not do for more; a reduced JPEG and boxes that are
 # 3:4 to 4:3 of the result need at most this.
 _MAX_SHRINK = 2 * 4 / 3
+# Of an image that is resized before its middle is cut out; 64 MB in Pillow.
+_MAX_PIXELS_TO_CUT = 2**24
 
 
 def random_crop(
@@ -75,7 +77,9 @@ def resize_center_crop(
 
     With crop_fraction=224/256 and a square size S this is the official evaluation:
     the short side to int(256 / 224 * S), then the centre crop. crop_fraction=1 means
-    no crop: the whole image is resized to `size`, whatever its proportions.
+    no crop: the whole image is resized to `size`, whatever its proportions. Of lines,
+    which would become larger than 2^24 pixels, the middle alone is resized, to nearly
+    the same.
 
     image: uint8[h w c]; size: (height, width); crop_fraction: in (0, 1];
     interpolation: "bilinear" or "bicubic".
@@ -97,9 +101,14 @@ def resize_center_crop(
         cover_width = cover_height * width // height
     else:
         cover_height = cover_width * height // width
-    image = _resize(image, whole, (cover_height, cover_width), interpolation)
     top = round((cover_height - size[0]) / 2)
     left = round((cover_width - size[1]) / 2)
+    if cover_height * cover_width > _MAX_PIXELS_TO_CUT:
+        # Of a line of 20,000 pixels it would take gigabytes.
+        y, x = height / cover_height, width / cover_width
+        middle = (top * y, left * x, size[0] * y, size[1] * x)
+        return _resize(image, middle, size, interpolation)
+    image = _resize(image, whole, (cover_height, cover_width), interpolation)
     return image[top : top + size[0], left : left + size[1]]
 
 
@@ -121,10 +130,10 @@ def _random_box(
             top = int(rng.integers(height - box_height + 1))
             left = int(rng.integers(width - box_width + 1))
             return top, left, box_height, box_width
-    # The largest centred box whose proportions are allowed.
+    # The largest centred box whose proportions are allowed, but of a pixel at least.
     aspect = min(max(width / height, ratio[0]), ratio[1])
-    box_width = min(width, round(height * aspect))
-    box_height = min(height, round(width / aspect))
+    box_width = min(width, max(1, round(height * aspect)))
+    box_height = min(height, max(1, round(width / aspect)))
     top, left = (height - box_height) // 2, (width - box_width) // 2
     return top, left, box_height, box_width
 

@@ -9,6 +9,12 @@ import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 _MODES = {1: "L", 3: "RGB"}
+# What images on the web are, whatever their names say, and all that Pillow is to try:
+# to show an EPS file, it would run Ghostscript on the program in it.
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "BMP", "GIF"),
+    *("TIFF", "AVIF", "JPEG2000", "PPM"),
+)
 _JPEG_COLORS = {1: "GRAY", 3: "RGB"}
 # As many as Pillow reads: more is taken for a decompression bomb.
 _MAX_PIXELS = 178_956_970
@@ -125,7 +131,7 @@ def _exif_orientation(data: bytes) -> int:
             try:
                 exif.load(segment)
                 orientation = exif.get(_EXIF_ORIENTATION, 1)
-            except Exception:  # as many kinds as there are broken cameras
+            except Exception:  # see `_upright`
                 return 1
             return orientation if orientation in _UPRIGHT else 1
         start += 2 + length
@@ -138,10 +144,11 @@ def _decode_by_pillow(data: bytes, channels: int) -> np.ndarray:
         raise BadImage("empty", "The file is empty.")
     start = f"{len(data)} bytes starting with {data[:8]!r}"
     try:
-        with Image.open(io.BytesIO(data)) as file:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
             if file.width * file.height > _MAX_PIXELS:
                 raise Image.DecompressionBombError
-            return _to_array(ImageOps.exif_transpose(file), _MODES[channels])
+            file.load()
+            return _to_array(_upright(file), _MODES[channels])
     except Image.DecompressionBombError as error:
         raise BadImage(
             "too large",
@@ -151,14 +158,21 @@ def _decode_by_pillow(data: bytes, channels: int) -> np.ndarray:
     except UnidentifiedImageError as error:
         raise BadImage(
             "not an image",
-            f"{start} are not an image that Pillow can read: expected JPEG, PNG, WebP "
-            "or BMP.",
+            f"{start} are not an image that Pillow can read: expected JPEG, PNG, "
+            "WebP, GIF or BMP.",
         ) from error
     except Exception as error:  # Pillow's decoders raise whatever comes up.
         reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
         raise BadImage(
             reason, f"{start} are not an image that Pillow can read ({error})."
         ) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # as many kinds as there are broken cameras
+        return image
 
 
 def _check_channels(channels: int) -> None:

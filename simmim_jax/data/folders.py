@@ -78,10 +78,13 @@ def open_folder(root: str, split: str) -> FolderSource:
         class_names = sorted({name for place in places for name in subfolders(place)})
         empty = set(class_names) - set(map(os.fsdecode, set(folders)))
         if empty and (name is None or split == "train"):
+            found = [os.path.join(place, name) for place in places for name in empty]
             raise ValueError(
-                f"{folder!r} has class folders without images to learn from: "
-                f"{', '.join(sorted(empty))}. Expected {'/'.join(IMAGE_ENDINGS)} files "
-                "in them: convert other formats, or remove the folders."
+                "There are class folders without images to learn from: "
+                f"{', '.join(sorted(filter(os.path.isdir, found)))}. Expected "
+                f"{'/'.join(IMAGE_ENDINGS)} files in folders of these names in "
+                f"{folder!r}: convert other formats, or remove the folders. Images "
+                "without a class go right into the folder of their split."
             )
     labels = None if folders is None else number(folders, class_names)
     if name is None:
@@ -181,7 +184,7 @@ def list_images(root: str) -> list[bytes]:
     changed, which adding, removing and renaming a file does; links are followed, but
     not into a folder from within itself.
     """
-    key = f"folder 1 {os.path.realpath(root)}"
+    key = f"folder 2 {os.path.realpath(root)}"
     known = _load(key)
     folders = _walk(os.fsencode(root), known)
     images = sorted(image for folder in folders.values() for image in folder.images)
@@ -248,7 +251,7 @@ def _read(root: bytes, name: bytes) -> _Folder:
             path = os.path.join(name, entry.name)
             if is_folder(entry):
                 folder.folders.append(path)
-            elif is_image(entry.name):
+            elif is_image(entry.name) and (entry.is_symlink() or entry.is_file()):
                 folder.images.append(path)
             elif entry.is_symlink():
                 folder.folders.append(path)  # Perhaps a folder not mounted yet.

@@ -41,6 +41,11 @@ def open_manifest(file: str, split: str) -> FolderSource:
     """
     rows = list(_rows(file))
     _check_first(file, rows[0] if rows else None)
+    for row in rows:
+        if not row.path or "\0" in row.path:
+            raise ValueError(
+                f"{file!r}, line {row.line}: {row.path[:40]!r} is no path of an image."
+            )
     paths = [os.fsencode(row.path) for row in rows]
     splits = sorted({row.split for row in rows} - {""})
     without = next((row.line for row in rows if not row.split), None)
@@ -144,7 +149,13 @@ def _parquet_rows(file: str) -> Iterator[_Row]:
         table = pyarrow.parquet.ParquetFile(open_file(file))
         names = table.schema_arrow.names
         columns = _columns(file, names)
-        if pyarrow.types.is_struct(table.schema_arrow.field(columns[0]).type):
+        kind = table.schema_arrow.field(columns[0]).type
+        types = pyarrow.types
+        if (
+            types.is_struct(kind)
+            or types.is_binary(kind)
+            or types.is_large_binary(kind)
+        ):
             raise ValueError(
                 f"{file!r} holds images, not their paths: Parquet reads whole groups "
                 "of rows, too slow for a random order. Write the images to files or "
@@ -160,7 +171,7 @@ def _parquet_rows(file: str) -> Iterator[_Row]:
             "" if column is None or column[number - 1] is None else column[number - 1]
             for column in lists[1:]
         )
-        yield _Row(number, str(path), str(label), str(split))
+        yield _Row(number, str(path or ""), str(label), str(split))
 
 
 def _columns(file: str, header: list[str]) -> tuple[int, int | None, int | None]:

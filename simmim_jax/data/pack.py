@@ -38,6 +38,7 @@ from simmim_jax.data.pack_shards import (
 )
 from simmim_jax.data.source import NO_LABEL
 from simmim_jax.data.sources import open_source
+from simmim_jax.data.workers import num_cpus
 
 
 def pack(
@@ -240,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--format", choices=FORMATS, default="jpeg", help="raw: pixels (%(default)s)")
     add("--quality", type=int, default=90, help="of JPEG, 1 to 100 (%(default)s)")
     add("--channels", type=int, choices=(1, 3), default=3, help="(%(default)s)")
-    add("--workers", type=int, default=os.cpu_count(), help="processes (%(default)s)")
+    add("--workers", type=int, default=num_cpus(), help="processes (%(default)s)")
     add(
         "--shard_mb",
         type=float,

@@ -202,7 +202,8 @@ def _write_records(shard: Shard, path: str, report: dict[str, Any]) -> str:
             # Without addresses of objects, which are others in each run.
             message = re.sub(r" at 0x[0-9a-f]+", "", str(error))
             report["skipped"].append([image_path, reason_of(error), message])
-            _process.progress[1] += 1
+            with _process.progress.get_lock():
+                _process.progress[1] += 1
         else:
             record = to_record(image, example["label"], image_path)
             writer.write(record)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 SPLIT_FOLDERS = ("train", "validation", "val", "test")
 # Of a set without splits, one image in 20 is for validation.
 _VALIDATION_SHARE = 20

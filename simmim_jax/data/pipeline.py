@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from simmim_jax.data.bad_images import ENOUGH, BadImages
+from simmim_jax.data.bad_images import ENOUGH, BadImages, Total
 from simmim_jax.data.batches import ATTEMPTS, PassBatches, StreamBatches
 from simmim_jax.data.memory import Batch
 from simmim_jax.data.source import Source
@@ -79,11 +79,13 @@ def eval_batches(
     process_count: int = 1,
     num_threads: int = 8,
     bad: BadImages | None = None,
+    total: Total = lambda counts, names: counts,
 ) -> "EvalBatches":
     """Pass once over all examples, in order, as often as the result is iterated.
 
     batch_size: of this process; crop_fraction: see `resize_center_crop`; bad: keeps
-    account of images that cannot be had, anew in each pass.
+    account of images that cannot be had, anew in each pass; total: sums up its counts
+    over all processes when a pass is over.
     yields: {"image": uint8[b h w c], "label": int32[b], "weight": float32[b]}; weight
     is 1 for an example, 0 for one that cannot be had and for the padding of the last
     batch, and every process yields equally many batches, if need be of padding.
@@ -101,7 +103,7 @@ def eval_batches(
         process_count=process_count,
         num_threads=num_threads,
     )
-    return EvalBatches(batches, bad or BadImages())
+    return EvalBatches(batches, bad or BadImages(), total)
 
 
 class TrainIterator(Iterator[Batch]):
@@ -189,8 +191,8 @@ class TrainIterator(Iterator[Batch]):
 class EvalBatches:
     """The batches of one pass; see `eval_batches`."""
 
-    def __init__(self, batches: PassBatches, bad: BadImages):
-        self._batches = batches
+    def __init__(self, batches: PassBatches, bad: BadImages, total: Total):
+        self._batches, self._total = batches, total
         self.bad = bad  # of the last pass, as far as it went
 
     def __len__(self) -> int:
@@ -207,6 +209,6 @@ class EvalBatches:
                 examples += int((positions < len(self._batches.source)).sum())
                 self.bad.judge(examples)
                 yield batch
-            self.bad.judge(examples, enough=0)
+            self.bad.judge_pass(len(self._batches.source), self._total)
         finally:
             threads.close()

@@ -1,5 +1,6 @@
 """Files by path or URL; those at URLs are read through fsspec."""
 
+import errno
 import os
 from typing import IO
 
@@ -36,7 +37,10 @@ def open_file(path: str) -> IO[bytes]:
 
 
 def read_file(path: str) -> bytes:
-    """Read a whole file, in one request where it is far away."""
+    """Read a whole file, in one request where it is far away.
+
+    raises: OSError, whatever the place is.
+    """
     if not is_url(path):
         with open(path, "rb") as file:
             return file.read()
@@ -44,7 +48,12 @@ def read_file(path: str) -> bytes:
 
     # Instances are kept by fsspec, one a process: nothing here has to be sent.
     files, name = fsspec.core.url_to_fs(path)
-    return files.cat_file(name)
+    try:
+        return files.cat_file(name)
+    except OSError:
+        raise
+    except Exception as error:  # gcsfs and aiohttp have kinds of their own
+        raise OSError(errno.EIO, str(error), path) from error
 
 
 def list_url(url: str) -> list[bytes]:

@@ -27,7 +27,7 @@ def open_source(dataset: str, split: str, *, data_dir: str = "") -> Source:
 
     dataset: "bundled:NAME", "tfds:NAME[/CONFIG][:VERSION]", or the path of
 
-    - a folder of images (.jpg, .jpeg, .png, .webp, .bmp), at any depth;
+    - a folder of images (.jpg, .jpeg, .png, .webp, .gif, .bmp), at any depth;
     - a folder that `python -m simmim_jax.data.pack` wrote: the splits that were packed;
     - a folder of four MNIST-like files such as train-images-idx3-ubyte.gz: "train"
       reads train-*, "validation" and "test" both read t10k-*;

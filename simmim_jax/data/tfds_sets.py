@@ -1,6 +1,7 @@
 """Prepared TFDS sets, found with os alone; TFDS is imported when one is opened."""
 
 import dataclasses
+import errno
 import functools
 import json
 import operator
@@ -33,9 +34,16 @@ class TfdsSource:
         return len(self.records)
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
-        record = self.records[index]
-        label = NO_LABEL if self.label_key is None else _get(record, self.label_key)
-        return {"image": _get(record, self.image_key), "label": int(label)}
+        try:
+            record = self.records[index]
+            image = _get(record, self.image_key)
+            label = NO_LABEL if self.label_key is None else _get(record, self.label_key)
+            if image is None:  # TFDS takes what a cut file lacks for an empty record.
+                raise ValueError("empty record")
+            return {"image": image, "label": int(label)}
+        except Exception as error:  # of ArrayRecord, Protobuf and TFDS
+            what = f"{self.split}: example {index}: {error}"
+            raise OSError(errno.EIO, what, self.folder) from error
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:

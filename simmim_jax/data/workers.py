@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import mmap
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ from multiprocessing import resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
+from pathlib import Path
 from typing import Any, Protocol
 
 from simmim_jax.data.bad_images import BadExample
@@ -39,14 +41,30 @@ AHEAD = 2
 # and bicubic), is Python's, so that eight threads would keep it busy all the time. Four
 # leave it time for the training loop.
 _THREADS = 4
+_OWN_GROUP, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 def num_cpus() -> int:
-    """CPUs that this process may use, which may be fewer than there are."""
+    """CPUs that this process may use, by its affinity and its container's quota."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cpus = len(os.sched_getaffinity(0))
+    else:
+        cpus = os.cpu_count() or 1
+    return math.ceil(min(cpus, _cpu_quota()))
+
+
+def _cpu_quota() -> float:
+    """CPUs' worth of time that Linux's control groups (version 2) grant; inf: any."""
+    quota = math.inf
+    with contextlib.suppress(OSError):
+        group = _OWN_GROUP.read_text().rpartition("0::/")[2].strip()
+        for path in (_GROUPS / group, *(_GROUPS / group).parents):
+            with contextlib.suppress(OSError):
+                most, period = (path / "cpu.max").read_text().split()
+                if most != "max":
+                    quota = min(quota, int(most) / int(period))
+    return quota
 
 
 def share_out(
@@ -180,8 +198,9 @@ class Workers:
                 process.join()
                 raise RuntimeError(
                     f"A process that decodes images ended with exit code "
-                    f"{process.exitcode} (-9: killed, as when memory runs out). Try a "
-                    "smaller config.data.num_workers; 0 decodes without processes."
+                    f"{process.exitcode} (-9: killed, as when memory runs out; 1: its "
+                    "error stands above). Try a smaller config.data.num_workers; 0 "
+                    "decodes without processes."
                 ) from None
             if isinstance(answer, _Failure):
                 raise answer.error from RuntimeError(f"in a worker:\n{answer.trace}")

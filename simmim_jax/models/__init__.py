@@ -24,6 +24,11 @@ def build_encoder(name: str, **fields: Any) -> nn.Module:
     return ENCODERS[name](**fields)
 
 
+def plain(model: SimMIM | Classifier) -> SimMIM | Classifier:
+    """The same model, which computes nothing twice."""
+    return model.clone(encoder=model.encoder.clone(remat="none", scan_layers=False))
+
+
 def build_simmim(
     *,
     dtype: str,

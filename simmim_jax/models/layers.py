@@ -88,24 +88,6 @@ class Mlp(nn.Module):
         return Linear(width, self.out_init, dtype=self.dtype, name="fc2")(x, scale)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: drops the whole residual branch of a sample while training."""
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, batch: int, train: bool) -> jax.Array:
-        """x: float[b*n d], of `batch` samples; uses the rng stream `drop_path`."""
-        if not train or self.rate == 0:
-            return x
-        keep = 1 - self.rate
-        key = self.make_rng("drop_path")
-        kept = jax.random.bernoulli(key, keep, (batch, 1, 1))
-        branch = rearrange(x, "(b n) d -> b n d", b=batch)
-        branch = jnp.where(kept, branch / keep, 0)
-        return rearrange(branch, "b n d -> (b n) d")
-
-
 class PatchEmbed(nn.Module):
     """Cuts images into patches and projects each: the strided convolution, as a matmul.
 
@@ -169,33 +151,3 @@ def relative_offsets(height: int, width: int) -> np.ndarray:
     dy = y[:, None] - y[None, :] + height - 1
     dx = x[:, None] - x[None, :] + width - 1
     return dy * (2 * width - 1) + dx
-
-
-def drop_path_rates(last: float, depth: int) -> list[float]:
-    """Rate of each block: from 0, linearly, to that of the last."""
-    return np.linspace(0, last, depth).tolist()
-
-
-# What a block keeps for its backward pass; the rest is computed again.
-REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    # The matrix products on [b*n, d]; not attention's, whose n x n logits are large.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-
-
-def rematerialize(
-    block: Callable[..., nn.Module], policy: str
-) -> Callable[..., nn.Module]:
-    """A block that trades time for memory: "none", "full" or "dots".
-
-    Its arguments after the first are static. ValueError for another name.
-    """
-    if policy == "none":
-        return block
-    if policy not in REMAT_POLICIES:
-        raise ValueError(
-            f"config.model.remat={policy!r}: expected 'none' or one of "
-            f"{sorted(REMAT_POLICIES)}."
-        )
-    return nn.remat(block, policy=REMAT_POLICIES[policy], static_argnums=(2, 3, 4))

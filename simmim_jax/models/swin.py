@@ -15,16 +15,14 @@ from simmim_jax.models.attention import (
     check_implementation,
     queries_keys_values,
 )
+from simmim_jax.models.blocks import drop_path, drop_path_scales, run_blocks
 from simmim_jax.models.layers import (
-    DropPath,
     Encoded,
     Initializer,
     Linear,
     Mlp,
     PatchEmbed,
-    drop_path_rates,
     relative_offsets,
-    rematerialize,
     replace_masked,
     truncated_normal,
 )
@@ -87,7 +85,6 @@ class Block(nn.Module):
     window_size: int
     shifted: bool
     mlp_ratio: float
-    drop_path_rate: float
     norm_eps: float
     post_norm: bool
     kernel_init: Initializer
@@ -95,9 +92,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, batch: int, grid: tuple[int, int], train: bool
+        self, x: jax.Array, grid: tuple[int, int], scales: jax.Array | None
     ) -> jax.Array:
-        """x: float[b*h*w d] -> as x."""
+        """x: float[b*h*w d] -> as x.
+
+        scales: float32[2 b], what the branches of each sample are multiplied by.
+        """
         height, width = grid
         window, shift = fit_window(
             grid, self.window_size, self.window_size // 2 if self.shifted else 0
@@ -117,17 +117,20 @@ class Block(nn.Module):
             dtype=self.dtype,
             name="mlp",
         )
-        drop_path = DropPath(self.drop_path_rate)
-        for name, branch in (("norm1", attend), ("norm2", mlp)):
+        branches: tuple[Callable[[jax.Array], jax.Array], ...] = (attend, mlp)
+        for i, branch in enumerate(branches):
             # Branches of Swin V2 start at zero.
             scale_init = (
                 nn.initializers.zeros if self.post_norm else nn.initializers.ones
             )
             norm = nn.LayerNorm(
-                self.norm_eps, dtype=self.dtype, scale_init=scale_init, name=name
+                self.norm_eps,
+                dtype=self.dtype,
+                scale_init=scale_init,
+                name=f"norm{i + 1}",
             )
             y = norm(branch(x)) if self.post_norm else branch(norm(x))
-            x = x + drop_path(y, batch, train)
+            x = x + drop_path(y, None if scales is None else scales[i])
         return x
 
 
@@ -160,19 +163,31 @@ class Stage(nn.Module):
     """Blocks on one grid, and the merging that leads to the next."""
 
     block: Callable[..., nn.Module]
-    rates: tuple[float, ...]
+    depth: int
     merging: Callable[..., nn.Module] | None
+    remat: str
+    scan_layers: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """x: float[b h w d] -> as x, or half the sides and twice the width."""
-        batch, height, width, _ = x.shape
+    def __call__(self, x: jax.Array, scales: jax.Array | None) -> jax.Array:
+        """x: float[b h w d] -> as x, or half the sides and twice the width.
+
+        scales: float32[depth 2 b], of `drop_path_scales`.
+        """
+        _, height, width, _ = x.shape
         x = rearrange(x, "b h w d -> (b h w) d")
-        for i, rate in enumerate(self.rates):
-            block = self.block(
-                shifted=i % 2 == 1, drop_path_rate=rate, name=f"blocks_{i}"
-            )
-            x = block(x, batch, (height, width), train)
+        x = run_blocks(
+            [
+                self.block(shifted=i % 2 == 1, name=f"blocks_{i}")
+                for i in range(self.depth)
+            ],
+            x,
+            (height, width),
+            scales=scales,
+            remat=self.remat,
+            scan=self.scan_layers,
+            period=2,
+        )
         x = rearrange(x, "(b h w) d -> b h w d", h=height, w=width)
         return self.merging(name="downsample")(x) if self.merging else x
 
@@ -198,6 +213,7 @@ class Swin(nn.Module):
     init_std: float = 0.02  # of initial weights
     attention: str = "xla"  # how it is computed: attention.IMPLEMENTATIONS
     remat: str = "none"  # what is computed again for less memory: REMAT_POLICIES
+    scan_layers: bool = False  # two blocks in a loop, for a program compiled sooner
     dtype: jnp.dtype = jnp.float32  # of activations and products; parameters: float32
 
     post_norm: ClassVar[bool] = False
@@ -265,7 +281,9 @@ class Swin(nn.Module):
             positions = self.param("absolute_pos_embed", kernel_init, shape)
             x += rearrange(positions, "b (h w) d -> b h w d", h=height).astype(x.dtype)
 
-        rates = iter(drop_path_rates(self.drop_path_rate, sum(self.depths)))
+        scales = drop_path_scales(
+            self, self.drop_path_rate, sum(self.depths), len(x), train
+        )
         shared: dict[str, Any] = {
             "norm_eps": self.norm_eps,
             "post_norm": self.post_norm,
@@ -275,18 +293,21 @@ class Swin(nn.Module):
         merging: Callable[..., nn.Module] = functools.partial(PatchMerging, **shared)
         for stage, depth in enumerate(self.depths):
             block = functools.partial(
-                rematerialize(Block, self.remat),
+                Block,
                 attention=self.window_attention(stage),
                 window_size=self.window_size,
                 mlp_ratio=self.mlp_ratio,
                 **shared,
             )
+            before = sum(self.depths[:stage])
             x = Stage(
                 block,
-                tuple(next(rates) for _ in range(depth)),
+                depth,
                 merging if stage + 1 < len(self.depths) else None,
+                self.remat,
+                self.scan_layers,
                 name=f"layers_{stage}",
-            )(x, train)
+            )(x, None if scales is None else scales[before : before + depth])
         x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
         return Encoded(x, None)
 

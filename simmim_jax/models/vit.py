@@ -11,16 +11,14 @@ from simmim_jax.models.attention import (
     check_implementation,
     queries_keys_values,
 )
+from simmim_jax.models.blocks import drop_path, drop_path_scales, run_blocks
 from simmim_jax.models.layers import (
-    DropPath,
     Encoded,
     Initializer,
     Linear,
     Mlp,
     PatchEmbed,
-    drop_path_rates,
     relative_offsets,
-    rematerialize,
     replace_masked,
     scaled,
     truncated_normal,
@@ -126,7 +124,6 @@ class Block(nn.Module):
     qkv_bias: bool
     rel_pos_bias: bool
     layer_scale: float
-    drop_path_rate: float
     norm_eps: float
     kernel_init: Initializer
     out_init: Initializer
@@ -139,10 +136,14 @@ class Block(nn.Module):
         x: jax.Array,
         batch: int,
         grid: tuple[int, int],
-        train: bool,
-        bias: jax.Array | None = None,
+        bias: jax.Array | None,
+        scales: jax.Array | None,
     ) -> jax.Array:
-        """x: float[b*rows d]; bias: float[heads n n], shared by all blocks -> as x."""
+        """x: float[b*rows d] -> as x.
+
+        bias: float[heads n n], shared by all blocks; scales: float32[2 b], what the
+        branches of each sample are multiplied by.
+        """
         width = x.shape[-1]
 
         def gamma(name: str) -> jax.Array | None:
@@ -171,11 +172,11 @@ class Block(nn.Module):
             dtype=self.dtype,
             name="mlp",
         )
-        drop_path = DropPath(self.drop_path_rate)
+        of_attention, of_mlp = (None, None) if scales is None else scales
         branch = attend(norm("norm1")(x), bias, gamma("gamma_1"), batch, grid)
-        x = x + drop_path(branch, batch, train)
+        x = x + drop_path(branch, of_attention)
         branch = mlp(norm("norm2")(x), gamma("gamma_2"))
-        return x + drop_path(branch, batch, train)
+        return x + drop_path(branch, of_mlp)
 
 
 class ViT(nn.Module):
@@ -203,6 +204,7 @@ class ViT(nn.Module):
     init_cut: float = 1.0  # initial weights end at so many of these; 0: nowhere
     attention: str = "xla"  # how it is computed: attention.IMPLEMENTATIONS
     remat: str = "none"  # what is computed again for less memory: REMAT_POLICIES
+    scan_layers: bool = False  # one block in a loop, for a program compiled sooner
     dtype: jnp.dtype = jnp.float32  # of activations and products; parameters: float32
 
     @property
@@ -268,15 +270,13 @@ class ViT(nn.Module):
             shared = SharedRelativePositionBias(self.num_heads, name="rel_pos_bias")
             bias = shared((height, width))
         x = rearrange(tokens, "b n d -> (b n) d")
-        block = rematerialize(Block, self.remat)
-        for i, rate in enumerate(drop_path_rates(self.drop_path_rate, self.depth)):
-            x = block(
+        blocks = [
+            Block(
                 num_heads=self.num_heads,
                 mlp_ratio=self.mlp_ratio,
                 qkv_bias=self.qkv_bias,
                 rel_pos_bias=self.use_rel_pos_bias,
                 layer_scale=self.layer_scale,
-                drop_path_rate=rate,
                 norm_eps=self.norm_eps,
                 kernel_init=kernel_init,
                 # Keeps the variance of the residual stream level with depth (BEiT).
@@ -284,7 +284,21 @@ class ViT(nn.Module):
                 attention=self.attention,
                 dtype=self.dtype,
                 name=f"blocks_{i}",
-            )(x, batch, (height, width), train, bias)
+            )
+            for i in range(self.depth)
+        ]
+        x = run_blocks(
+            blocks,
+            x,
+            batch,
+            (height, width),
+            bias,
+            scales=drop_path_scales(
+                self, self.drop_path_rate, self.depth, batch, train
+            ),
+            remat=self.remat,
+            scan=self.scan_layers,
+        )
         if self.final_norm:
             x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
         tokens = rearrange(x, "(b n) d -> b n d", b=batch)

@@ -1,0 +1,258 @@
+"""One optimiser step of SimMIM pre-training: this package beside PyTorch, on a CPU.
+
+    git clone https://github.com/microsoft/SimMIM
+    python -m benchmarks.step_time --official=SimMIM --torch=PYTHON
+
+ViT-B/16 at 224 pixels and Swin-B at 192, float32, the same batch, both with gradient
+clipping and AdamW: this package's training step (which also flips, normalises and draws
+the masks) and that of the official code, whose model, optimiser and settings are used
+as they are; without --official, transformers' masked-image models of the same sizes.
+PYTHON is a Python that has torch, timm and yacs, or torch and transformers. Each runs
+in a process of its own with all CPUs, they take turns, and ratios are medians over
+turns. Memory is the largest that a process ever held.
+"""
+
+import argparse
+import importlib
+import json
+import math
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+MODELS = ("vit_base", "swin_base")
+IMAGENET = 1_281_167  # images of an epoch, which the learning rate depends on
+SIZES = {"vit_base": 224, "swin_base": 192}
+# Peak learning rate and weight decay of both recipes.
+LR, WEIGHT_DECAY, CLIP_NORM = 1e-4, 0.05, 5.0
+
+# ---- Steps: (model, batch) -> a function that makes one step -------------------------
+
+
+def ours(model: str, batch: int) -> Callable[[], float]:
+    """The step of configs/<model>.py."""
+    import jax
+
+    from simmim_jax import compilation, pretrain, sharding
+
+    config = importlib.import_module(f"configs.{model}").get_config()
+    config.dtype = "float32"
+    config.data.batch_size = batch
+    mesh = sharding.make_mesh()
+    learner = pretrain.learner(config, IMAGENET)
+    plan = compilation.plan(config, learner, mesh)
+    compiled = plan.lower().compile()
+    params = jax.jit(learner.init)(jax.random.key(0))
+    state = jax.jit(plan.fresh_state, donate_argnums=0)(params)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, plan.batch["image"].shape, np.uint8)
+    labels = np.zeros(batch, np.int32)
+    data = sharding.to_devices({"image": images, "label": labels}, mesh)
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = compiled(state, data)
+        return float(metrics["loss"])
+
+    return step
+
+
+def official(model: str, batch: int, code: Path) -> Callable[[], float]:
+    """The official model and optimiser, in the order of its main_simmim.py."""
+    sys.path.insert(0, str(code))
+    from config import get_config
+    from models import build_model
+    from optimizer import build_optimizer
+
+    (cfg,) = code.glob(f"configs/{model}*/simmim_pretrain__{model}__*__800ep.yaml")
+    args = argparse.Namespace(cfg=str(cfg), opts=None, local_rank=0)
+    config = get_config(args)
+    net = build_model(config, is_pretrain=True)
+    log = argparse.Namespace(info=lambda text: None)
+    optimizer = build_optimizer(config, net, log, is_pretrain=True)
+    images, mask = torch_batch(batch, SIZES[model], net.patch_size)
+    return torch_step(net, optimizer, lambda: net(images, mask))
+
+
+def transformers(model: str, batch: int) -> Callable[[], float]:
+    """transformers' masked-image models; its ViT has no relative positions."""
+    import torch
+    from transformers import (
+        SwinConfig,
+        SwinForMaskedImageModeling,
+        ViTConfig,
+        ViTForMaskedImageModeling,
+    )
+
+    if model == "vit_base":
+        net = ViTForMaskedImageModeling(ViTConfig(encoder_stride=16))
+    else:
+        net = SwinForMaskedImageModeling(
+            SwinConfig(
+                image_size=192,
+                embed_dim=128,
+                depths=[2, 2, 18, 2],
+                num_heads=[4, 8, 16, 32],
+                window_size=6,
+                encoder_stride=32,
+            )
+        )
+    optimizer = torch.optim.AdamW(net.parameters(), LR, weight_decay=WEIGHT_DECAY)
+    images, mask = torch_batch(batch, SIZES[model], net.config.patch_size)
+    mask = mask.flatten(1).bool()
+    return torch_step(net, optimizer, lambda: net(images, mask).loss)
+
+
+def torch_batch(batch: int, size: int, patch: int) -> tuple:
+    """Normalised images, and masks of 60 % of their 32-pixel units."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.normal(size=(batch, 3, size, size)).astype("f"))
+    unit = 32 // patch
+    mask = rng.random((batch, size // 32, size // 32)) < 0.6
+    return images, torch.from_numpy(mask.repeat(unit, 1).repeat(unit, 2).astype(int))
+
+
+def torch_step(net, optimizer, loss_of: Callable) -> Callable[[], float]:
+    """Forward, backward, clipping, update; reads the loss, as the official loop."""
+    import torch
+
+    net.train()
+
+    def step() -> float:
+        loss = loss_of()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP_NORM)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def work(name: str, model: str, batch: int, code: Path) -> None:
+    """A process of one implementation: for each line read, a step, a line of JSON."""
+    if name == "ours":
+        step = ours(model, batch)
+    elif name == "official":
+        step = official(model, batch, code)
+    else:
+        step = transformers(model, batch)
+    step()  # compiles, fills caches
+    print(json.dumps("ready"), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        loss = step()
+        seconds = time.perf_counter() - start
+        if not math.isfinite(loss):
+            sys.exit(f"{name}: loss {loss}")
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps([batch / seconds, memory]), flush=True)
+
+
+# ---- Turns ---------------------------------------------------------------------------
+
+
+class Implementation:
+    """One implementation's process."""
+
+    def __init__(self, name: str, python: str, args: argparse.Namespace, model: str):
+        command = [python, __file__, f"--batch={args.batch}", "--work", name, model]
+        if args.official:
+            command.insert(2, f"--official={args.official.absolute()}")
+        self.name = name
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        while self._read() != "ready":
+            pass
+
+    def _read(self) -> object:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.name} does not run: its error stands above.")
+        try:
+            return json.loads(line)
+        except ValueError:  # something that a library prints
+            return None
+
+    def turn(self) -> tuple[float, int]:
+        """Images a second in one step, and the most bytes held so far."""
+        assert self.process.stdin is not None
+        print(file=self.process.stdin, flush=True)
+        return self._read()  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.communicate("")
+
+
+def measure(model: str, peer: str, args: argparse.Namespace) -> dict:
+    """{"ours", "theirs", "ratio": images/s; "memory_ours", …: bytes} of one model."""
+    both = [
+        Implementation("ours", sys.executable, args, model),
+        Implementation(peer, args.torch, args, model),
+    ]
+    turns = [[one.turn() for one in both] for _ in range(args.turns)]
+    for one in both:
+        one.close()
+    ours_memory, their_memory = (memory for _, memory in turns[-1])
+    return {
+        "ours": statistics.median(a[0] for a, _ in turns),
+        "theirs": statistics.median(b[0] for _, b in turns),
+        "ratio": statistics.median(a[0] / b[0] for a, b in turns),
+        "memory_ours": ours_memory,
+        "memory_theirs": their_memory,
+        "memory_ratio": ours_memory / their_memory,
+    }
+
+
+def main() -> None:
+    """Prints a table of both models."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--official", type=Path, metavar="FOLDER")
+    parser.add_argument("--torch", default=sys.executable, metavar="PYTHON")
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--json", action="store_true", help="print JSON at the end")
+    parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        name, model = args.work
+        return work(name, model, args.batch, args.official)
+
+    peer = "official" if args.official else "transformers"
+    print(f"| model | ours, images/s | {peer} | ours over it | memory, GB | {peer} |")
+    print("|---|---|---|---|---|---|")
+    results = {}
+    for model in args.models:
+        result = measure(model, peer, args)
+        results[model] = round(result["ratio"], 2)
+        results[f"{model}_memory"] = round(result["memory_ratio"], 2)
+        print(
+            f"| {model} | {result['ours']:.2f} | {result['theirs']:.2f} | "
+            f"{result['ratio']:.2f} | {result['memory_ours'] / 1e9:.2f} | "
+            f"{result['memory_theirs'] / 1e9:.2f} |",
+            flush=True,
+        )
+    if args.json:
+        print(json.dumps({"peer": peer, **results}))
+    return None
+
+
+if __name__ == "__main__":
+    main()

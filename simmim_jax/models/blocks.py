@@ -1,0 +1,126 @@
+"""The blocks of an encoder, one after the other: dropped paths, what the backward pass
+computes again, and whether the compiler sees every block or one in a loop.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+# What a block keeps for its backward pass; the rest is computed again.
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    # The matrix products on [b*n, d]; not attention's, whose n x n logits are large.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def drop_path_scales(
+    module: nn.Module, rate: float, depth: int, batch: int, train: bool
+) -> jax.Array | None:
+    """Stochastic depth: what both residual branches of each block are multiplied by.
+
+    rate: that of the last block; it rises linearly from 0. Draws from the rng stream
+    `drop_path` of `module`.
+    returns: float32[depth 2 batch], 0 where a sample's branch is dropped, else
+    1 / (1 - rate of the block); None where nothing is dropped.
+    """
+    if not train or rate == 0:
+        return None
+    keep = 1 - np.linspace(0, rate, depth, dtype=np.float32)[:, None, None]
+    key = module.make_rng("drop_path")
+    return jax.random.bernoulli(key, keep, (depth, 2, batch)) / keep
+
+
+def drop_path(branch: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """branch: float[b*n d]; scale: float32[b], of `drop_path_scales` -> as branch."""
+    if scale is None:
+        return branch
+    samples = rearrange(branch, "(b n) d -> b n d", b=len(scale)) * scale[:, None, None]
+    return rearrange(samples, "b n d -> (b n) d").astype(branch.dtype)
+
+
+def run_blocks(
+    blocks: Sequence[nn.Module],
+    x: jax.Array,
+    *args: Any,
+    scales: jax.Array | None,
+    remat: str,
+    scan: bool,
+    period: int = 1,
+) -> jax.Array:
+    """x through all blocks in turn, block(x, *args, scale).
+
+    scales: of `drop_path_scales`, a row a block. remat: "none", or what the backward
+    pass computes again, a name in REMAT_POLICIES.
+    scan: the compiler gets one program for `period` blocks, and a loop runs it; block i
+    must differ from block i + period in its parameters alone. They are stacked in the
+    program and nowhere else, so that checkpoints are those of unrolled blocks.
+    raises: ValueError for another name, and for a loop without rematerialisation.
+    """
+    check(remat, scan)
+
+    def run(block: nn.Module, x: jax.Array, scale: jax.Array | None) -> jax.Array:
+        return block(x, *args, scale)
+
+    rounds = len(blocks) // period
+    if scan and rounds > 1 and not blocks[0].is_initializing():
+        in_loop = rounds * period
+        x = _scan(blocks[:in_loop], x, args, scales, remat, period)
+    else:
+        in_loop = 0
+    if remat != "none":
+        run = nn.remat(run, policy=REMAT_POLICIES[remat])
+    for i in range(in_loop, len(blocks)):
+        x = run(blocks[i], x, None if scales is None else scales[i])
+    return x
+
+
+def _scan(
+    blocks: Sequence[nn.Module],
+    x: jax.Array,
+    args: tuple[Any, ...],
+    scales: jax.Array | None,
+    remat: str,
+    period: int,
+) -> jax.Array:
+    params = [block.variables["params"] for block in blocks]
+    # For each block of a period: its parameters in all rounds.
+    stacked = [
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *params[i::period])
+        for i in range(period)
+    ]
+    if scales is not None:
+        scales = rearrange(scales[: len(blocks)], "(r p) two b -> r p two b", p=period)
+    alone = [block.clone(parent=None, name=None) for block in blocks[:period]]
+
+    def run_period(x: jax.Array, xs: tuple[Any, Any]) -> tuple[jax.Array, None]:
+        params, scales = xs
+        for i, block in enumerate(alone):
+            scale = None if scales is None else scales[i]
+            x = block.apply({"params": params[i]}, x, *args, scale)
+        return x, None
+
+    body: Callable[..., Any] = jax.checkpoint(
+        run_period, policy=REMAT_POLICIES[remat], prevent_cse=False
+    )
+    return jax.lax.scan(body, x, (stacked, scales))[0]
+
+
+def check(remat: str, scan: bool) -> None:
+    """ValueError for an unknown policy, and for a loop that would keep everything."""
+    if remat != "none" and remat not in REMAT_POLICIES:
+        raise ValueError(
+            f"config.model.remat={remat!r}: expected 'none' or one of "
+            f"{sorted(REMAT_POLICIES)}."
+        )
+    if scan and remat == "none":
+        raise ValueError(
+            "config.model.scan_layers=True with config.model.remat='none': a loop "
+            "keeps everything that any of its blocks computes, several times the "
+            "memory of unrolled blocks. Set config.model.remat to 'dots' or 'full'."
+        )

@@ -1,0 +1,133 @@
+"""How blocks are run changes neither features nor gradients nor parameters."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simmim_jax.models.blocks import drop_path, drop_path_scales
+from simmim_jax.models.swin import Swin
+from simmim_jax.models.swin_v2 import SwinV2
+from simmim_jax.models.vit import ViT
+
+VIT = ViT((8, 8), embed_dim=16, depth=3, num_heads=2, drop_path_rate=0.5)
+# Two rounds of two blocks, and one that is left over.
+STAGES = {"embed_dim": 8, "depths": (2, 5), "num_heads": (2, 4), "window_size": 4}
+ENCODERS = {
+    "vit": VIT,
+    "vit with a table a block": dataclasses.replace(
+        VIT, use_rel_pos_bias=True, use_shared_rel_pos_bias=False
+    ),
+    "swin": Swin((4, 4), **STAGES, drop_path_rate=0.5),
+    "swin_v2": SwinV2((4, 4), **STAGES, drop_path_rate=0.5),
+}
+IMAGES = np.random.default_rng(0).normal(size=(6, 32, 48, 3)).astype(np.float32)
+
+
+def loss(params, encoder):
+    rngs = {"drop_path": jax.random.key(0)}
+    grid = encoder.apply({"params": params}, IMAGES, None, True, rngs=rngs).grid
+    return jnp.square(grid).mean()
+
+
+@functools.cache
+def gradient(name, remat, scan_layers=False):
+    """Loss and gradient, and the program that computes them."""
+    fields = {"remat": remat, "scan_layers": scan_layers}
+    encoder = dataclasses.replace(ENCODERS[name], **fields)
+    leaves, tree = jax.tree.flatten(
+        jax.eval_shape(encoder.init, jax.random.key(0), IMAGES)["params"]
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.unflatten(
+        tree, [rng.normal(0, 0.3, x.shape).astype(np.float32) for x in leaves]
+    )
+    function = jax.value_and_grad(functools.partial(loss, encoder=encoder))
+    return jax.jit(function)(params), jax.make_jaxpr(function)(params)
+
+
+def products(program):
+    """Matrix products, those within other programs too."""
+    return str(program).count("dot_general")
+
+
+def assert_same(a, b):
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), a, b
+    )
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("policy", ["full", "dots"])
+def test_rematerialisation_changes_no_gradient(name, policy):
+    assert_same(gradient(name, policy)[0], gradient(name, "none")[0])
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("policy", ["full", "dots"])
+def test_a_loop_over_blocks_drops_the_same_paths_and_changes_no_gradient(name, policy):
+    looped, program = gradient(name, policy, scan_layers=True)
+    unrolled, long_program = gradient(name, policy)
+    assert_same(looped, unrolled)
+    assert products(program) < products(long_program)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_policies_differ_in_the_products_that_are_computed_again(name):
+    none, dots, full = (
+        products(gradient(name, policy)[1]) for policy in ("none", "dots", "full")
+    )
+    assert none < dots < full
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_initial_parameters_are_those_of_unrolled_blocks(name):
+    key = jax.random.key(0)
+    plain, looped = (
+        dataclasses.replace(ENCODERS[name], **fields).init(key, IMAGES)["params"]
+        for fields in ({}, {"remat": "dots", "scan_layers": True})
+    )
+    jax.tree.map(np.testing.assert_array_equal, plain, looped)
+
+
+def test_activations_keep_their_type():
+    encoder = dataclasses.replace(
+        VIT, dtype=jnp.bfloat16, remat="full", scan_layers=True
+    )
+    params = jax.eval_shape(encoder.init, jax.random.key(0), IMAGES)["params"]
+    assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    rngs = {"drop_path": jax.random.key(0)}
+    encoded = jax.eval_shape(
+        lambda p: encoder.apply({"params": p}, IMAGES, None, True, rngs=rngs), params
+    )
+    assert encoded.grid.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"remat": "all"}, "remat='all': expected 'none' or one of"),
+        ({"scan_layers": True}, "remat='none': a loop keeps everything"),
+    ],
+)
+def test_what_cannot_be_is_refused(name, fields, says):
+    encoder = dataclasses.replace(ENCODERS[name], **fields)
+    with pytest.raises(ValueError, match=says):
+        jax.eval_shape(encoder.init, jax.random.key(0), IMAGES)
+
+
+def test_dropped_paths_follow_their_key():
+    x = jnp.ones((300, 2))
+
+    def last(seed):
+        module = VIT.bind({}, rngs={"drop_path": jax.random.key(seed)})
+        scales = drop_path_scales(module, 0.5, depth=2, batch=100, train=True)
+        return drop_path(x, scales[1, 0])
+
+    np.testing.assert_array_equal(last(0), last(0))
+    assert set(np.unique(last(0))) == {0, 2}
+    assert (last(0) != last(1)).any()
