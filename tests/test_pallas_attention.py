@@ -187,6 +187,7 @@ import jax
 import numpy as np
 import test_pallas_attention as t
 from jax.experimental.pallas import tpu as pltpu
+from simmim_jax import sharding
 
 axes = (jax.sharding.AxisType.Auto,) * 2
 mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=axes)
@@ -196,8 +197,14 @@ expected = t.with_gradients("xla", *arrays, **sizes)
 rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
 qkv, added, bias, mask, dout = arrays
 split = (jax.device_put(qkv, rows), added, bias, mask, jax.device_put(dout, rows))
-with jax.set_mesh(mesh), pltpu.force_tpu_interpret_mode():
-    ours = t.with_gradients("pallas", *split, **sizes)
+
+@jax.jit
+def on_mesh(*args):
+    with sharding.on_mesh(mesh):
+        return t.with_gradients("pallas", *args[:3], mask, args[3], **sizes)
+
+with pltpu.force_tpu_interpret_mode():
+    ours = on_mesh(*split[:3], split[4])
 t.assert_close(ours, expected, 1e-5)
 # What the kernel gives stays where the batch is.
 assert ours[0].sharding.spec[0] == ("data", "fsdp"), ours[0].sharding

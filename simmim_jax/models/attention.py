@@ -13,12 +13,17 @@ from simmim_jax.models.pallas_attention import fused_attention
 IMPLEMENTATIONS = ("xla", "pallas")
 
 
-def check_implementation(name: str) -> None:
-    """ValueError for a name that is none of IMPLEMENTATIONS."""
-    if name not in IMPLEMENTATIONS:
+def chosen(module: nn.Module) -> str:
+    """What computes the attention of an encoder: its field `attention`, checked.
+
+    Parameters are initialised without a kernel, which any device can do.
+    """
+    if module.attention not in IMPLEMENTATIONS:
         raise ValueError(
-            f"config.model.attention={name!r}: expected one of {IMPLEMENTATIONS}."
+            f"config.model.attention={module.attention!r}: expected one of "
+            f"{IMPLEMENTATIONS}."
         )
+    return "xla" if module.is_initializing() else module.attention
 
 
 def attention(

@@ -142,7 +142,7 @@ def _on_each_device(function, **specs):
 def _forward_on_device(sizes, qkv, bias, mask):
     layout = _layout(sizes, qkv, mask)
     qkv, width = _to_samples(layout, qkv, 3), layout.width
-    table, apart = _tables(layout, bias, mask)
+    tables = _tables(layout, bias, mask)
     count, rows, _ = qkv.shape
     block = _divisor(count, PROGRAM_ROWS // rows)
     out, lse = pl.pallas_call(
@@ -150,7 +150,7 @@ def _forward_on_device(sizes, qkv, bias, mask):
         grid=(count // block,),
         in_specs=[
             pl.BlockSpec((block, rows, 3 * width), lambda i: (i, 0, 0)),
-            *(pl.BlockSpec(x.shape, lambda i: (0, 0, 0)) for x in (table, apart)),
+            *(pl.BlockSpec(x.shape, lambda i: (0, 0, 0)) for x in tables),
         ],
         out_specs=[
             pl.BlockSpec((block, rows, width), lambda i: (i, 0, 0)),
@@ -164,14 +164,14 @@ def _forward_on_device(sizes, qkv, bias, mask):
             dimension_semantics=("parallel",), vmem_limit_bytes=VMEM_BYTES
         ),
         name="attention_forward",
-    )(qkv, table, apart)
+    )(qkv, *tables)
     return _from_samples(layout, out, 1), lse
 
 
 def _backward_on_device(sizes, qkv, bias, mask, lse, dout):
     layout = _layout(sizes, qkv, mask)
     qkv, dout = _to_samples(layout, qkv, 3), _to_samples(layout, dout, 1)
-    table, apart = _tables(layout, bias, mask)
+    tables = _tables(layout, bias, mask)
     count, rows, width = dout.shape
     block = _divisor(count, PROGRAM_ROWS // rows)
     programs = count // block
@@ -189,13 +189,7 @@ def _backward_on_device(sizes, qkv, bias, mask, lse, dout):
     dqkv, dadded, dtable = pl.pallas_call(
         functools.partial(_backward_kernel, layout.head_width),
         grid=(cores, steps),
-        in_specs=[
-            batched(qkv),
-            fixed(table),
-            fixed(apart),
-            batched(lse),
-            batched(dout),
-        ],
+        in_specs=[batched(qkv), batched(lse), batched(dout), *map(fixed, tables)],
         out_specs=[
             batched(qkv),
             pl.BlockSpec((1, 1, 3 * width), lambda c, i: (c, 0, 0)),
@@ -210,7 +204,7 @@ def _backward_on_device(sizes, qkv, bias, mask, lse, dout):
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
         name="attention_backward",
-    )(qkv, table, apart, lse, dout)
+    )(qkv, lse, dout, *tables)
     dadded = rearrange(dadded, "core one c -> (core one) c")
     return (
         _from_samples(layout, dqkv, 3),
@@ -277,7 +271,7 @@ def _without_padding(layout, x, parts):
 def _tables(layout, bias, mask):
     """What is added to the scores of each head, and of each kind of sample.
 
-    returns: float32[heads k q] and float32[masks/windows k q]
+    returns: float32[heads k q] and, if there are several kinds, float32[kinds k q]
     """
     sizes, windows, rows = layout.sizes, layout.windows, layout.rows
     pad = rows - sizes.tokens
@@ -297,7 +291,7 @@ def _tables(layout, bias, mask):
     seen = np.einsum("vw,k->vkw", same, np.arange(rows) < sizes.tokens)[..., None] > 0
     apart = jnp.where(seen, kinds[:, :, :, None], NEVER)
     apart = rearrange(apart, "kinds v k w q -> kinds (v k) (w q)")
-    return table, apart
+    return (table + apart,) if len(apart) == 1 else (table, apart)
 
 
 def _bias_of(layout, dtable):
@@ -350,21 +344,32 @@ def _columns(sample, group, width):
     return [(sample, slice(None), pl.ds(first, LANES)) for first in firsts]
 
 
-def _forward_kernel(head_width, qkv_ref, table_ref, apart_ref, out_ref, lse_ref):
+def _scores(q, k, table, apart):
+    """Of one head and sample, [keys queries]."""
+    s = _dot(k, q, (1, 1)) + table
+    return s + apart[0][...] if apart else s
+
+
+def _kind(apart_ref, index):
+    """What is added to the scores of a sample: a list of one array or none."""
+    return [ref.at[jax.lax.rem(index, len(ref))] for ref in apart_ref]
+
+
+def _forward_kernel(head_width, qkv_ref, table_ref, *refs):
+    *apart_ref, out_ref, lse_ref = refs
     block, _, width = out_ref.shape
     start = pl.program_id(0) * block
     together = LANES // head_width
 
     def sample(i):
-        apart = apart_ref.at[jax.lax.rem(start + i, len(apart_ref))]
+        apart = _kind(apart_ref, start + i)
         # Unrolled: the compiler works on several heads at once.
         for g in range(width // LANES):
             q, k, v = (qkv_ref[at] for at in _columns(i, g, width))
             values, outs = v.T, []
             for h in range(together):
                 head = g * together + h
-                s = _dot(_only(k, h, head_width), q, (1, 1))
-                s += table_ref[head] + apart[...]
+                s = _scores(q, _only(k, h, head_width), table_ref[head], apart)
                 top = s.max(0, keepdims=True)
                 e = jnp.exp(s - top)
                 total = e.sum(0, keepdims=True)
@@ -377,17 +382,8 @@ def _forward_kernel(head_width, qkv_ref, table_ref, apart_ref, out_ref, lse_ref)
     _for_each_sample(block, sample)
 
 
-def _backward_kernel(
-    head_width,
-    qkv_ref,
-    table_ref,
-    apart_ref,
-    lse_ref,
-    dout_ref,
-    dqkv_ref,
-    dadded_ref,
-    dtable_ref,
-):
+def _backward_kernel(head_width, qkv_ref, lse_ref, dout_ref, table_ref, *refs):
+    *apart_ref, dqkv_ref, dadded_ref, dtable_ref = refs
     block, _, width = dout_ref.shape
     step = pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)
     together = LANES // head_width
@@ -398,7 +394,7 @@ def _backward_kernel(
         dtable_ref[...] = jnp.zeros_like(dtable_ref)
 
     def sample(i):
-        apart = apart_ref.at[jax.lax.rem(step * block + i, len(apart_ref))]
+        apart = _kind(apart_ref, step * block + i)
         # Unrolled: the compiler works on several heads at once.
         for g in range(width // LANES):
             columns = _columns(i, g, width)
@@ -407,8 +403,7 @@ def _backward_kernel(
             keys, dqs, dk, dv = k.T, [], 0.0, 0.0
             for h in range(together):
                 head = g * together + h
-                s = _dot(_only(k, h, head_width), q, (1, 1))
-                s += table_ref[head] + apart[...]
+                s = _scores(q, _only(k, h, head_width), table_ref[head], apart)
                 p = jnp.exp(s - lse_ref[i, pl.ds(head, 1), :])
                 dp = _dot(_only(v, h, head_width), dout, (1, 1))
                 ds = p * dp

@@ -8,7 +8,7 @@ from einops import rearrange
 
 from simmim_jax.models.attention import (
     attention,
-    check_implementation,
+    chosen,
     queries_keys_values,
 )
 from simmim_jax.models.blocks import drop_path, drop_path_scales, run_blocks
@@ -239,7 +239,7 @@ class ViT(nn.Module):
                 f"embed_dim={self.embed_dim} does not divide into "
                 f"num_heads={self.num_heads}: choose a multiple."
             )
-        check_implementation(self.attention)
+        implementation = chosen(self)
         kernel_init = truncated_normal(self.init_std, self.init_cut)
         patches = PatchEmbed(
             self.patch_size,
@@ -261,7 +261,7 @@ class ViT(nn.Module):
             pos_shape = (1, tokens.shape[1], self.embed_dim)
             pos_embed = self.param("pos_embed", kernel_init, pos_shape)
             tokens += pos_embed.astype(self.dtype)
-        if self.attention == "pallas":
+        if implementation == "pallas":
             # Once for all blocks.
             tokens = jnp.pad(tokens, ((0, 0), (0, padding(tokens.shape[1])), (0, 0)))
 
@@ -281,7 +281,7 @@ class ViT(nn.Module):
                 kernel_init=kernel_init,
                 # Keeps the variance of the residual stream level with depth (BEiT).
                 out_init=scaled(kernel_init, (2 * (i + 1)) ** -0.5),
-                attention=self.attention,
+                attention=implementation,
                 dtype=self.dtype,
                 name=f"blocks_{i}",
             )
