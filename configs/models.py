@@ -63,6 +63,9 @@ def vit() -> ConfigDict:
     model.norm_eps = 1e-6
     # Standard deviation of initial weights; narrower models want more.
     model.init_std = 0.02
+    # How attention is computed: "xla", or "pallas" for a kernel of our own on TPUs, for
+    # at most 256 tokens. No chip has run it yet: compare both before a long run.
+    model.attention = "xla"
     # What the backward pass computes again, for less memory: "none", "full" (whole
     # blocks) or "dots" (all but the matrix products of projections and MLPs).
     model.remat = "none"
@@ -101,6 +104,8 @@ def swin() -> ConfigDict:
     model.norm_eps = 1e-5
     # Standard deviation of initial weights.
     model.init_std = 0.02
+    # How attention is computed, as for the ViT; the tokens are those of a window.
+    model.attention = "xla"
     # What the backward pass computes again, as for the ViT.
     model.remat = "none"
     # Compile two blocks of a stage and run them in a loop, as for the ViT.

@@ -73,7 +73,7 @@ def plan(config: ConfigDict, learner: Learner, mesh: Mesh) -> Plan:
     def loss(params: Any, batch: steps.Batch, key: jax.Array) -> Any:
         return learner.loss(sharding.gathered(params, mesh), batch, key)
 
-    step = functools.partial(
+    train_step = functools.partial(
         steps.train_step,
         prepare=learner.prepare,
         loss=loss,
@@ -83,6 +83,11 @@ def plan(config: ConfigDict, learner: Learner, mesh: Mesh) -> Plan:
         frozen=learner.frozen,
         ema_decay=config.ema_decay,
     )
+
+    def step(state: TrainState, batch: steps.Batch) -> tuple[TrainState, steps.Metrics]:
+        with sharding.on_mesh(mesh):
+            return train_step(state, batch)
+
     shapes = jax.eval_shape(fresh_state, params)
     shardings = sharding.state_sharding(shapes, mesh)
     return Plan(

@@ -202,7 +202,8 @@ def evaluation(
     @functools.partial(jax.jit, out_shardings=jax.NamedSharding(mesh, jax.P()))
     def totals(params: Any, batch: steps.Batch) -> dict[str, jax.Array]:
         images = augment.normalize(batch["image"], config.data.mean, config.data.std)
-        logits = model.apply({"params": sharding.gathered(params, mesh)}, images)
+        with sharding.on_mesh(mesh):
+            logits = model.apply({"params": sharding.gathered(params, mesh)}, images)
         labels, weight = batch["label"], batch["weight"]
         _, best = jax.lax.top_k(logits, min(5, model.num_classes))
         hits = best == labels[:, None]

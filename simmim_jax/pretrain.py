@@ -132,7 +132,8 @@ def evaluation(
         prepared = prepare(batch, steps.purpose(key, "eval"))
         images, mask = prepared["image"], prepared["mask"]
         params = sharding.gathered(params, mesh)
-        return images, model.apply({"params": params}, images, mask), mask
+        with sharding.on_mesh(mesh):
+            return images, model.apply({"params": params}, images, mask), mask
 
     @functools.partial(jax.jit, out_shardings=whole)
     def batch_sums(params: Any, batch: steps.Batch, index: jax.Array) -> jax.Array:

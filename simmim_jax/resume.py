@@ -24,6 +24,7 @@ HARMLESS = (
     "keep_checkpoints",
     "log_every",
     "mesh.",
+    "model.attention",
     "model.remat",
     "model.scan_layers",
     "pictures",

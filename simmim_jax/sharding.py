@@ -1,6 +1,7 @@
 """One mesh for everything, from one CPU to a pod, and where arrays lie on it."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -67,6 +68,14 @@ def gathered(params: Any, mesh: Mesh) -> Any:
     return jax.lax.with_sharding_constraint(
         params, NamedSharding(mesh, PartitionSpec())
     )
+
+
+def on_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
+    """While a function is traced: kernels in it find out what devices share the batch.
+
+    XLA splits all other operations by itself.
+    """
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def laid_out(tree: Any, shardings: Any) -> Any:

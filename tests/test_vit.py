@@ -304,7 +304,12 @@ def test_attention_is_softmax_of_scaled_products_plus_bias():
     weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = (weights @ v).transpose(0, 2, 1, 3).reshape(10, 32)
     out = attention(
-        jnp.asarray(qkv.reshape(10, 96)), jnp.asarray(bias), batch=2, num_heads=4
+        jnp.asarray(qkv.reshape(10, 96)),
+        None,
+        jnp.asarray(bias),
+        batch=2,
+        num_heads=4,
+        tokens=5,
     )
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 

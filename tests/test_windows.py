@@ -1,9 +1,12 @@
 """Windows of Swin: cutting, shifting, keeping apart."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from einops import rearrange
 
+from simmim_jax.models import windows
+from simmim_jax.models.attention import attention
 from simmim_jax.models.layers import relative_offsets
 from simmim_jax.models.windows import (
     fit_window,
@@ -83,3 +86,36 @@ def test_offsets_of_a_6x6_window_are_the_official_ones():
     np.testing.assert_array_equal(
         relative_offsets(2, 2), [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
     )
+
+
+@pytest.mark.parametrize(
+    ("grid", "window", "shift"),
+    [
+        ((6, 6), 6, 0),
+        ((12, 12), 6, 0),
+        ((12, 12), 6, 3),
+        ((4, 8), 4, 1),
+        ((9, 6), 3, 1),
+    ],
+)
+def test_attention_in_bands_is_attention_in_windows(grid, window, shift):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, *grid, 3 * 2 * 4)), jnp.float32)
+    bias = jnp.asarray(rng.normal(size=(2, window**2, window**2)), jnp.float32)
+
+    def attend(x, bias, mask):
+        tokens = bias.shape[1]
+        batch = len(x) // tokens
+        return attention(x, None, bias, mask, batch=batch, num_heads=2, tokens=tokens)
+
+    cut = windows.to_windows(x, window, shift)
+    out = attend(cut, bias, windows.shift_mask(grid, window, shift))
+    expected = windows.from_windows(out, grid, window, shift)
+
+    assert windows.fits_bands(grid, window, window * grid[1])
+    assert not windows.fits_bands(grid, window, window * grid[1] - 1)
+    bias = windows.bias_at(bias, windows.band_places(grid, window, shift))
+    mask = windows.band_mask(grid, window, shift)
+    out = attend(windows.to_bands(x, shift), bias, mask)
+    ours = windows.from_bands(out, grid, shift)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)

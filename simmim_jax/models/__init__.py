@@ -25,8 +25,9 @@ def build_encoder(name: str, **fields: Any) -> nn.Module:
 
 
 def plain(model: SimMIM | Classifier) -> SimMIM | Classifier:
-    """The same model, which computes nothing twice."""
-    return model.clone(encoder=model.encoder.clone(remat="none", scan_layers=False))
+    """The same model, which computes nothing twice, nor pads anything for a kernel."""
+    fields = {"remat": "none", "scan_layers": False, "attention": "xla"}
+    return model.clone(encoder=model.encoder.clone(**fields))
 
 
 def build_simmim(

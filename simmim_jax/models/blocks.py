@@ -40,8 +40,9 @@ def drop_path(branch: jax.Array, scale: jax.Array | None) -> jax.Array:
     """branch: float[b*n d]; scale: float32[b], of `drop_path_scales` -> as branch."""
     if scale is None:
         return branch
-    samples = rearrange(branch, "(b n) d -> b n d", b=len(scale)) * scale[:, None, None]
-    return rearrange(samples, "b n d -> (b n) d").astype(branch.dtype)
+    # Not as [b n d]: another layout is a copy on TPUs.
+    rows = jnp.repeat(scale, len(branch) // len(scale))
+    return (branch * rows[:, None]).astype(branch.dtype)
 
 
 def run_blocks(

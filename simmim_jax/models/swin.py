@@ -7,9 +7,14 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
-from simmim_jax.models.attention import attention, queries_keys_values
+from simmim_jax.models.attention import (
+    attention,
+    chosen,
+    queries_keys_values,
+)
 from simmim_jax.models.blocks import drop_path, drop_path_scales, run_blocks
 from simmim_jax.models.layers import (
     Encoded,
@@ -21,10 +26,17 @@ from simmim_jax.models.layers import (
     replace_masked,
     truncated_normal,
 )
+from simmim_jax.models.pallas_attention import MAX_TOKENS
 from simmim_jax.models.windows import (
+    band_mask,
+    band_places,
+    bias_at,
     fit_window,
+    fits_bands,
+    from_bands,
     from_windows,
     shift_mask,
+    to_bands,
     to_windows,
 )
 
@@ -35,13 +47,23 @@ class WindowAttention(nn.Module):
     num_heads: int
     qkv_bias: bool
     kernel_init: Initializer
+    implementation: str
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, window: int, mask: jax.Array | None) -> jax.Array:
-        """x: float[b*w*n d], n = window²; mask: float[w n n] -> as x."""
-        width, tokens = x.shape[-1], window**2
-        qkv = queries_keys_values(
+    def __call__(
+        self,
+        x: jax.Array,
+        window: int,
+        mask: np.ndarray | None,
+        places: np.ndarray | None = None,
+    ) -> jax.Array:
+        """x: float[b*w*n d], n = window²; mask: float[w n n] -> as x.
+
+        places: int[n], of the tokens in their windows, where x is bands.
+        """
+        width = x.shape[-1]
+        qkv, added = queries_keys_values(
             self,
             x,
             bias="qkv" if self.qkv_bias else "",
@@ -56,7 +78,18 @@ class WindowAttention(nn.Module):
         bias = rearrange(
             table[relative_offsets(window, window)], "q k heads -> heads q k"
         )
-        x = attention(qkv, bias, mask, batch=len(x) // tokens, num_heads=self.num_heads)
+        if places is not None:
+            bias = bias_at(bias, places)
+        x = attention(
+            qkv,
+            added,
+            bias,
+            mask,
+            batch=len(x) // bias.shape[1],
+            num_heads=self.num_heads,
+            tokens=bias.shape[1],
+            implementation=self.implementation,
+        )
         return Linear(width, self.kernel_init, dtype=self.dtype, name="proj")(x)
 
 
@@ -72,6 +105,7 @@ class Block(nn.Module):
     mlp_ratio: float
     norm_eps: float
     post_norm: bool
+    in_bands: bool  # of windows, where they fit the kernel
     kernel_init: Initializer
     dtype: jnp.dtype
 
@@ -89,10 +123,17 @@ class Block(nn.Module):
         )
 
         def attend(x: jax.Array) -> jax.Array:
+            attention = self.attention(name="attn")
             x = rearrange(x, "(b h w) d -> b h w d", h=height, w=width)
-            x = to_windows(x, window, shift)
-            x = self.attention(name="attn")(x, window, shift_mask(grid, window, shift))
-            x = from_windows(x, grid, window, shift)
+            if self.in_bands and fits_bands(grid, window, MAX_TOKENS):
+                x = to_bands(x, shift)
+                places = band_places(grid, window, shift)
+                x = attention(x, window, band_mask(grid, window, shift), places)
+                x = from_bands(x, grid, shift)
+            else:
+                x = to_windows(x, window, shift)
+                x = attention(x, window, shift_mask(grid, window, shift))
+                x = from_windows(x, grid, window, shift)
             return rearrange(x, "b h w d -> (b h w) d")
 
         mlp = Mlp(
@@ -196,6 +237,7 @@ class Swin(nn.Module):
     drop_path_rate: float = 0.0  # of the last block; rises linearly from 0
     norm_eps: float = 1e-5
     init_std: float = 0.02  # of initial weights
+    attention: str = "xla"  # how it is computed: attention.IMPLEMENTATIONS
     remat: str = "none"  # what is computed again for less memory: REMAT_POLICIES
     scan_layers: bool = False  # two blocks in a loop, for a program compiled sooner
     dtype: jnp.dtype = jnp.float32  # of activations and products; parameters: float32
@@ -225,13 +267,16 @@ class Swin(nn.Module):
         halvings = 2 ** (len(self.depths) - 1)
         return p * halvings, q * halvings
 
-    def window_attention(self, stage: int) -> Callable[..., nn.Module]:
+    def window_attention(
+        self, stage: int, implementation: str
+    ) -> Callable[..., nn.Module]:
         """Makes the attention of a stage's blocks."""
         return functools.partial(
             WindowAttention,
             num_heads=self.num_heads[stage],
             qkv_bias=self.qkv_bias,
             kernel_init=truncated_normal(self.init_std),
+            implementation=implementation,
             dtype=self.dtype,
         )
 
@@ -245,6 +290,7 @@ class Swin(nn.Module):
         and before positions; every token goes through every block. `train` turns on
         drop path (rng stream `drop_path`). ValueError where sizes do not divide.
         """
+        implementation = chosen(self)
         _check_stages(self.depths, self.num_heads, self.embed_dim)
         kernel_init = truncated_normal(self.init_std)
         x = PatchEmbed(
@@ -276,7 +322,8 @@ class Swin(nn.Module):
         for stage, depth in enumerate(self.depths):
             block = functools.partial(
                 Block,
-                attention=self.window_attention(stage),
+                attention=self.window_attention(stage, implementation),
+                in_bands=implementation == "pallas",
                 window_size=self.window_size,
                 mlp_ratio=self.mlp_ratio,
                 **shared,

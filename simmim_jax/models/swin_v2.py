@@ -19,6 +19,7 @@ from simmim_jax.models.layers import (
     truncated_normal,
 )
 from simmim_jax.models.swin import Swin
+from simmim_jax.models.windows import bias_at
 
 # Logits are cosines times at most this (official `logit_scale`, clamped).
 MAX_LOGIT_SCALE = 100.0
@@ -45,19 +46,31 @@ class CosineAttention(nn.Module):
     qkv_bias: bool
     pretrained_window: int
     kernel_init: Initializer
+    implementation: str
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, window: int, mask: jax.Array | None) -> jax.Array:
-        """x: float[b*w*n d], n = window²; mask: float[w n n] -> as x."""
-        width, tokens = x.shape[-1], window**2
-        qkv = queries_keys_values(
+    def __call__(
+        self,
+        x: jax.Array,
+        window: int,
+        mask: np.ndarray | None,
+        places: np.ndarray | None = None,
+    ) -> jax.Array:
+        """x: float[b*w*n d], n = window²; mask: float[w n n] -> as x.
+
+        places: int[n], of the tokens in their windows, where x is bands.
+        """
+        width = x.shape[-1]
+        qkv, added = queries_keys_values(
             self,
             x,
             bias="qv" if self.qkv_bias else "",
             kernel_init=self.kernel_init,
             dtype=self.dtype,
         )
+        if added is not None:
+            qkv += added.astype(self.dtype)
         logit_scale = self.param(
             "logit_scale",
             nn.initializers.constant(math.log(10)),
@@ -71,7 +84,18 @@ class CosineAttention(nn.Module):
         qkv = jnp.stack([q.astype(v.dtype), k.astype(v.dtype), v], axis=1)
         qkv = rearrange(qkv, "n three heads d -> n (three heads d)")
         bias = self.position_bias(window)
-        x = attention(qkv, bias, mask, batch=len(x) // tokens, num_heads=self.num_heads)
+        if places is not None:
+            bias = bias_at(bias, places)
+        x = attention(
+            qkv,
+            None,
+            bias,
+            mask,
+            batch=len(x) // bias.shape[1],
+            num_heads=self.num_heads,
+            tokens=bias.shape[1],
+            implementation=self.implementation,
+        )
         return Linear(width, self.kernel_init, dtype=self.dtype, name="proj")(x)
 
     def position_bias(self, window: int) -> jax.Array:
@@ -111,7 +135,9 @@ class SwinV2(Swin):
 
     post_norm: ClassVar[bool] = True
 
-    def window_attention(self, stage: int) -> Callable[..., nn.Module]:
+    def window_attention(
+        self, stage: int, implementation: str
+    ) -> Callable[..., nn.Module]:
         """Makes the attention of a stage's blocks."""
         windows = self.pretrained_window_sizes or (0,) * len(self.depths)
         if len(windows) != len(self.depths):
@@ -125,5 +151,6 @@ class SwinV2(Swin):
             qkv_bias=self.qkv_bias,
             pretrained_window=windows[stage],
             kernel_init=truncated_normal(self.init_std),
+            implementation=implementation,
             dtype=self.dtype,
         )

@@ -6,7 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from simmim_jax.models.attention import attention, queries_keys_values
+from simmim_jax.models.attention import (
+    attention,
+    chosen,
+    queries_keys_values,
+)
 from simmim_jax.models.blocks import drop_path, drop_path_scales, run_blocks
 from simmim_jax.models.layers import (
     Encoded,
@@ -19,6 +23,7 @@ from simmim_jax.models.layers import (
     scaled,
     truncated_normal,
 )
+from simmim_jax.models.pallas_attention import padding
 
 
 def relative_position_index(height: int, width: int) -> np.ndarray:
@@ -71,6 +76,7 @@ class Attention(nn.Module):
     rel_pos_bias: bool
     kernel_init: Initializer
     out_init: Initializer
+    implementation: str
     dtype: jnp.dtype
 
     @nn.compact
@@ -82,9 +88,12 @@ class Attention(nn.Module):
         batch: int,
         grid: tuple[int, int],
     ) -> jax.Array:
-        """x: float[b*n d]; bias: float[heads n n]; scale: float[d], LayerScale."""
+        """x: float[b*rows d]; bias: float[heads n n]; scale: float[d], LayerScale.
+
+        The tokens of a grid and the class token may be followed by rows that pad them.
+        """
         width = x.shape[-1]
-        qkv = queries_keys_values(
+        qkv, added = queries_keys_values(
             self,
             x,
             bias="qv" if self.qkv_bias else "",
@@ -95,7 +104,15 @@ class Attention(nn.Module):
         if self.rel_pos_bias:
             own = relative_position_bias(self, self.num_heads, grid)
             bias = own if bias is None else bias + own
-        x = attention(qkv, bias, batch=batch, num_heads=self.num_heads)
+        x = attention(
+            qkv,
+            added,
+            bias,
+            batch=batch,
+            num_heads=self.num_heads,
+            tokens=1 + grid[0] * grid[1],
+            implementation=self.implementation,
+        )
         return Linear(width, self.out_init, dtype=self.dtype, name="proj")(x, scale)
 
 
@@ -110,6 +127,7 @@ class Block(nn.Module):
     norm_eps: float
     kernel_init: Initializer
     out_init: Initializer
+    attention: str
     dtype: jnp.dtype
 
     @nn.compact
@@ -121,7 +139,7 @@ class Block(nn.Module):
         bias: jax.Array | None,
         scales: jax.Array | None,
     ) -> jax.Array:
-        """x: float[b*n d] -> as x.
+        """x: float[b*rows d] -> as x.
 
         bias: float[heads n n], shared by all blocks; scales: float32[2 b], what the
         branches of each sample are multiplied by.
@@ -143,6 +161,7 @@ class Block(nn.Module):
             rel_pos_bias=self.rel_pos_bias,
             kernel_init=self.kernel_init,
             out_init=self.out_init,
+            implementation=self.attention,
             dtype=self.dtype,
             name="attn",
         )
@@ -183,6 +202,7 @@ class ViT(nn.Module):
     norm_eps: float = 1e-6
     init_std: float = 0.02  # of initial weights; the official one, for width 768
     init_cut: float = 1.0  # initial weights end at so many of these; 0: nowhere
+    attention: str = "xla"  # how it is computed: attention.IMPLEMENTATIONS
     remat: str = "none"  # what is computed again for less memory: REMAT_POLICIES
     scan_layers: bool = False  # one block in a loop, for a program compiled sooner
     dtype: jnp.dtype = jnp.float32  # of activations and products; parameters: float32
@@ -219,6 +239,7 @@ class ViT(nn.Module):
                 f"embed_dim={self.embed_dim} does not divide into "
                 f"num_heads={self.num_heads}: choose a multiple."
             )
+        implementation = chosen(self)
         kernel_init = truncated_normal(self.init_std, self.init_cut)
         patches = PatchEmbed(
             self.patch_size,
@@ -240,6 +261,9 @@ class ViT(nn.Module):
             pos_shape = (1, tokens.shape[1], self.embed_dim)
             pos_embed = self.param("pos_embed", kernel_init, pos_shape)
             tokens += pos_embed.astype(self.dtype)
+        if implementation == "pallas":
+            # Once for all blocks.
+            tokens = jnp.pad(tokens, ((0, 0), (0, padding(tokens.shape[1])), (0, 0)))
 
         bias = None
         if self.use_shared_rel_pos_bias:
@@ -257,6 +281,7 @@ class ViT(nn.Module):
                 kernel_init=kernel_init,
                 # Keeps the variance of the residual stream level with depth (BEiT).
                 out_init=scaled(kernel_init, (2 * (i + 1)) ** -0.5),
+                attention=implementation,
                 dtype=self.dtype,
                 name=f"blocks_{i}",
             )
@@ -277,5 +302,6 @@ class ViT(nn.Module):
         if self.final_norm:
             x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
         tokens = rearrange(x, "(b n) d -> b n d", b=batch)
-        grid = rearrange(tokens[:, 1:], "b (h w) d -> b h w d", h=height)
+        patches = tokens[:, 1 : 1 + height * width]
+        grid = rearrange(patches, "b (h w) d -> b h w d", h=height)
         return Encoded(grid, tokens[:, 0])

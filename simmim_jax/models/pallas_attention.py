@@ -1,0 +1,422 @@
+"""Attention of up to 256 tokens as one TPU kernel, with a learned bias; and backwards.
+
+XLA sends the scores of every head through the chip's main memory and copies between
+layouts, because a head is only 32 or 64 wide. Here one program of a kernel holds some
+samples (an image, or a few windows) and does all of scores, bias, softmax and values.
+
+Layout. A sample comes as the projection leaves it, [n 3*width]: queries, keys, values,
+each head-major. The kernel takes 128 columns of each at a time: two heads of 64 or four
+of 32, side by side on the 128 lanes. They are never cut apart: the scores of one head
+are a product over all 128 lanes with the keys of the other heads set to zero, which
+costs no more, since a product over fewer lanes takes as long.
+
+Scores are transposed, [keys queries]. The softmax then runs down the rows, which adds
+whole registers, and only narrow matrices, [n 128], are ever transposed. The backward
+kernel makes the scores again from the logarithm of the softmax's sums. While it is
+there it adds up, over all samples, the gradients of the bias on the scores and of the
+projection's bias, which would otherwise be passes over large arrays.
+
+Small windows of tokens go several to a sample, which may not see each other. Tokens are
+padded to a multiple of 8: padded keys have no weight, padded queries give values that
+nobody reads.
+
+The kernel is checked in interpreted mode against float32 and by the TPU compiler; it
+has not run on a chip yet.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+LANES, SUBLANES = 128, 8
+MAX_TOKENS = 256
+# Logit of a key that a query may not see.
+NEVER = -1e30
+# Rows of qkv that a program works on at least, if there are so many.
+PROGRAM_ROWS = 256
+VMEM_BYTES = 64 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """What a device computes, besides the shapes of its arrays."""
+
+    heads: int
+    width: int  # of all heads
+    tokens: int  # that exist, in a window or image
+    rows: int  # of qkv for it: tokens and what pads them
+
+
+def fused_attention(
+    qkv: jax.Array,
+    added: jax.Array | None,
+    bias: jax.Array | None,
+    mask: np.ndarray | None = None,
+    *,
+    batch: int,
+    num_heads: int,
+    tokens: int,
+) -> jax.Array:
+    """What `attention.attention` computes, on a TPU, by these kernels.
+
+    Under `jax.set_mesh` every device works on its part of the batch. ValueError for
+    more than 256 tokens or heads wider than 128.
+    """
+    width = qkv.shape[1] // 3 // num_heads
+    if tokens > MAX_TOKENS:
+        raise ValueError(
+            f'config.model.attention="pallas" with {tokens} tokens: the kernel is made '
+            f'for at most {MAX_TOKENS}. Set it to "xla", or take larger patches, '
+            "smaller images or smaller windows."
+        )
+    if width > LANES:
+        raise ValueError(
+            f'config.model.attention="pallas" with heads of width {width}: expected at '
+            f'most {LANES}. Set it to "xla", or raise config.model.num_heads.'
+        )
+    sizes = _Sizes(num_heads, qkv.shape[1] // 3, tokens, len(qkv) // batch)
+    return _attention(sizes, qkv, added, bias, mask)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(sizes, qkv, added, bias, mask):
+    return _attention_forward(sizes, qkv, added, bias, mask)[0]
+
+
+def _attention_forward(sizes, qkv, added, bias, mask):
+    if added is not None:
+        qkv = qkv + added.astype(qkv.dtype)
+    axes = _batch_axes(len(qkv) // sizes.rows)
+    run = _on_each_device(
+        functools.partial(_forward_on_device, sizes),
+        in_specs=(jax.P(axes), jax.P(), jax.P()),
+        out_specs=(jax.P(axes), jax.P(axes)),
+    )
+    out, lse = run(qkv, bias, mask)
+    return out, (qkv, added, bias, mask, lse)
+
+
+def _attention_backward(sizes, residuals, dout):
+    qkv, added, bias, mask, lse = residuals
+    axes = _batch_axes(len(qkv) // sizes.rows)
+
+    def summed(*args):
+        dqkv, *sums = _backward_on_device(sizes, *args)
+        return dqkv, *(jax.lax.psum(s, axes) if axes else s for s in sums)
+
+    run = _on_each_device(
+        summed,
+        in_specs=(jax.P(axes), jax.P(), jax.P(), jax.P(axes), jax.P(axes)),
+        out_specs=(jax.P(axes), jax.P(), jax.P()),
+    )
+    dqkv, dadded, dbias = run(qkv, bias, mask, lse, dout)
+    dadded = None if added is None else dadded.astype(added.dtype)
+    dbias = None if bias is None else dbias.astype(bias.dtype)
+    return dqkv, dadded, dbias, None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _batch_axes(batch: int) -> tuple[str, ...]:
+    """Axes of the mesh that a batch is split along; none where it does not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.axis_names if mesh.size > 1 and batch % mesh.size == 0 else ()
+
+
+def _on_each_device(function, **specs):
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return function
+    return jax.shard_map(function, check_vma=False, **specs)
+
+
+# ---- What one device does ------------------------------------------------------------
+
+
+def _forward_on_device(sizes, qkv, bias, mask):
+    layout = _layout(sizes, qkv, mask)
+    qkv, width = _to_samples(layout, qkv, 3), layout.width
+    tables = _tables(layout, bias, mask)
+    count, rows, _ = qkv.shape
+    block = _divisor(count, PROGRAM_ROWS // rows)
+    out, lse = pl.pallas_call(
+        functools.partial(_forward_kernel, layout.head_width),
+        grid=(count // block,),
+        in_specs=[
+            pl.BlockSpec((block, rows, 3 * width), lambda i: (i, 0, 0)),
+            *(pl.BlockSpec(x.shape, lambda i: (0, 0, 0)) for x in tables),
+        ],
+        out_specs=[
+            pl.BlockSpec((block, rows, width), lambda i: (i, 0, 0)),
+            pl.BlockSpec((block, layout.heads, rows), lambda i: (i, 0, 0)),
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct((count, rows, width), qkv.dtype),
+            jax.ShapeDtypeStruct((count, layout.heads, rows), jnp.float32),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel",), vmem_limit_bytes=VMEM_BYTES
+        ),
+        name="attention_forward",
+    )(qkv, *tables)
+    return _from_samples(layout, out, 1), lse
+
+
+def _backward_on_device(sizes, qkv, bias, mask, lse, dout):
+    layout = _layout(sizes, qkv, mask)
+    qkv, dout = _to_samples(layout, qkv, 3), _to_samples(layout, dout, 1)
+    tables = _tables(layout, bias, mask)
+    count, rows, width = dout.shape
+    block = _divisor(count, PROGRAM_ROWS // rows)
+    programs = count // block
+    # Two sums, side by side where a chip has two cores.
+    cores = 2 - programs % 2
+    steps = programs // cores
+
+    def batched(x):
+        return pl.BlockSpec((block, *x.shape[1:]), lambda c, i: (c * steps + i, 0, 0))
+
+    def fixed(x):
+        return pl.BlockSpec(x.shape, lambda c, i: (0, 0, 0))
+
+    heads = layout.heads
+    dqkv, dadded, dtable = pl.pallas_call(
+        functools.partial(_backward_kernel, layout.head_width),
+        grid=(cores, steps),
+        in_specs=[batched(qkv), batched(lse), batched(dout), *map(fixed, tables)],
+        out_specs=[
+            batched(qkv),
+            pl.BlockSpec((1, 1, 3 * width), lambda c, i: (c, 0, 0)),
+            pl.BlockSpec((1, heads, rows, rows), lambda c, i: (c, 0, 0, 0)),
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
+            jax.ShapeDtypeStruct((cores, 1, 3 * width), jnp.float32),
+            jax.ShapeDtypeStruct((cores, heads, rows, rows), jnp.float32),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+        ),
+        name="attention_backward",
+    )(qkv, lse, dout, *tables)
+    dadded = rearrange(dadded, "core one c -> (core one) c")
+    return (
+        _from_samples(layout, dqkv, 3),
+        _without_padding(layout, dadded, 3).sum(0),
+        _bias_of(layout, dtable.sum(0)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """Samples as kernels see them: some windows, their rows and heads padded."""
+
+    sizes: _Sizes
+    head_width: int  # a divisor of 128
+    heads: int  # a multiple of those on 128 lanes
+    windows: int  # in a sample
+    rows: int  # of a window
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_width
+
+
+def _layout(sizes, qkv, mask):
+    """The largest samples of up to 128 rows that need no padding, or padded ones."""
+    head_width = sizes.width // sizes.heads
+    # A divisor of the lanes.
+    head_width = 2 ** (head_width - 1).bit_length()
+    heads = _round_up(sizes.heads, LANES // head_width)
+    count, masks = len(qkv) // sizes.rows, 1 if mask is None else len(mask)
+    for rows in (sizes.rows, _round_up(sizes.rows, SUBLANES)):
+        for windows in range(max(LANES // rows, 1), 0, -1):
+            divides = count % windows == 0 and (masks == 1 or masks % windows == 0)
+            if divides and windows * rows % SUBLANES == 0:
+                return _Layout(sizes, head_width, heads, windows, rows)
+    raise AssertionError("padded rows always fit")
+
+
+def _to_samples(layout, x, parts):
+    """float[b*rows parts*c] -> float[samples windows*rows parts*c], padded."""
+    sizes = layout.sizes
+    x = rearrange(x, "(b n) (p h c) -> b n p h c", n=sizes.rows, p=parts, h=sizes.heads)
+    rows, heads = layout.rows - sizes.rows, layout.heads - sizes.heads
+    columns = layout.head_width - x.shape[-1]
+    x = jnp.pad(x, ((0, 0), (0, rows), (0, 0), (0, heads), (0, columns)))
+    return rearrange(x, "(b w) n p h c -> b (w n) (p h c)", w=layout.windows)
+
+
+def _from_samples(layout, x, parts):
+    """The inverse of `_to_samples`."""
+    x = rearrange(x, "b (w n) c -> (b w) n c", w=layout.windows)
+    x = rearrange(x[:, : layout.sizes.rows], "b n c -> (b n) c")
+    return _without_padding(layout, x, parts)
+
+
+def _without_padding(layout, x, parts):
+    """float[n parts*c], without the columns that pad heads, or that are heads."""
+    sizes = layout.sizes
+    x = rearrange(x, "n (p h c) -> n p h c", p=parts, h=layout.heads)
+    x = x[:, :, : sizes.heads, : sizes.width // sizes.heads]
+    return rearrange(x, "n p h c -> n (p h c)")
+
+
+def _tables(layout, bias, mask):
+    """What is added to the scores of each head, and of each kind of sample.
+
+    returns: float32[heads k q] and, if there are several kinds, float32[kinds k q]
+    """
+    sizes, windows, rows = layout.sizes, layout.windows, layout.rows
+    pad = rows - sizes.tokens
+    if bias is None:
+        table = jnp.zeros((layout.heads, rows, rows))
+    else:
+        table = rearrange(bias.astype(jnp.float32), "heads q k -> heads k q")
+        table = jnp.pad(table, ((0, layout.heads - sizes.heads), (0, pad), (0, pad)))
+    same = np.eye(windows, dtype=np.float32)
+    table = jnp.einsum("hkq,vw->hvkwq", table, same).reshape(
+        layout.heads, windows * rows, windows * rows
+    )
+    if mask is None:
+        mask = jnp.zeros((windows, sizes.tokens, sizes.tokens))
+    kinds = rearrange(mask, "(kinds w) q k -> kinds w k q", w=windows)
+    kinds = jnp.pad(kinds, ((0, 0), (0, 0), (0, pad), (0, pad)))
+    seen = np.einsum("vw,k->vkw", same, np.arange(rows) < sizes.tokens)[..., None] > 0
+    apart = jnp.where(seen, kinds[:, :, :, None], NEVER)
+    apart = rearrange(apart, "kinds v k w q -> kinds (v k) (w q)")
+    return (table + apart,) if len(apart) == 1 else (table, apart)
+
+
+def _bias_of(layout, dtable):
+    """The gradient of the bias from that of `_tables`."""
+    sizes, windows = layout.sizes, layout.windows
+    blocks = rearrange(dtable, "h (v k) (w q) -> v w h q k", v=windows, w=windows)
+    total = sum(blocks[w, w] for w in range(windows))
+    return total[: sizes.heads, : sizes.tokens, : sizes.tokens]
+
+
+def padding(tokens: int) -> int:
+    """Rows to add to a sample of so many tokens, for kernels to take it as it lies."""
+    return -tokens % SUBLANES
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+def _divisor(number: int, at_most: int) -> int:
+    """The largest divisor that is no larger, and 1 at least."""
+    return max(d for d in range(1, max(at_most, 1) + 1) if number % d == 0)
+
+
+# ---- The kernels ---------------------------------------------------------------------
+
+
+def _dot(a, b, over):
+    dims = (((over[0],), (over[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+
+
+def _only(x, head, head_width):
+    """x: [n 128], with the lanes of other heads set to zero."""
+    lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    own = (lane >= head * head_width) & (lane < (head + 1) * head_width)
+    return jnp.where(own, x, jnp.zeros_like(x))
+
+
+def _for_each_sample(block, body):
+    if block == 1:
+        body(0)
+    else:
+        jax.lax.fori_loop(0, block, lambda i, _: body(i), None)
+
+
+def _columns(sample, group, width):
+    """Where queries, keys and values of a sample and group of heads lie."""
+    firsts = (p * width + group * LANES for p in range(3))
+    return [(sample, slice(None), pl.ds(first, LANES)) for first in firsts]
+
+
+def _scores(q, k, table, apart):
+    """Of one head and sample, [keys queries]."""
+    s = _dot(k, q, (1, 1)) + table
+    return s + apart[0][...] if apart else s
+
+
+def _kind(apart_ref, index):
+    """What is added to the scores of a sample: a list of one array or none."""
+    return [ref.at[jax.lax.rem(index, len(ref))] for ref in apart_ref]
+
+
+def _forward_kernel(head_width, qkv_ref, table_ref, *refs):
+    *apart_ref, out_ref, lse_ref = refs
+    block, _, width = out_ref.shape
+    start = pl.program_id(0) * block
+    together = LANES // head_width
+
+    def sample(i):
+        apart = _kind(apart_ref, start + i)
+        # Unrolled: the compiler works on several heads at once.
+        for g in range(width // LANES):
+            q, k, v = (qkv_ref[at] for at in _columns(i, g, width))
+            values, outs = v.T, []
+            for h in range(together):
+                head = g * together + h
+                s = _scores(q, _only(k, h, head_width), table_ref[head], apart)
+                top = s.max(0, keepdims=True)
+                e = jnp.exp(s - top)
+                total = e.sum(0, keepdims=True)
+                lse_ref[i, pl.ds(head, 1), :] = top + jnp.log(total)
+                value = values[h * head_width : (h + 1) * head_width]
+                outs.append(_dot(value, e.astype(v.dtype), (1, 0)) * (1 / total))
+            out = jnp.concatenate(outs, 0).T
+            out_ref[_columns(i, g, width)[0]] = out.astype(out_ref.dtype)
+
+    _for_each_sample(block, sample)
+
+
+def _backward_kernel(head_width, qkv_ref, lse_ref, dout_ref, table_ref, *refs):
+    *apart_ref, dqkv_ref, dadded_ref, dtable_ref = refs
+    block, _, width = dout_ref.shape
+    step = pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)
+    together = LANES // head_width
+
+    @pl.when(pl.program_id(1) == 0)
+    def start_sums():
+        dadded_ref[...] = jnp.zeros_like(dadded_ref)
+        dtable_ref[...] = jnp.zeros_like(dtable_ref)
+
+    def sample(i):
+        apart = _kind(apart_ref, step * block + i)
+        # Unrolled: the compiler works on several heads at once.
+        for g in range(width // LANES):
+            columns = _columns(i, g, width)
+            q, k, v = (qkv_ref[at] for at in columns)
+            dout = dout_ref[columns[0]]
+            keys, dqs, dk, dv = k.T, [], 0.0, 0.0
+            for h in range(together):
+                head = g * together + h
+                s = _scores(q, _only(k, h, head_width), table_ref[head], apart)
+                p = jnp.exp(s - lse_ref[i, pl.ds(head, 1), :])
+                dp = _dot(_only(v, h, head_width), dout, (1, 1))
+                ds = p * dp
+                ds -= p * ds.sum(0, keepdims=True)
+                dtable_ref[0, head] += ds
+                p, ds = p.astype(q.dtype), ds.astype(q.dtype)
+                dv += _only(_dot(p, dout, (1, 0)), h, head_width)
+                dk += _only(_dot(ds, q, (1, 0)), h, head_width)
+                key = keys[h * head_width : (h + 1) * head_width]
+                dqs.append(_dot(key, ds, (1, 0)))
+            dq = jnp.concatenate(dqs, 0).T
+            for at, d in zip(columns, (dq, dk, dv), strict=True):
+                dqkv_ref[at] = d.astype(dqkv_ref.dtype)
+                dadded_ref[0, :, at[2]] += d.sum(0, keepdims=True)
+
+    _for_each_sample(block, sample)

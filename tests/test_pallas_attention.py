@@ -1,0 +1,221 @@
+"""The kernel, interpreted on the CPU, against attention as XLA computes it."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import official_cases
+import pytest
+import test_golden
+from jax.experimental.pallas import tpu as pltpu
+
+from simmim_jax.models.attention import attention
+from simmim_jax.models.swin import Swin
+from simmim_jax.models.vit import ViT
+
+
+@pytest.fixture(autouse=True)
+def interpreted():
+    with pltpu.force_tpu_interpret_mode():
+        yield
+
+
+def inputs(batch, heads, width, tokens, rows, masks, dtype):
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    qkv = normal(batch * rows, 3, heads * width)
+    qkv = qkv.at[:, 0].multiply(width**-0.5).reshape(batch * rows, -1)
+    added = 0.1 * normal(3 * heads * width)
+    bias = normal(heads, tokens, tokens)
+    dout = normal(batch, rows, heads * width).at[:, tokens:].set(0)
+    # Half of the pairs of tokens may not see each other.
+    mask = np.where(rng.random((masks, tokens, tokens)) < 0.5, -100, 0)
+    mask = mask.astype(np.float32) if masks else None
+    return qkv.astype(dtype), added, bias, mask, dout.astype(dtype)
+
+
+def with_gradients(implementation, qkv, added, bias, mask, dout, **sizes):
+    """Values of the tokens that exist, and gradients of qkv, added and bias."""
+    batch = len(dout)
+
+    def values(qkv, added, bias):
+        out = attention(
+            qkv, added, bias, mask, batch=batch, implementation=implementation, **sizes
+        )
+        return out.reshape(dout.shape)
+
+    @jax.jit
+    def run(*args):
+        out, gradients = jax.vjp(values, *args)
+        return out[:, : sizes["tokens"]], gradients(dout)
+
+    return run(qkv, added, bias)
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "width", "tokens", "masks"),
+    [
+        (3, 3, 32, 5, 0),  # windows that fill a sample together; lanes of no head
+        (2, 2, 64, 197, 0),  # an image a sample
+        (5, 1, 24, 50, 0),  # heads of an odd width
+        (8, 4, 32, 36, 4),  # Swin's windows, two a sample, in two kinds
+        (6, 5, 32, 49, 3),  # an odd number of kinds
+        (20, 1, 128, 16, 0),  # several programs
+    ],
+)
+def test_values_and_all_gradients_are_those_of_xla(batch, heads, width, tokens, masks):
+    sizes = {"num_heads": heads, "tokens": tokens}
+    arrays = inputs(batch, heads, width, tokens, tokens, masks, jnp.float32)
+    expected = with_gradients("xla", *arrays, **sizes)
+    ours = with_gradients("pallas", *arrays, **sizes)
+    assert_close(ours, expected, 1e-5)
+
+
+def assert_close(ours, expected, share):
+    """No value differs by more than a share of the largest one."""
+    names = ("out", "qkv", "added", "bias")
+    leaves = zip(names, jax.tree.leaves(ours), jax.tree.leaves(expected), strict=False)
+    for name, a, b in leaves:
+        assert a.shape == b.shape, name
+        scale = np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=share * scale, err_msg=name)
+
+
+def test_bfloat16_is_as_near_to_float32_as_xla_is():
+    sizes = {"num_heads": 2, "tokens": 50}
+    arrays = inputs(2, 2, 64, 50, 50, 0, jnp.bfloat16)
+    float32 = [x if x is None else x.astype(jnp.float32) for x in arrays]
+    expected = with_gradients("xla", *float32, **sizes)
+    ours = with_gradients("pallas", *arrays, **sizes)
+    xla = with_gradients("xla", *arrays, **sizes)
+    assert jax.tree.map(lambda x: x.dtype, ours) == jax.tree.map(lambda x: x.dtype, xla)
+
+    def error(values):
+        return [
+            float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max())
+            for a, b in zip(
+                jax.tree.leaves(values), jax.tree.leaves(expected), strict=True
+            )
+        ]
+
+    assert max(error(ours)) < 0.02
+    assert np.all(np.array(error(ours)) < 1.5 * np.array(error(xla)) + 1e-3)
+
+
+def test_rows_that_pad_tokens_are_seen_by_none_and_get_no_gradient():
+    sizes = {"num_heads": 2, "tokens": 5}
+    qkv, added, bias, _, dout = inputs(3, 2, 32, 5, 8, 0, jnp.float32)
+    samples = qkv.reshape(3, 8, -1)
+    tokens = samples[:, :5].reshape(15, -1)
+    expected = with_gradients("xla", tokens, added, bias, None, dout[:, :5], **sizes)
+    padded = samples.at[:, 5:].set(1e4).reshape(24, -1)
+    out, (dqkv, *sums) = with_gradients(
+        "pallas", padded, added, bias, None, dout, **sizes
+    )
+    dqkv = dqkv.reshape(3, 8, -1)
+    assert not np.any(dqkv[:, 5:])
+    ours = out, (dqkv[:, :5].reshape(15, -1), *sums)
+    assert_close(ours, expected, 1e-5)
+
+
+def test_neither_bias_is_needed():
+    sizes = {"num_heads": 2, "tokens": 16}
+    qkv, _, _, _, dout = inputs(2, 2, 64, 16, 16, 0, jnp.float32)
+    arrays = (qkv, None, None, None, dout)
+    expected = with_gradients("xla", *arrays, **sizes)
+    ours = with_gradients("pallas", *arrays, **sizes)
+    assert ours[1][1:] == (None, None)
+    assert_close(ours, expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"image": 68, "heads": 1}, r"with 290 tokens: .* at most 256"),
+        ({"image": 8, "heads": 1, "width": 160}, r"heads of width 160: .* at most 128"),
+    ],
+)
+def test_what_the_kernel_is_not_made_for_is_said(sizes, message):
+    model = ViT(
+        patch_size=(4, 4),
+        embed_dim=sizes.get("width", 32),
+        depth=1,
+        num_heads=sizes["heads"],
+        attention="pallas",
+    )
+    images = jnp.zeros((1, sizes["image"], sizes["image"], 3))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+@pytest.mark.parametrize("encoder", [ViT, Swin])
+def test_another_name_is_refused(encoder):
+    with pytest.raises(ValueError, match=r"config.model.attention='flash'.*pallas"):
+        encoder(attention="flash").init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+
+
+GOLDEN = {
+    name: case
+    for name, case in official_cases.load("forward").items()
+    if name.endswith(("vit_both_tables", "swin_tiny_w4"))
+}
+
+
+@pytest.mark.parametrize("case", GOLDEN.values(), ids=GOLDEN)
+def test_official_numbers(case, monkeypatch):
+    build = official_cases.build
+
+    def with_kernel(arch):
+        model = build(arch)
+        encoder = dataclasses.replace(model.encoder, attention="pallas")
+        return dataclasses.replace(model, encoder=encoder)
+
+    monkeypatch.setattr(official_cases, "build", with_kernel)
+    test_golden.test_forward_and_gradients(case)
+
+
+ON_A_MESH = """
+import jax
+import numpy as np
+import test_pallas_attention as t
+from jax.experimental.pallas import tpu as pltpu
+from simmim_jax import sharding
+
+axes = (jax.sharding.AxisType.Auto,) * 2
+mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=axes)
+arrays = t.inputs(8, 2, 32, 36, 36, 4, np.float32)
+sizes = {"num_heads": 2, "tokens": 36}
+expected = t.with_gradients("xla", *arrays, **sizes)
+rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
+qkv, added, bias, mask, dout = arrays
+split = (jax.device_put(qkv, rows), added, bias, mask, jax.device_put(dout, rows))
+
+@jax.jit
+def on_mesh(*args):
+    with sharding.on_mesh(mesh):
+        return t.with_gradients("pallas", *args[:3], mask, args[3], **sizes)
+
+with pltpu.force_tpu_interpret_mode():
+    ours = on_mesh(*split[:3], split[4])
+t.assert_close(ours, expected, 1e-5)
+# What the kernel gives stays where the batch is.
+assert ours[0].sharding.spec[0] == ("data", "fsdp"), ours[0].sharding
+"""
+
+
+def test_devices_of_a_mesh_work_on_their_part_of_the_batch():
+    flags = "--xla_force_host_platform_device_count=4"
+    subprocess.run(
+        [sys.executable, "-c", ON_A_MESH],
+        check=True,
+        cwd=Path(__file__).parent,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    )
