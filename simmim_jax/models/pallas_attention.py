@@ -26,6 +26,7 @@ has not run on a chip yet.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -400,7 +401,9 @@ def _backward_kernel(head_width, qkv_ref, lse_ref, dout_ref, table_ref, *refs):
             columns = _columns(i, g, width)
             q, k, v = (qkv_ref[at] for at in columns)
             dout = dout_ref[columns[0]]
-            keys, dqs, dk, dv = k.T, [], 0.0, 0.0
+            keys, dqs = k.T, []
+            dk: Any = 0.0
+            dv: Any = 0.0
             for h in range(together):
                 head = g * together + h
                 s = _scores(q, _only(k, h, head_width), table_ref[head], apart)
