@@ -28,7 +28,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.pretrain.duration = "500000 examples"
     config.pretrain.eval_every = "100000 examples"
     config.finetune.data.num_labels = 600
-    config.finetune.duration = "1000 steps"
+    config.finetune.augment.mixup_alpha = 0.8
+    config.finetune.augment.cutmix_alpha = 1.0
+    config.finetune.duration = "2000 steps"
     config.finetune.optim.warmup = "100 steps"
-    config.finetune.eval_every = "500 steps"
+    config.finetune.eval_every = "1000 steps"
     return common.smoke_comparison(config) if common.is_smoke(arg) else config
