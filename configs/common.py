@@ -74,7 +74,8 @@ def _base(mode: str) -> ConfigDict:
     # Their standard deviation.
     config.data.std = IMAGENET_STD
     # Images that cannot be read or decoded are left out, counted and listed in
-    # bad_images.tsv; a larger share than this of a split ends the run.
+    # bad_images.tsv; a larger share than this of a split, rounded up to whole images,
+    # ends the run.
     config.data.max_bad_fraction = 0.1
     # Processes that decode images; 0: threads of the main process; -1: as many as the
     # CPUs that this process may use can feed.

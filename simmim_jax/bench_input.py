@@ -271,7 +271,8 @@ def bottleneck(measured: Measured) -> tuple[str, str]:
         if m.read_rate < _CLEARLY_LESS * by_threads:
             return "read", f"The cores wait for bytes. Wants a faster disk{smaller}."
         return "threads", (
-            f"{m.threads} leave {m.cores} cores idle: raise --config.data.num_threads."
+            f"{m.threads} threads, which wait for bytes in between, do not keep "
+            f"{m.cores} cores busy: raise --config.data.num_threads."
         )
     stage = max(busy, key=lambda name: busy[name])
     share = busy[stage] / sum(busy.values())

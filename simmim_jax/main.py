@@ -221,6 +221,12 @@ def check_values(config: ConfigDict) -> None:
     for name, (value, expected) in choices.items():
         if value not in expected:
             raise ValueError(f"config.{name}={value!r}: expected one of {expected}.")
+    for name, number in (
+        ("data.batch_size", data.batch_size),
+        ("optim.accumulation", config.optim.accumulation),
+    ):
+        if number < 1:
+            raise ValueError(f"config.{name}={number}: expected 1 or more.")
     if not 0 <= data.max_bad_fraction <= 1:
         raise ValueError(
             f"config.data.max_bad_fraction={data.max_bad_fraction}: expected 0 to 1."

@@ -95,7 +95,7 @@ def test_split_folders_also_below_one_folder_for_all(top, ending, tmp_path):
     assert train.labels.tolist() == [0, 1]
     assert train.class_names == ("ant", "bee")
     assert open_source(path, "test").labels is None
-    with pytest.raises(FileNotFoundError, match=r"'none'.*found train/, val/, test/"):
+    with pytest.raises(FileNotFoundError, match=r"'none'.*found train, val, test"):
         open_source(path, "none")
 
 
@@ -205,7 +205,7 @@ def test_shards_of_splits(name, tmp_path):
     assert validation.labels.tolist() == [2]
     assert train.class_names == validation.class_names
     with pytest.raises(
-        FileNotFoundError, match=r"'test'.*train/, validation/.*test-\*"
+        FileNotFoundError, match=r"'test'.*train, validation\..*test-\*"
     ):
         open_source(str(tmp_path), "test")
 

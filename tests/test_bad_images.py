@@ -272,9 +272,23 @@ def test_evaluation_of_too_many_or_of_none_at_all(tmp_path):
     assert sum(batch["weight"].sum() for batch in evaluate(0.25)) == 15
     with pytest.raises(ValueError, match="5 of 20 examples of the val split"):
         evaluate(0.2)
+    evaluate(0.21)  # 4.2 images
     source = gapped(tmp_path, 20, range(20))
     with pytest.raises(ValueError, match="20 of 20 examples"):
         evaluate(1.0)
+
+
+@pytest.mark.parametrize(
+    ("number", "max_fraction", "allowed"),
+    [(6, 0.1, 1), (10, 0.1, 1), (11, 0.1, 2), (30, 0.1, 3), (6, 0.0, 0), (1, 0.1, 0)],
+)
+def test_the_share_is_rounded_up_to_whole_images(number, max_fraction, allowed):
+    bad = BadImages("val", max_fraction=max_fraction)
+    bad.add([BadExample(i, "empty", "") for i in range(allowed)])
+    bad.judge(number, enough=0)
+    bad.add([BadExample(allowed, "empty", "")])
+    with pytest.raises(ValueError, match=rf"{allowed + 1} of {number} examples"):
+        bad.judge(number, enough=0)
 
 
 # ---- The list ------------------------------------------------------------------------

@@ -191,9 +191,9 @@ def test_what_an_accelerator_needs_of_a_host():
         (
             {"read_seconds": 30e-3, "read_rate": 265, "pipeline_rate": 230},
             "threads",
-            "8 leave 8 cores idle: raise --config.data.num_threads",
+            "8 threads, .* keep 8 cores busy: raise --config.data.num_threads",
         ),
-        ({"threads": 2, "pipeline_rate": 600}, "threads", "2 leave 8 cores idle"),
+        ({"threads": 2, "pipeline_rate": 600}, "threads", "2 threads, .* 8 cores"),
         ({"pipeline_rate": 1200}, "hand-over", "2,667 images/s.*num_workers=N"),
         ({"copy_rate": 2000}, "copy", "copied to the devices"),
     ],

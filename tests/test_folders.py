@@ -136,7 +136,9 @@ def test_folder_errors(tmp_path):
             function(str(tmp_path), "train[:10%]")
     write_image(tmp_path / "train" / "1.png")
     for function in (check_source, open_source):
-        with pytest.raises(FileNotFoundError, match=r"found train/.*Make.*validation/"):
+        with pytest.raises(
+            FileNotFoundError, match=r"found train\..*Make.*validation/"
+        ):
             function(str(tmp_path), "validation")
 
 

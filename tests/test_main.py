@@ -28,6 +28,8 @@ FINETUNE = "--config=tests/tiny_config.py:finetune"
         ),
         ([PRETRAIN, "--config.data.image_size=28"], "expected height and width"),
         ([PRETRAIN, "--config.data.channels=3"], "expected one number for each"),
+        ([PRETRAIN, "--config.data.batch_size=0"], "batch_size=0: expected 1 or more"),
+        ([PRETRAIN, "--config.optim.accumulation=-1"], "expected 1 or more"),
         ([PRETRAIN, "--config.dtype=float16"], "expected one of ('bfloat16'"),
         ([PRETRAIN, "--config.data.eval_crop=1.2"], "expected 0 to 1"),
         ([PRETRAIN, "--config.data.max_bad_fraction=5"], "expected 0 to 1"),

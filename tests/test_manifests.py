@@ -96,8 +96,11 @@ def test_a_split_column_and_the_order_of_the_list(folder):
     assert (test.labels, test.class_names) == (None, ())
     with pytest.raises(ValueError, match=r"split='extra'.*rows of that"):
         open_source(write(folder, "b.csv", "path\nimg/a.jpg"), "extra")
-    with pytest.raises(FileNotFoundError, match=r"split='extra'.*found train/, val/"):
+    with pytest.raises(FileNotFoundError, match=r"'extra'.*found test, train, val"):
         open_source(file, "extra")
+    file = write(folder, "d.csv", "path,split\nimg/a.jpg,dev\nimg/d.jpg,train")
+    with pytest.raises(FileNotFoundError, match=r"'validation'.*found dev, train"):
+        open_source(file, "validation")
     file = write(folder, "c.csv", "path,split\nimg/a.jpg,b\nimg/d.jpg,a")
     with pytest.raises(FileNotFoundError, match=r"split='train'.*found a, b\."):
         open_source(file, "train")

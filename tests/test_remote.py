@@ -52,7 +52,7 @@ def test_split_folders(bucket):
     validation = open_source(url, "validation")
     assert validation.labels.tolist() == [1]
     assert validation[0]["image"] == FLOWER
-    with pytest.raises(FileNotFoundError, match=r"split='test'.*found train/, val/"):
+    with pytest.raises(FileNotFoundError, match=r"split='test'.*found train, val"):
         open_source(url, "test")
     with pytest.raises(FileNotFoundError, match=r"memory://bucket/no.* has no images"):
         open_source("memory://bucket/none", "train")

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -116,7 +117,9 @@ class BadImages:
         bad = len(self._bad)
         if not bad or examples < enough:
             return
-        if bad > self._max_fraction * examples or bad == examples:
+        # Rounded up, less what 0.1 * 30 has above 3: one of six images is no share.
+        allowed = math.ceil(self._max_fraction * examples - 1e-6)
+        if bad > allowed or bad == examples:
             raise self.too_many(f"{bad} of {examples} examples", self._bad.values())
 
     def too_many(self, number: str, reasons: Iterable[str]) -> ValueError:

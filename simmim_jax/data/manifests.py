@@ -51,11 +51,7 @@ def open_manifest(file: str, split: str) -> FolderSource:
     without = next((row.line for row in rows if not row.split), None)
     if splits and without:
         raise ValueError(f"{file!r}, line {without}: no split, others have one.")
-    name = find_split(split, file, splits.__contains__)
-    if splits and name is None:
-        raise FileNotFoundError(
-            f"split={split!r} of {file!r} is not there: found {', '.join(splits)}."
-        )
+    name = find_split(split, file, splits.__contains__, splits)
     if name is None:
         labels, class_names = _labels(file, rows, rows)
         chosen = by_rule(paths, split, file)
@@ -185,7 +181,7 @@ def _columns(file: str, header: list[str]) -> tuple[int, int | None, int | None]
         raise ValueError(
             f"{file!r} has the columns {', '.join(header) or '(none)'}: expected one "
             f"of {', '.join(_PATH_COLUMNS)}, and label or class, and split if there "
-            "are several, in the first line."
+            "are several, in the first line, separated by commas or, in a .tsv, tabs."
         )
     return path, label, split
 

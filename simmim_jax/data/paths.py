@@ -69,10 +69,15 @@ def no_images(place: str) -> FileNotFoundError:
 # ---- Splits --------------------------------------------------------------------------
 
 
-def find_split(split: str, place: str, exists: Callable[[str], bool]) -> str | None:
+def find_split(
+    split: str,
+    place: str,
+    exists: Callable[[str], bool],
+    known: Sequence[str] = SPLIT_FOLDERS,
+) -> str | None:
     """Return the split folder to read, None if `place` is to be divided by rule.
 
-    exists: whether there is a folder of that name in `place`.
+    exists: whether there is a folder of that name in `place`; known: names of splits.
     raises: FileNotFoundError if only other splits have folders, ValueError for a split
     that no rule makes.
     """
@@ -80,14 +85,15 @@ def find_split(split: str, place: str, exists: Callable[[str], bool]) -> str | N
     for name in names:
         if exists(name):
             return name
-    present = [name for name in SPLIT_FOLDERS if exists(name)]
+    present = [name for name in known if exists(name)]
     if present:
         raise FileNotFoundError(
             f"split={split!r} of {place!r} is not there: found "
-            f"{', '.join(f'{name}/' for name in present)}. Make a folder {names[0]}/ "
-            f"(among shards {names[0]}-*.tar, in a manifest rows of that split), or "
-            f"give data without splits to have one image in {_VALIDATION_SHARE} set "
-            "aside for validation."
+            f"{', '.join(present)}. Make a folder {names[0]}/ "
+            f"(among shards {names[0]}-*.tar, in a manifest rows of that split), name "
+            "another one in config.data.train_split or eval_split, or give data "
+            f"without splits to have one image in {_VALIDATION_SHARE} set aside for "
+            "validation."
         )
     if split not in ("train", "validation", "val"):
         raise ValueError(
