@@ -73,7 +73,7 @@ def plan(config: ConfigDict, learner: Learner, mesh: Mesh) -> Plan:
     def loss(params: Any, batch: steps.Batch, key: jax.Array) -> Any:
         return learner.loss(sharding.gathered(params, mesh), batch, key)
 
-    train_step = functools.partial(
+    update = functools.partial(
         steps.train_step,
         prepare=learner.prepare,
         loss=loss,
@@ -84,16 +84,18 @@ def plan(config: ConfigDict, learner: Learner, mesh: Mesh) -> Plan:
         ema_decay=config.ema_decay,
     )
 
-    def step(state: TrainState, batch: steps.Batch) -> tuple[TrainState, steps.Metrics]:
+    def train_step(
+        state: TrainState, batch: steps.Batch
+    ) -> tuple[TrainState, steps.Metrics]:
         with sharding.on_mesh(mesh):
-            return train_step(state, batch)
+            return update(state, batch)
 
     shapes = jax.eval_shape(fresh_state, params)
     shardings = sharding.state_sharding(shapes, mesh)
     return Plan(
         schedule=schedule,
         fresh_state=fresh_state,
-        step=step,
+        step=train_step,
         state=sharding.placed(shapes, shardings),
         shardings=shardings,
         batch=_batch_like(config, sharding.batch_sharding(mesh)),
