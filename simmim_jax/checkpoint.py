@@ -29,7 +29,11 @@ from simmim_jax.interrupt import Interrupted
 logging.getLogger("absl").addFilter(
     lambda record: (
         not record.getMessage().startswith(
-            ("Requested `tracked_metric`", "Metadata file does not exist")
+            (
+                "Requested `tracked_metric`",
+                "Metadata file does not exist",
+                "Global object size logging disabled",
+            )
         )
     )
 )

@@ -244,7 +244,7 @@ def test_what_shapes_do_not_tell_is_asked_for(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "complaint"),
     [
-        ("--model.head=2", "--model.head: expected one of depth, drop"),
+        ("--model.head=2", "--model.head: expected one of attention, depth, drop"),
         ("--data.size=2", "--data.size: expected one of eval_crop, image_size"),
         ("--data.image_size=2", r"data.image_size=2: expected"),
         ("--data.mean=(0.5,)", r"data.mean=\(0.5,\): expected a number for each of 3"),

@@ -152,8 +152,9 @@ def test_what_the_kernel_is_not_made_for_is_said(sizes, message):
         attention="pallas",
     )
     images = jnp.zeros((1, sizes["image"], sizes["image"], 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(model.init, jax.random.key(0), images)
+        jax.eval_shape(model.apply, variables, images)
 
 
 @pytest.mark.parametrize("encoder", [ViT, Swin])

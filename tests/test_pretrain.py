@@ -33,9 +33,9 @@ def parts():
 
 
 def evaluate(parts, images, workdir, step=3):
-    config, model, prepare, params = parts
+    config, _, _, params = parts
     source = ArraySource(images, None, ())
-    return evaluation(config, workdir, model, prepare, source)(params, step)
+    return evaluation(config, workdir, source)(params, step)
 
 
 def images(n):

@@ -26,6 +26,7 @@ has not run on a chip yet.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -287,6 +288,7 @@ def _tables(layout, bias, mask):
     )
     if mask is None:
         mask = jnp.zeros((windows, sizes.tokens, sizes.tokens))
+    mask = jnp.tile(mask, (math.lcm(len(mask), windows) // len(mask), 1, 1))
     kinds = rearrange(mask, "(kinds w) q k -> kinds w k q", w=windows)
     kinds = jnp.pad(kinds, ((0, 0), (0, 0), (0, pad), (0, pad)))
     seen = np.einsum("vw,k->vkw", same, np.arange(rows) < sizes.tokens)[..., None] > 0
