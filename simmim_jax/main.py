@@ -138,7 +138,9 @@ def explanation(error: BaseException) -> str | None:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
         if Path(__file__).parent not in Path(raised_in).parents:
             return None
-        notes = getattr(error, "__notes__", [])  # which image it was
+        # Which image it was; JAX adds a ruled-off note on tracebacks.
+        added = getattr(error, "__notes__", [])
+        notes = [note for note in added if not note.startswith("-----")]
         return "\n".join([f"{type(error).__name__}: {error}", *notes])
     if isinstance(error, NonFiniteError):
         return f"stopped: {error}"

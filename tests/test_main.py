@@ -76,6 +76,11 @@ def test_mistake_found_later_is_a_sentence_too(tmp_path):
     )
     assert "must be a multiple of config.model.patch_size" in output
     assert "Traceback" not in output
+    # JAX traced into this one, and says so.
+    output = commands.run(
+        *commands.tiny("pretrain", tmp_path, "data.image_size=(30,28)"), status=1
+    )
+    assert output.strip().endswith("or config.model.patch_size.")
 
 
 @pytest.mark.parametrize(
