@@ -286,9 +286,12 @@ def test_the_share_is_rounded_up_to_whole_images(number, max_fraction, allowed):
     bad = BadImages("val", max_fraction=max_fraction)
     bad.add([BadExample(i, "empty", "") for i in range(allowed)])
     bad.judge(number, enough=0)
+    bad.judge_pass(number, lambda counts, names: counts)
     bad.add([BadExample(allowed, "empty", "")])
     with pytest.raises(ValueError, match=rf"{allowed + 1} of {number} examples"):
         bad.judge(number, enough=0)
+    with pytest.raises(ValueError, match=rf"{allowed + 1} of {number} examples"):
+        bad.judge_pass(number, lambda counts, names: counts)
 
 
 # ---- The list ------------------------------------------------------------------------

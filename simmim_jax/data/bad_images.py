@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from simmim_jax.data.decode import BadImage
@@ -108,19 +108,19 @@ class BadImages:
         total: sums up counts over processes, as `counts` has them from here on.
         """
         self.counts = collections.Counter(total(self.counts, REASONS))
-        bad = self.counts.total()
-        if bad > self._max_fraction * examples or bad == examples:
-            raise self.too_many(f"{bad} of {examples} examples", self.counts.elements())
+        self._check(list(self.counts.elements()), examples)
 
     def judge(self, examples: int, enough: int = ENOUGH) -> None:
         """ValueError if too many of so many different examples were bad, or all."""
-        bad = len(self._bad)
-        if not bad or examples < enough:
-            return
+        if self._bad and examples >= enough:
+            self._check(self._bad.values(), examples)
+
+    def _check(self, reasons: Collection[str], examples: int) -> None:
         # Rounded up, less what 0.1 * 30 has above 3: one of six images is no share.
         allowed = math.ceil(self._max_fraction * examples - 1e-6)
+        bad = len(reasons)
         if bad > allowed or bad == examples:
-            raise self.too_many(f"{bad} of {examples} examples", self._bad.values())
+            raise self.too_many(f"{bad} of {examples} examples", reasons)
 
     def too_many(self, number: str, reasons: Iterable[str]) -> ValueError:
         """The error that ends a run; number: of images, in words."""
