@@ -173,8 +173,9 @@ def load(path: str | Path) -> tuple[dict, dict[str, Any]]:
     """
     path = find(path)
     # Each process reads by itself; it may be the only one to do so.
+    process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
-        primary_host=None, active_processes={jax.process_index()}
+        primary_host=process, active_processes={process}
     )
     with ocp.Checkpointer(
         ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
