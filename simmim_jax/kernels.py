@@ -28,7 +28,7 @@ def key(instruction: hlo.Instruction) -> Key:
 def find(jaxpr: core.Jaxpr) -> dict[Key, core.JaxprEqn]:
     """The distinct kernels in what JAX traces; interpreted ones are none."""
     return {
-        (equation.params["name_and_src_info"].name, _types(equation)): equation
+        (equation.params["name"], _types(equation)): equation
         for equation in _calls(jaxpr)
     }
 
