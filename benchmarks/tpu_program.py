@@ -9,7 +9,9 @@ package of this checkout or of an older one: it uses what both of them have.
 import argparse
 import ast
 import functools
+import json
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="fields of the model")
     parser.add_argument("--textbook", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kernels", action="store_true", help="their bundles, as JSON")
     args = parser.parse_args()
     config = config_of(args)
     model = model_of(config, args.textbook)
@@ -101,6 +104,11 @@ def main() -> None:
         tx=tx,
         seed=0,
     )
+    if args.kernels:
+        from simmim_jax import kernels, schedule
+
+        dump = tempfile.mkdtemp(dir=args.out.parent)
+        schedule.dump_to(dump)
     state = jax.eval_shape(
         lambda p: steps.TrainState(jnp.zeros([], jnp.int32), p, tx.init(p)), params
     )
@@ -117,6 +125,14 @@ def main() -> None:
         axis_types=(AxisType.Auto,) * 2,
         devices=slice_.devices,
     )
+    if args.kernels:
+        with jax.set_mesh(mesh):
+            traced = jax.make_jaxpr(step)(state, batch)
+        found = kernels.bundles(
+            kernels.find(traced.jaxpr), slice_.devices[0], Path(dump)
+        )
+        args.out.write_text(json.dumps(list(found.items())))
+        return
     whole = NamedSharding(mesh, PartitionSpec())
     split = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     jitted = jax.jit(
@@ -125,7 +141,10 @@ def main() -> None:
         in_shardings=(whole, split),
         out_shardings=(whole, whole),
     )
-    args.out.write_text(jitted.lower(state, batch).compile().as_text())
+    # The kernels look for the mesh here.
+    with jax.set_mesh(mesh):
+        lowered = jitted.lower(state, batch)
+    args.out.write_text(lowered.compile().as_text())
 
 
 if __name__ == "__main__":

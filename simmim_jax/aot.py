@@ -6,7 +6,6 @@ and says whether it fits and what it costs, by the compiler's estimates.
 
 import json
 import sys
-import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,22 +45,20 @@ def main(argv: Sequence[str]) -> None:
         )
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)
-    with tempfile.TemporaryDirectory(prefix="schedules-") as dump:
-        slices.set_environment(Path(dump))
-        try:
-            check_values(config)
-            of = accelerator(TOPOLOGY.value)
-            result = _run(config, of, Path(dump))
-        except (ValueError, ModuleNotFoundError) as error:
-            # What the package itself raises is meant for the user; the rest is a bug.
-            raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-            if Path(__file__).parent not in Path(raised_in).parents:
-                raise
-            sys.exit(f"{type(error).__name__}: {error}")
+    slices.set_environment()
+    try:
+        check_values(config)
+        result = _run(config, accelerator(TOPOLOGY.value))
+    except (ValueError, ModuleNotFoundError) as error:
+        # What the package itself raises is meant for the user; the rest is a bug.
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if Path(__file__).parent not in Path(raised_in).parents:
+            raise
+        sys.exit(f"{type(error).__name__}: {error}")
     print(json.dumps(result) if JSON.value else report(result), flush=True)
 
 
-def _run(config: ConfigDict, of: Accelerator, dump: Path) -> dict[str, Any]:
+def _run(config: ConfigDict, of: Accelerator) -> dict[str, Any]:
     from simmim_jax import estimate
 
     def say(text: str) -> None:
@@ -71,10 +68,10 @@ def _run(config: ConfigDict, of: Accelerator, dump: Path) -> dict[str, Any]:
         changed = config.copy_and_resolve_references()
         changed.data.batch_size = batch * of.chips
         say(f"{of.name}, {batch} images a chip:")
-        return estimate.estimate(changed, of, dump, say)
+        return estimate.estimate(changed, of, say)
 
     say(f"{of.name}, batch {config.data.batch_size}:")
-    result = estimate.estimate(config, of, dump, say)
+    result = estimate.estimate(config, of, say)
     if SEARCH.value:
         first = config.data.batch_size // of.chips
         known = {first: result}
@@ -175,7 +172,7 @@ def _operations(r: dict[str, Any]) -> list[str]:
     unknown = r["without_estimate"]
     lines.append(
         "\nWithout an estimate, and so not in the cycles above:\n"
-        f"{'M bundles':>10}{'MB':>9}{'times':>7}  what, where"
+        f"{'MB':>17}{'times':>7}  what, where"
     )
     lines += [
         f"{o['bundles'] / 1e6:>10.2f}{o['bytes'] / 1e6:>9,.1f}{o['times']:>7}  "
@@ -183,10 +180,8 @@ def _operations(r: dict[str, Any]) -> list[str]:
         for o in unknown[:_SHOWN]
     ]
     if rest := unknown[_SHOWN:]:
-        issued, size = (sum(o[k] for o in rest) / 1e6 for k in ("bundles", "bytes"))
-        lines.append(
-            f"{issued:>10.2f}{size:>9,.1f}{'':>7}  {len(rest)} more, which --json lists"
-        )
+        size = sum(o["bytes"] for o in rest) / 1e6
+        lines.append(f"{size:>17,.1f}{'':>7}  {len(rest)} more, which --json lists")
     return lines
 
 

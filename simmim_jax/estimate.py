@@ -1,10 +1,12 @@
 """A training step on a TPU slice that is not there: does it fit, what does it cost."""
 
+import concurrent.futures
 import dataclasses
-import functools
 import importlib.metadata
 import math
+import multiprocessing
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from simmim_jax import (
     finetune,
     hlo,
     inputs,
+    kernels,
     pretrain,
     schedule,
     sharding,
@@ -52,19 +55,17 @@ class Memory:
 
 
 def estimate(
-    config: ConfigDict, of: Accelerator, dump: Path, say: Callable[[str], None]
+    config: ConfigDict, of: Accelerator, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Compiles the training step of `config` for a slice; what the compiler says of it.
 
-    dump: where it writes schedules. say: gets a line of progress.
+    say: gets a line of progress.
     raises: ValueError where `config` makes no sense on that slice.
     """
     learner, assumptions = learner_of(config)
     mesh = sharding.make_mesh(**config.mesh, devices=slices.devices(of))
     plan = compilation.plan(config, learner, mesh)
-    flops = compilation.flops_per_image(
-        _counted(config), learner_of(_counted(config))[0]
-    )
+    flops = compilation.flops_per_image(config, learner)
     memory, text, seconds = _compile(plan, mesh, say)
     result = {
         "topology": of.name,
@@ -85,8 +86,12 @@ def estimate(
     if not memory.fits:
         return result | {"advice": advice(config, of, memory)}
     say("reading the program ...")
-    bundles = functools.partial(schedule.dumped_bundles, dump)
-    cost = step_cost.cost(hlo.parse(text), bundles)
+    program = hlo.parse(text)
+    issued: dict[kernels.Key, int | None] = {}
+    if any(i.kind == hlo.PALLAS for i, _, _ in program.executed()):
+        say("compiling its Pallas kernels alone ...")
+        issued = kernel_bundles(config, of)
+    cost = step_cost.cost(program, lambda call: issued.get(kernels.key(call)))
     return result | rates(cost, of, config.data.batch_size, flops)
 
 
@@ -143,11 +148,26 @@ def learner_of(config: ConfigDict) -> tuple[Learner, list[str]]:
     )
 
 
-def _counted(config: ConfigDict) -> ConfigDict:
-    """The config with nothing computed twice: what a utilisation counts."""
-    config = config.copy_and_resolve_references()
-    config.model.remat = "none"
-    return config
+def kernel_bundles(
+    config: ConfigDict, of: Accelerator
+) -> dict[kernels.Key, int | None]:
+    """Bundles that the Pallas kernels of a step issue, on a chip."""
+    # Only a process that starts anew can be told to dump schedules.
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(_kernel_bundles, config, of).result()
+
+
+def _kernel_bundles(
+    config: ConfigDict, of: Accelerator
+) -> dict[kernels.Key, int | None]:
+    with tempfile.TemporaryDirectory(prefix="schedules-") as dump:
+        schedule.dump_to(dump)
+        devices = slices.devices(of)
+        mesh = sharding.make_mesh(**config.mesh, devices=devices)
+        plan = compilation.plan(config, learner_of(config)[0], mesh)
+        traced = jax.make_jaxpr(plan.step)(plan.state, plan.batch)
+        return kernels.bundles(kernels.find(traced.jaxpr), devices[0], Path(dump))
 
 
 def _compile(

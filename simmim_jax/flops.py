@@ -37,24 +37,24 @@ def _count_equation(equation: core.JaxprEqn) -> int:
             # Zeros between pixels, as in a gradient of strided convolutions, are free.
             terms = math.prod(right) / outputs / math.prod(params["lhs_dilation"])
         return round(2 * terms * math.prod(_shape(equation.outvars[0])))
-    parts = [_count(part) for part in _parts(params)]
+    counts = [_count(part) for part in parts(params)]
     if name == "cond":
-        return max(parts)
-    if name == "while" and any(parts):
+        return max(counts)
+    if name == "while" and any(counts):
         raise ValueError(
             "A while loop has matrix products, and nobody knows how often it runs: "
             "use jax.lax.scan, or a fori_loop over a fixed range."
         )
     if name == "pallas_call":
-        return math.prod(params["grid_mapping"].grid) * sum(parts)
-    return params.get("length", 1) * sum(parts) if name == "scan" else sum(parts)
+        return math.prod(params["grid_mapping"].grid) * sum(counts)
+    return params.get("length", 1) * sum(counts) if name == "scan" else sum(counts)
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
 
 
-def _parts(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+def parts(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
     """The programs within an operation: bodies of loops, branches, called functions."""
     for value in params.values():
         for part in value if isinstance(value, tuple | list) else (value,):

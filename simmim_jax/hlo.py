@@ -17,6 +17,8 @@ _FREE = {
     *("opt-barrier", "partition-id", "replica-id"),
 }
 _FREE_CALLS = {"AllocateBuffer", "ConcatBitcast"}
+# What a Pallas kernel is called.
+PALLAS = "tpu_custom_call"
 _BITS = {"pred": 8, "token": 0, "bf16": 16, "s4": 4, "u4": 4, "s2": 2, "u2": 2}
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")

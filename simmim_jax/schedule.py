@@ -4,6 +4,7 @@ A bundle is what a core issues in a cycle. Pallas kernels have no estimate of cy
 the compiled program; their schedules tell what they cost, memory stalls apart.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -13,10 +14,11 @@ _BUNDLE = re.compile(r" *0?x?([0-9a-f]+) (?:[A-Z]{2})? *:")
 _DELAY_SLOTS = 4
 
 
-def flags(folder: str | Path) -> str:
-    """What LIBTPU_INIT_ARGS has to say, before JAX starts, to have schedules dumped."""
-    return (
-        f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true "
+def dump_to(folder: str | Path) -> None:
+    """Has libtpu write schedules into a folder; before it starts in this process."""
+    os.environ["LIBTPU_INIT_ARGS"] = (
+        f"{os.environ.get('LIBTPU_INIT_ARGS', '')} --xla_jf_dump_to={folder} "
+        "--xla_jf_dump_llo_text=true "
         f"--xla_jf_dump_llo_pass_label_regex=^{_PASS}"
     )
 

@@ -5,10 +5,8 @@ libtpu, which `pip install 'simmim_jax[tpu]'` brings, compiles on any Linux host
 
 import importlib.util
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simmim_jax import schedule
 from simmim_jax.accelerators import Accelerator
 
 if TYPE_CHECKING:
@@ -33,11 +31,8 @@ _SHAPES: dict[str, dict[int, tuple[int, ...]]] = {
 }
 
 
-def set_environment(dump: Path | None = None) -> None:
-    """What libtpu wants to find on a host without TPUs; before JAX starts.
-
-    dump: where schedules of all operations go.
-    """
+def set_environment() -> None:
+    """What libtpu wants to find on a host without TPUs; before JAX starts."""
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -50,9 +45,6 @@ def set_environment(dump: Path | None = None) -> None:
         "TPU_MIN_LOG_LEVEL": "3",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    if dump:
-        given = os.environ.get("LIBTPU_INIT_ARGS", "")
-        os.environ["LIBTPU_INIT_ARGS"] = f"{given} {schedule.flags(dump)}"
 
 
 def devices(of: Accelerator) -> "list[jax.Device]":

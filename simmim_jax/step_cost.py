@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from simmim_jax import traffic
-from simmim_jax.hlo import Instruction, Program
+from simmim_jax.hlo import PALLAS, Instruction, Program
 
-PALLAS = "tpu_custom_call"
 # Instructions without an estimate that touch no more than this are scalars.
 _SCALARS = 128
 
@@ -22,7 +21,6 @@ class Operation:
     kind: str
     times: int = 0
     cycles: int = 0  # estimated, or bundles of a kernel
-    bundles: int = 0  # of what has no estimate, as far as they can be counted
     bytes: int = 0  # that it returns
 
 
@@ -43,12 +41,11 @@ class Cost:
         return self.estimated_cycles + self.kernel_bundles
 
 
-def cost(program: Program, bundles: Callable[[str], int | None]) -> Cost:
+def cost(program: Program, bundles: Callable[[Instruction], int | None]) -> Cost:
     """Adds up a step.
 
-    bundles: how many an instruction of that name issues, one a cycle; None: nobody
-    knows. Those of kernels are cycles, those of other instructions without an estimate
-    are told beside the cycles.
+    bundles: how many a Pallas kernel issues, one a cycle; None: nobody knows, and the
+    kernel is among the unknown.
     raises: ValueError for a loop of unknown length.
     """
     known: dict[tuple[str, ...], Operation] = {}
@@ -57,14 +54,12 @@ def cost(program: Program, bundles: Callable[[str], int | None]) -> Cost:
     for instruction, computation, times in program.executed():
         if instruction.is_free or instruction.opcode in traffic.CALLS:
             continue
-        cycles, issued = instruction.cycles, None
-        if cycles is None:
-            issued = bundles(instruction.name)
-        else:
+        cycles = instruction.cycles
+        if cycles is not None:
             estimated += times * cycles
-        if instruction.kind == PALLAS and issued is not None:
-            kernels += times * issued
-            cycles, issued = issued, None
+        elif instruction.kind == PALLAS:
+            cycles = bundles(instruction)
+            kernels += times * (cycles or 0)
         size = sum(a.bytes for a in instruction.arrays)
         if cycles is None and size <= _SCALARS:
             continue
@@ -79,7 +74,6 @@ def cost(program: Program, bundles: Callable[[str], int | None]) -> Cost:
         group = groups.setdefault(key, Operation(name, source, kind))
         group.times += times
         group.cycles += times * (cycles or 0)
-        group.bundles += times * (issued or 0)
         group.bytes += times * size
     return Cost(
         estimated_cycles=estimated,

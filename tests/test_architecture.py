@@ -40,6 +40,7 @@ LEVELS = (
         "data",
         "slices",
         "traffic",
+        "kernels",
     },
     {"steps", "step_log", "inputs", "convert", "step_cost"},
     {"resume", "predict", "compilation"},

@@ -98,7 +98,7 @@ def test_instructions_know_where_they_come_from():
     file, line = program.source(sort)
     code = (PROGRAMS / "make.py").read_text().splitlines()
     assert file == "tests/programs/make.py"
-    assert "argsort" in code[line - 1]
+    assert "argsort" in code[line - 1], "make.py has changed: run it again"
     products = [
         program.source(i)
         for i, _, _ in program.executed()

@@ -15,7 +15,8 @@ from simmim_jax.accelerators import accelerator
 
 HERE = Path(__file__).parent
 DUMP = Path(tempfile.mkdtemp())
-slices.set_environment(DUMP)
+slices.set_environment()
+schedule.dump_to(DUMP)
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
