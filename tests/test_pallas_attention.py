@@ -13,13 +13,15 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from test_golden import norms, pretrain_loss
 
+from simmim_jax.models import pallas_attention
 from simmim_jax.models.attention import attention
 from simmim_jax.models.swin import Swin
 from simmim_jax.models.vit import ViT
 
 
 @pytest.fixture(autouse=True)
-def interpreted():
+def interpreted(monkeypatch):
+    monkeypatch.setattr(pallas_attention, "on_tpu", lambda: True)
     with pltpu.force_tpu_interpret_mode():
         yield
 
@@ -195,7 +197,9 @@ import numpy as np
 import test_pallas_attention as t
 from jax.experimental import pallas as pl
 from simmim_jax import sharding
+from simmim_jax.models import pallas_attention
 
+pallas_attention.on_tpu = lambda: True
 # force_tpu_interpret_mode waits for ever where there are fewer CPUs than devices.
 pl.pallas_call = functools.partial(pl.pallas_call, interpret=True)
 
