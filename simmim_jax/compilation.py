@@ -117,7 +117,8 @@ def check(config: ConfigDict, learner: Learner, mesh: Mesh) -> Any:
     def loss(params: Any, batch: steps.Batch, key: jax.Array) -> Any:
         return learner.loss(params, learner.prepare(batch, key), key)
 
-    jax.eval_shape(loss, params, _batch_like(config), key)
+    with sharding.on_mesh(mesh):
+        jax.eval_shape(loss, params, _batch_like(config), key)
     return params
 
 

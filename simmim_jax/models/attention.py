@@ -7,7 +7,7 @@ import numpy as np
 from einops import rearrange
 
 from simmim_jax.models.layers import Initializer
-from simmim_jax.models.pallas_attention import fused_attention
+from simmim_jax.models.pallas_attention import fused_attention, on_tpu
 
 # How attention is computed: by XLA anywhere, or by a kernel of our own on TPUs.
 IMPLEMENTATIONS = ("xla", "pallas")
@@ -61,42 +61,143 @@ def attention(
         heads=num_heads,
     )
     logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(_biased(logits, bias, mask)).astype(v.dtype)
+    out = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+    return rearrange(out, "b heads n d -> (b n) (heads d)")
+
+
+def _biased(logits, bias, mask):
     if bias is not None:
         logits += bias
     if mask is not None:
         windows = rearrange(logits, "(b w) heads q k -> b w heads q k", w=len(mask))
         logits = (windows + mask[:, None]).reshape(logits.shape)
-    weights = jax.nn.softmax(logits).astype(v.dtype)
-    out = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
-    return rearrange(out, "b heads n d -> (b n) (heads d)")
+    return logits
 
 
-def queries_keys_values(
+def qkv_weights(
     module: nn.Module,
-    x: jax.Array,
+    width: int,
     *,
     bias: str,
     kernel_init: Initializer,
     query_scale: float = 1.0,
     dtype: jnp.dtype,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The input of `attention`, and its bias; parameters of `module`.
+    """Kernel and bias that make queries, keys and values: parameters of `module`.
 
-    x: float[b*n d]; bias: "qkv", or "qv" for none on the keys (their bias shifts all
-    logits of a query alike, which the softmax ignores), or ""; query_scale is folded
-    into the weights; returns: dtype[b*n 3*d], float32[3*d] or None.
+    bias: "qkv", or "qv" for none on the keys (their bias shifts all logits of a query
+    alike, which the softmax ignores), or ""; query_scale is folded into both;
+    returns: dtype[d 3*d], float32[3*d] or None, for a width d.
     """
-    width = x.shape[-1]
     zeros = nn.initializers.zeros
     scale = jnp.ones(3 * width).at[:width].set(query_scale)
     kernel = module.param("qkv_kernel", kernel_init, (width, 3 * width))
-    qkv = x.astype(dtype) @ (kernel * scale).astype(dtype)
+    kernel = (kernel * scale).astype(dtype)
     if not bias:
-        return qkv, None
+        return kernel, None
     if bias == "qkv":
         qkv_bias = module.param("qkv_bias", zeros, (3 * width,))
     else:
         q_bias = module.param("q_bias", zeros, (width,))
         v_bias = module.param("v_bias", zeros, (width,))
         qkv_bias = jnp.concatenate([q_bias, jnp.zeros(width), v_bias])
-    return qkv, qkv_bias * scale
+    return kernel, qkv_bias * scale
+
+
+def self_attention(
+    x: jax.Array,
+    kernel: jax.Array,
+    added: jax.Array | None,
+    bias: jax.Array | None,
+    mask: np.ndarray | None = None,
+    *,
+    batch: int,
+    num_heads: int,
+    tokens: int,
+    implementation: str,
+) -> jax.Array:
+    """`attention` of x @ kernel; x: float[b*rows c], kernel: float[c 3*heads*d]."""
+    if implementation == "pallas" or not on_tpu():
+        return attention(
+            x @ kernel,
+            added,
+            bias,
+            mask,
+            batch=batch,
+            num_heads=num_heads,
+            tokens=tokens,
+            implementation=implementation,
+        )
+    # Straight into the layout that the products of attention take: from [b*n 3*d] it
+    # would be several copies. A CPU is as fast with those, and faster at one product.
+    x = rearrange(x, "(b n) c -> b n c", b=batch)
+    parts = rearrange(
+        kernel, "c (three heads d) -> three c heads d", three=3, heads=num_heads
+    )
+    q, k, v = (jnp.einsum("bnc,chd->bhdn", x, part) for part in parts)
+    if added is not None:
+        added = rearrange(
+            added.astype(x.dtype),
+            "(three heads d) -> three heads d 1",
+            three=3,
+            heads=num_heads,
+        )
+        q, k, v = q + added[0], k + added[1], v + added[2]
+    out = _softmax_product(q, k, v, bias, mask)
+    return rearrange(out, "b heads d n -> (b n) (heads d)")
+
+
+@jax.custom_vjp
+def _softmax_product(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+) -> jax.Array:
+    """Attention in the layout [b heads d n].
+
+    Autodiff would go over the n x n weights three times more: to divide them by their
+    sums, and for the sums in the softmax's gradient. Here exponentials are kept as they
+    are, and what belongs to a row is done to queries, values and their gradients.
+    """
+    return _softmax_product_forward(q, k, v, bias, mask)[0]
+
+
+def _softmax_product_forward(q, k, v, bias, mask):
+    logits = _logits(q, k, bias, mask)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    total, weights = weights.sum(-1)[:, :, None], weights.astype(v.dtype)
+    out = jnp.einsum("bhqk,bhdk->bhdq", weights, v, preferred_element_type=jnp.float32)
+    out = (out / total).astype(v.dtype)
+    return out, (q, k, v, bias, mask, weights, total, out)
+
+
+def _softmax_product_backward(residuals, dout):
+    q, k, v, bias, _, weights, total, out = residuals
+    wide = dout.astype(jnp.float32) / total
+    inner = (wide * out).sum(2)
+    dout = wide.astype(q.dtype)
+    dweights = jnp.einsum(
+        "bhdq,bhdk->bhqk", dout, v, preferred_element_type=jnp.float32
+    )
+    dlogits = weights * (dweights - inner[..., None])
+    dbias = None if bias is None else dlogits.sum(0)
+    dlogits = dlogits.astype(q.dtype)
+    return (
+        jnp.einsum("bhqk,bhdk->bhdq", dlogits, k),
+        jnp.einsum("bhqk,bhdq->bhdk", dlogits, q),
+        jnp.einsum("bhqk,bhdq->bhdk", weights, dout),
+        dbias,
+        None,
+    )
+
+
+_softmax_product.defvjp(_softmax_product_forward, _softmax_product_backward)
+
+
+def _logits(q, k, bias, mask):
+    """float32[b heads n n] of float[b heads d n]."""
+    logits = jnp.einsum("bhdq,bhdk->bhqk", q, k, preferred_element_type=jnp.float32)
+    return _biased(logits, bias, mask)

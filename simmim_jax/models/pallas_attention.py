@@ -45,6 +45,16 @@ PROGRAM_ROWS = 256
 VMEM_BYTES = 64 * 2**20
 
 
+def on_tpu() -> bool:
+    """Whether what is traced is for TPUs: the mesh's devices, else those that are here.
+
+    `aot` compiles for TPUs where there are none.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    kind = device.device_kind if device else jax.devices()[0].device_kind
+    return kind.startswith("TPU")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
     """What a device computes, besides the shapes of its arrays."""
@@ -68,9 +78,14 @@ def fused_attention(
     """What `attention.attention` computes, on a TPU, by these kernels.
 
     Under `jax.set_mesh` every device works on its part of the batch. ValueError for
-    more than 256 tokens or heads wider than 128.
+    more than 256 tokens, heads wider than 128, and devices that are no TPUs.
     """
     width = qkv.shape[1] // 3 // num_heads
+    if not on_tpu():
+        raise ValueError(
+            'config.model.attention="pallas" is a kernel for TPUs, and this is '
+            f'{jax.default_backend()}: set it to "xla".'
+        )
     if tokens > MAX_TOKENS:
         raise ValueError(
             f'config.model.attention="pallas" with {tokens} tokens: the kernel is made '

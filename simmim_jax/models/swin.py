@@ -11,9 +11,9 @@ import numpy as np
 from einops import rearrange
 
 from simmim_jax.models.attention import (
-    attention,
     chosen,
-    queries_keys_values,
+    qkv_weights,
+    self_attention,
 )
 from simmim_jax.models.blocks import drop_path, drop_path_scales, run_blocks
 from simmim_jax.models.layers import (
@@ -63,9 +63,9 @@ class WindowAttention(nn.Module):
         places: int[n], of the tokens in their windows, where x is bands.
         """
         width = x.shape[-1]
-        qkv, added = queries_keys_values(
+        kernel, added = qkv_weights(
             self,
-            x,
+            width,
             bias="qkv" if self.qkv_bias else "",
             kernel_init=self.kernel_init,
             query_scale=(width // self.num_heads) ** -0.5,
@@ -80,8 +80,9 @@ class WindowAttention(nn.Module):
         )
         if places is not None:
             bias = bias_at(bias, places)
-        x = attention(
-            qkv,
+        x = self_attention(
+            x.astype(self.dtype),
+            kernel,
             added,
             bias,
             mask,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from simmim_jax.models.attention import attention, queries_keys_values
+from simmim_jax.models.attention import attention, qkv_weights
 from simmim_jax.models.layers import (
     Initializer,
     Linear,
@@ -62,13 +62,14 @@ class CosineAttention(nn.Module):
         places: int[n], of the tokens in their windows, where x is bands.
         """
         width = x.shape[-1]
-        qkv, added = queries_keys_values(
+        kernel, added = qkv_weights(
             self,
-            x,
+            width,
             bias="qv" if self.qkv_bias else "",
             kernel_init=self.kernel_init,
             dtype=self.dtype,
         )
+        qkv = x.astype(self.dtype) @ kernel
         if added is not None:
             qkv += added.astype(self.dtype)
         logit_scale = self.param(

@@ -7,9 +7,9 @@ import numpy as np
 from einops import rearrange
 
 from simmim_jax.models.attention import (
-    attention,
     chosen,
-    queries_keys_values,
+    qkv_weights,
+    self_attention,
 )
 from simmim_jax.models.blocks import drop_path, drop_path_scales, run_blocks
 from simmim_jax.models.layers import (
@@ -93,9 +93,9 @@ class Attention(nn.Module):
         The tokens of a grid and the class token may be followed by rows that pad them.
         """
         width = x.shape[-1]
-        qkv, added = queries_keys_values(
+        kernel, added = qkv_weights(
             self,
-            x,
+            width,
             bias="qv" if self.qkv_bias else "",
             kernel_init=self.kernel_init,
             query_scale=(width // self.num_heads) ** -0.5,
@@ -104,8 +104,9 @@ class Attention(nn.Module):
         if self.rel_pos_bias:
             own = relative_position_bias(self, self.num_heads, grid)
             bias = own if bias is None else bias + own
-        x = attention(
-            qkv,
+        x = self_attention(
+            x.astype(self.dtype),
+            kernel,
             added,
             bias,
             batch=batch,

@@ -1,0 +1,90 @@
+"""Attention as XLA computes it: formulations for CPUs and TPUs, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import official_cases
+import pytest
+from test_golden import norms, pretrain_loss
+
+from simmim_jax.models import attention
+from simmim_jax.models.attention import self_attention
+
+
+@pytest.mark.parametrize("masks", [0, 2])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_the_formulation_for_tpus_gives_the_same(with_bias, masks, monkeypatch):
+    rng = np.random.default_rng(0)
+    batch, tokens, heads, width = 4, 5, 2, 8
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    x, dout = normal(2, batch * tokens, heads * width)
+    kernel = 0.2 * normal(heads * width, 3 * heads * width)
+    added = normal(3 * heads * width)
+    bias = normal(heads, tokens, tokens)
+    mask = np.where(rng.random((masks, tokens, tokens)) < 0.5, -100, 0)
+    mask = mask.astype(np.float32) if masks else None
+
+    def values(x, kernel, added, bias):
+        return self_attention(
+            x,
+            kernel,
+            added if with_bias else None,
+            bias if with_bias else None,
+            mask,
+            batch=batch,
+            num_heads=heads,
+            tokens=tokens,
+            implementation="xla",
+        )
+
+    def run():
+        out, gradients = jax.vjp(values, x, kernel, added, bias)
+        return out, *gradients(dout)
+
+    expected = run()
+    monkeypatch.setattr(attention, "on_tpu", lambda: True)
+    for ours, theirs in zip(run(), expected, strict=True):
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale)
+
+
+CASES = {
+    name: case
+    for name, case in official_cases.load("forward").items()
+    if name.endswith(("vit_both_tables", "swin_tiny_w4"))
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_official_numbers_by_the_formulation_for_tpus(case, monkeypatch):
+    monkeypatch.setattr(attention, "on_tpu", lambda: True)
+    model = official_cases.build(case["arch"])
+    params = official_cases.golden_params(model, case)
+    images, mask = official_cases.images(case), official_cases.masks(case)
+
+    @jax.jit
+    def run(params):
+        return pretrain_loss(case, model, params, images, mask)
+
+    loss, grads = jax.value_and_grad(run)(params)
+    np.testing.assert_allclose(loss, case["loss"], rtol=1e-4)
+    ours = norms(grads)
+    for name, norm in case["grad_norms"].items():
+        np.testing.assert_allclose(ours[name], norm, rtol=1e-4, atol=1e-7, err_msg=name)
+
+
+def test_the_kernel_is_refused_where_there_is_no_tpu():
+    qkv = jnp.zeros((10, 3 * 32))
+    with pytest.raises(ValueError, match=r'"pallas" is a kernel for TPUs.* cpu: set'):
+        attention.attention(
+            qkv,
+            None,
+            None,
+            batch=2,
+            num_heads=1,
+            tokens=5,
+            implementation="pallas",
+        )

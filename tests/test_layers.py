@@ -1,0 +1,22 @@
+"""Layers that the encoders share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from simmim_jax.models.layers import gelu
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelu_and_its_gradient_are_those_of_flax_in_float32(dtype):
+    x = jnp.linspace(-8, 8, 10_001, dtype=dtype)
+    wide = x.astype(jnp.float32)
+    exact = jax.vjp(lambda x: nn.gelu(x, approximate=False), wide)
+    ours = jax.vjp(gelu, x)
+    step = jnp.finfo(dtype).eps
+    slope, expected = ours[1](jnp.ones_like(x))[0], exact[1](jnp.ones_like(wide))[0]
+    assert ours[0].dtype == slope.dtype == dtype
+    np.testing.assert_allclose(ours[0], exact[0], rtol=2 * step, atol=2 * step)
+    np.testing.assert_allclose(slope, expected, rtol=step, atol=step)
