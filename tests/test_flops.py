@@ -179,6 +179,7 @@ def small_run(**model):
     )
     config.dtype = "float32"
     config.data.image_size, config.data.batch_size = (32, 32), 32
+    config.mask.unit_size = config.model.patch_size
     return config, pretrain.learner(config, num_examples=1000)
 
 
