@@ -205,22 +205,25 @@ pl.pallas_call = functools.partial(pl.pallas_call, interpret=True)
 
 axes = (jax.sharding.AxisType.Auto,) * 2
 mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=axes)
-arrays = t.inputs(8, 2, 32, 36, 36, 4, np.float32)
 sizes = {"num_heads": 2, "tokens": 36}
-expected = t.with_gradients("xla", *arrays, **sizes)
 rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
-qkv, added, bias, mask, dout = arrays
-split = (jax.device_put(qkv, rows), added, bias, mask, jax.device_put(dout, rows))
+# Four images of four windows; and two, which are not cut into the parts of devices.
+for windows, parts in ((16, ("data", "fsdp")), (8, None)):
+    arrays = t.inputs(windows, 2, 32, 36, 36, 4, np.float32)
+    expected = t.with_gradients("xla", *arrays, **sizes)
+    qkv, added, bias, mask, dout = arrays
+    split = (jax.device_put(qkv, rows), added, bias, jax.device_put(dout, rows))
 
-@jax.jit
-def on_mesh(*args):
-    with sharding.on_mesh(mesh):
-        return t.with_gradients("pallas", *args[:3], mask, args[3], **sizes)
+    @jax.jit
+    def on_mesh(*args):
+        with sharding.on_mesh(mesh):
+            return t.with_gradients("pallas", *args[:3], mask, args[3], **sizes)
 
-ours = on_mesh(*split[:3], split[4])
-t.assert_close(ours, expected, 1e-5)
-# What the kernel gives stays where the batch is.
-assert ours[0].sharding.spec[0] == ("data", "fsdp"), ours[0].sharding
+    ours = on_mesh(*split)
+    t.assert_close(ours, expected, 1e-5)
+    # What the kernel gives stays where the batch is.
+    found = (*ours[0].sharding.spec, None)[0]
+    assert found == parts, found
 """
 
 
@@ -231,4 +234,5 @@ def test_devices_of_a_mesh_work_on_their_part_of_the_batch():
         check=True,
         cwd=Path(__file__).parent,
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        timeout=300,
     )

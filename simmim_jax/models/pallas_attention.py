@@ -109,7 +109,7 @@ def _attention(sizes, qkv, added, bias, mask):
 def _attention_forward(sizes, qkv, added, bias, mask):
     if added is not None:
         qkv = qkv + added.astype(qkv.dtype)
-    axes = _batch_axes(len(qkv) // sizes.rows)
+    axes = _batch_axes(len(qkv) // sizes.rows, mask)
     run = _on_each_device(
         functools.partial(_forward_on_device, sizes),
         in_specs=(jax.P(axes), jax.P(), jax.P()),
@@ -121,7 +121,7 @@ def _attention_forward(sizes, qkv, added, bias, mask):
 
 def _attention_backward(sizes, residuals, dout):
     qkv, added, bias, mask, lse = residuals
-    axes = _batch_axes(len(qkv) // sizes.rows)
+    axes = _batch_axes(len(qkv) // sizes.rows, mask)
 
     def summed(*args):
         dqkv, *sums = _backward_on_device(sizes, *args)
@@ -141,10 +141,14 @@ def _attention_backward(sizes, residuals, dout):
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-def _batch_axes(batch: int) -> tuple[str, ...]:
-    """Axes of the mesh that a batch is split along; none where it does not divide."""
+def _batch_axes(batch: int, mask: np.ndarray | None) -> tuple[str, ...]:
+    """Axes of the mesh that a batch is split along; none where it does not divide.
+
+    Every device counts the masks from the first, so that it needs all of an image.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh.axis_names if mesh.size > 1 and batch % mesh.size == 0 else ()
+    parts = mesh.size * (1 if mask is None else len(mask))
+    return mesh.axis_names if mesh.size > 1 and batch % parts == 0 else ()
 
 
 def _on_each_device(function, **specs):
