@@ -89,7 +89,7 @@ def finetune_task(config: ConfigDict, workdir: Path) -> train_loop.Task:
     return train_loop.Task(
         **vars(learns),
         source=source,
-        data=inputs.describe(source, held_out, class_names),
+        data=inputs.describe(source, held_out, class_names, config.data.batch_size),
         evaluate=evaluation(config, model, inputs.eval_pass(config, held_out, workdir)),
         best="top1",
         mode="max",

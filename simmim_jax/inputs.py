@@ -33,9 +33,15 @@ def open_split(config: ConfigDict, split: str) -> Source:
     return open_source(config.data.dataset, split, data_dir=config.data.data_dir)
 
 
-def describe(source: Source, held_out: Source, class_names: tuple[str, ...]) -> str:
+def describe(
+    source: Source, held_out: Source, class_names: tuple[str, ...], batch_size: int
+) -> str:
     """What a run sees, in a line: numbers of images and, where they count, classes."""
-    text = f"{len(source):,} images to train on, {len(held_out):,} held out"
+    text = f"{len(source):,} images to train on"
+    if len(source) < batch_size:
+        times = batch_size / len(source)
+        text += f" (each {times:.1f} times in a batch of {batch_size:,})"
+    text += f", {len(held_out):,} held out"
     if not class_names:
         return text
     first = ", ".join(class_names[:_NAMES_SHOWN])

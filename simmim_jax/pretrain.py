@@ -49,7 +49,7 @@ def pretrain_task(config: ConfigDict, workdir: Path) -> train_loop.Task:
     return train_loop.Task(
         **vars(learner(config, len(source))),
         source=source,
-        data=inputs.describe(source, held_out, ()),
+        data=inputs.describe(source, held_out, (), config.data.batch_size),
         evaluate=evaluation(config, workdir, held_out),
         best="eval_loss",
         mode="min",

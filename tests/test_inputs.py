@@ -93,7 +93,13 @@ def test_batches_on_devices_are_those_of_the_iterator():
 )
 def test_what_a_run_sees_in_a_line(class_names, says):
     train, held_out = (ArraySource(images(n), None, class_names) for n in (1100, 60))
-    assert inputs.describe(train, held_out, class_names) == says
+    assert inputs.describe(train, held_out, class_names, 1100) == says
+
+
+def test_a_batch_larger_than_the_data_set_is_told():
+    source = ArraySource(images(10), None, ())
+    says = "10 images to train on (each 2.5 times in a batch of 25), 10 held out"
+    assert inputs.describe(source, source, (), 25) == says
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: SubsetSource(s, np.arange(9))])
