@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import ablations, common, swin_base_100ep
+from configs import ablations, common, models, swin_base_100ep
 from simmim_jax import steps
 from simmim_jax.checkpoint import config_changes
 from simmim_jax.data.sources import check_source
@@ -131,6 +131,34 @@ def test_every_field_has_its_sentence(part, fields):
 def test_bundled_sets_are_there():
     for dataset in ("bundled:climate", "bundled:fashion_mnist_10k"):
         check_source(dataset, "train")
+
+
+# ---- Sizes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", models.VARIANTS)
+def test_every_size_can_be_pre_trained(name):
+    config = load("sizes", name)
+    assert config.model.embed_dim == models.VARIANTS[name]["embed_dim"]
+    mask = jnp.zeros((1, *patch_grid(config)), bool)
+    images = jnp.zeros((1, *config.data.image_size, 3))
+    model = build_simmim(dtype="float32", **config.model)
+    variables = zeros(model, images, mask)
+    shape = jax.eval_shape(model.apply, {"params": variables}, images, mask).shape
+    assert shape == images.shape
+    check(load("sizes", f"{name},smoke"))
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_base", "swin_base", "swin_large", "swin_v2_base"]
+)
+def test_sizes_with_a_released_config_are_as_there(name):
+    assert load("sizes", name).to_dict() == load(name).to_dict()
+
+
+def test_an_unknown_size_is_named_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"one of vit_small, .*swin_v2_huge;"):
+        load("sizes", "vit_giant")
 
 
 # ---- Ablations -----------------------------------------------------------------------
