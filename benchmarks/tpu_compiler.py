@@ -144,20 +144,20 @@ def main() -> None:
     results = {}
 
     def measure(name: str, root: Path, *options: str) -> None:
-        costs = [
-            compile_step(
-                root,
-                [
-                    f"--variant={args.variant}",
-                    f"--batch={args.batch}",
-                    f"--layers={layers}",
-                    *options,
-                ],
-                args.keep,
-                f"{name} {layers}".replace(" ", "-").replace("/", "-"),
-            )
-            for layers in (few, many)
-        ]
+        fixed = [f"--variant={args.variant}", f"--batch={args.batch}", *options]
+        try:
+            costs = [
+                compile_step(
+                    root,
+                    [*fixed, f"--layers={layers}"],
+                    args.keep,
+                    f"{name} {layers}".replace(" ", "-").replace("/", "-"),
+                )
+                for layers in (few, many)
+            ]
+        except subprocess.CalledProcessError:
+            print(f"{name}: left out, its error stands above", file=sys.stderr)
+            return
         results[name] = compare(*costs, many - few, depth - few)
 
     for fields in args.ours or [""]:

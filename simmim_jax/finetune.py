@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -216,17 +216,21 @@ def evaluation(
         }
         return jax.tree.map(jnp.sum, sums)
 
-    def evaluate(params: Any, step: int) -> dict[str, float]:
-        del step
-        results = []
+    def labelled(batches: EvalBatches) -> Iterator[dict[str, np.ndarray]]:
         for batch in batches:
             if (batch["label"][batch["weight"] > 0] < 0).any():
                 raise ValueError(
                     f"config.data.eval_split={config.data.eval_split!r} has images "
                     "without labels: accuracy needs a labelled split."
                 )
-            results.append(totals(params, sharding.to_devices(batch, mesh)))
-        sums = jax.tree.map(lambda *x: float(np.sum(x)), *jax.device_get(results))
+            yield batch
+
+    def evaluate(params: Any, step: int) -> dict[str, float]:
+        del step
+        results = inputs.results_of_pass(
+            lambda batch, _: totals(params, batch), labelled(batches), mesh
+        )
+        sums = jax.tree.map(lambda *x: float(np.sum(x)), *results)
         examples = sums.pop("examples")
         if model.num_classes < 6:
             sums.pop("top5")

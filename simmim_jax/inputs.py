@@ -2,11 +2,12 @@
 
 import collections
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -141,6 +142,26 @@ def batches_on_devices(
             batch = next(iterator)
             ahead.append((sharding.to_devices(batch, mesh), iterator.get_state()))
         yield ahead.popleft()
+
+
+def results_of_pass(
+    compute: Callable[[dict[str, jax.Array], int], Any],
+    batches: Iterable[dict[str, np.ndarray]],
+    mesh: Mesh,
+) -> list[Any]:
+    """`compute(batch, index)` of each batch on the devices, fetched to the host.
+
+    One at a time, while the next batch is on its way: the devices hold two batches, and
+    programs of CPU devices, which share few threads, never wait for each other.
+    """
+    results: list[Any] = []
+    running = None
+    for index, batch in enumerate(batches):
+        placed = sharding.to_devices(batch, mesh)
+        if index:
+            results.append(jax.device_get(running))
+        running = compute(placed, index)
+    return [*results, jax.device_get(running)]
 
 
 def num_steps(duration: str, batch_size: int, num_examples: int) -> int:

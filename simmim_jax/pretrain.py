@@ -152,10 +152,11 @@ def evaluation(
         return batch["image"][:n], mask[:n], pixels[:n]
 
     def evaluate(params: Any, step: int) -> dict[str, float]:
-        results = [
-            batch_sums(params, sharding.to_devices(batch, mesh), jnp.int32(index))
-            for index, batch in enumerate(batches)
-        ]
+        results = inputs.results_of_pass(
+            lambda batch, index: batch_sums(params, batch, jnp.int32(index)),
+            batches,
+            mesh,
+        )
         if config.pictures:
             shown = inputs.eval_pass(config, SubsetSource(source, chosen.astype(int)))
             batch = sharding.to_devices(next(iter(shown)), mesh)
@@ -163,7 +164,7 @@ def evaluation(
             if jax.process_index() == 0:
                 path = picture_path(workdir, step)
                 visualize.reconstruction_grid(images, masks, pixels, path)
-        sums = np.array(jax.device_get(results), np.float64).sum(0)
+        sums = np.array(results, np.float64).sum(0)
         loss, pixels, distance, count = sums.tolist()
         metrics = {"eval_loss": loss / pixels, "avg_dist": distance / count}
         return metrics | batches.bad.metrics("eval_bad_images")

@@ -73,7 +73,8 @@ def _runs(lines: list[str], start: int, predicate: str, until: bool) -> int:
     if exit_test and (exit_test[1] == "ge") == until:
         increment = re.search(rf"{exit_test[2]} = sadd\.s32 {number}, (%s\w+)", text)
         if increment:
-            phi = re.search(rf"{increment[2]} = sphi (%s\w+), ", text)
+            index = _unspilled(text, increment[2])
+            phi = re.search(rf"{index} = sphi (%s\w+), ", text)
             first = phi and re.search(rf"{phi[1]} = smov {number}\b", text)
             if first:
                 return -(-(int(exit_test[3]) - int(first[1])) // int(increment[1]))
@@ -81,3 +82,12 @@ def _runs(lines: list[str], start: int, predicate: str, until: bool) -> int:
         f"nobody knows how often the loop at bundle {start} runs: expected an index "
         f"that is counted up to a constant, the loop ends by {predicate}."
     )
+
+
+def _unspilled(text: str, name: str) -> str:
+    """The scalar that a name holds, if it was only kept in memory for a while."""
+    loaded = re.search(rf"{name} = sld \[smem:\[(#\w+_spill)\]\]", text)
+    if not loaded:
+        return name
+    stored = re.findall(rf"sst \[smem:\[{loaded[1]}\]\] (%s\w+)", text)
+    return stored[0] if len(stored) == 1 else name

@@ -40,3 +40,15 @@ def test_bundles_of_what_was_dumped(tmp_path):
     path.write_text(TEXT.replace("scmp.ge.s32", "scmp.x"))
     assert schedule.dumped_bundles(tmp_path, "squares.1") is None
     assert schedule.dumped_bundles(tmp_path, "cubes.1") is None
+
+
+def test_an_index_that_was_kept_in_memory_is_followed():
+    index, slot = "%s903_s10", "[smem:[#allocation9_spill]]"
+    spill = f"sst {slot} {index}  ;;  %s5000_s9 = sld {slot}  ;;  "
+    increment = "%s144_s10 = sadd.s32 1, "
+    assert f"{increment}{index}" in TEXT
+    kept = TEXT.replace(f"{increment}{index}", f"{spill}{increment}%s5000_s9")
+    assert schedule.bundles(kept) == schedule.bundles(TEXT)
+    # Written by two: nobody knows which.
+    with pytest.raises(ValueError, match="how often the loop"):
+        schedule.bundles(kept.replace(spill, f"{spill}sst {slot} %s1_s1  ;;  "))
