@@ -168,10 +168,7 @@ def test_an_ablation_logs_the_distance_of_its_masks_and_draws(tmp_path):
 
 @pytest.mark.slow
 def test_the_table_of_ablations_has_what_they_give():
-    names = (
-        *("random_4_0.8", "block_16_0.4", "center_32_0.25", "l2", "bins_8"),
-        *("normalized", "all_pixels"),
-    )
+    names = ("random_4_0.8", "bins_8", "all_pixels")
     output = commands.run(*names, "--steps=10", module="benchmarks.ablations")
     rows = [line.strip("| ").split(" | ") for line in output.splitlines()]
     found = {row[0]: row for row in rows}
