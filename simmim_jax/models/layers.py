@@ -73,12 +73,18 @@ class Linear(nn.Module):
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) GELU, x Φ(x); any shape.
+    """The exact GELU, x Φ(x), by erf as PyTorch computes it; any shape.
 
     For its gradient it keeps x alone. What autodiff keeps beside it is an array as
-    large, and more work on a TPU than to compute Φ again.
+    large, and more work to write and read than to compute Φ again. `flax.linen.gelu`
+    goes by erfc, which takes a CPU several times as long.
     """
-    return nn.gelu(x, approximate=False)
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return jax.lax.erf(x * 0.5**0.5) / 2 + 0.5
 
 
 def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -87,9 +93,8 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     wide = x.astype(jnp.float32)
-    cdf = jax.lax.erfc(-wide * 0.5**0.5) / 2
     pdf = jnp.exp(-jnp.square(wide) / 2) / (2 * jnp.pi) ** 0.5
-    return (((cdf + wide * pdf) * gradient).astype(x.dtype),)
+    return (((_normal_cdf(wide) + wide * pdf) * gradient).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
