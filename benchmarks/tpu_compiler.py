@@ -73,9 +73,13 @@ def compile_step(root: Path, options: list[str], keep: Path | None, name: str):
             }
         seconds = time.perf_counter() - begin
         print(f"{name}: compiled in {seconds:.0f} s", file=sys.stderr, flush=True)
-        return step_cost.cost(
+        cost = step_cost.cost(
             hlo.parse(text), lambda call: issued.get(kernels.key(call))
         )
+        for operation in cost.unknown:
+            if operation.kind == hlo.PALLAS:
+                sys.exit(f"{name}: nobody knows what {operation.name} takes")
+        return cost
 
 
 def compare(few: step_cost.Cost, many: step_cost.Cost, more: int, missing: int) -> dict:

@@ -62,7 +62,7 @@ def _run(config: ConfigDict, of: Accelerator) -> dict[str, Any]:
     from simmim_jax import estimate
 
     def say(text: str) -> None:
-        print(text, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
     def at(batch: int) -> dict[str, Any]:
         changed = config.copy_and_resolve_references()
@@ -89,7 +89,7 @@ def _run(config: ConfigDict, of: Accelerator) -> dict[str, Any]:
             constant=2 * memory["parameters"] + memory["optimizer"],
             limit=memory["available"],
         )
-        result["largest"] = known[batch] if batch else None
+        result["largest"] = dict(known[batch]) if batch else None
     return result
 
 

@@ -11,7 +11,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from simmim_jax import compilation, finetune, pretrain, resume, sharding, steps
+from simmim_jax import (
+    compilation,
+    distributed,
+    finetune,
+    pretrain,
+    resume,
+    sharding,
+    steps,
+)
 from simmim_jax.checkpoint import Checkpointer
 from simmim_jax.metrics import write_json
 from simmim_jax.profile import Profile
@@ -41,6 +49,12 @@ def bench(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     else:
         classes = config.bench.num_classes
         learner = finetune.learner(config, _NUM_EXAMPLES, classes)
+    if config.bench.checkpoint and jax.process_count() > 1:
+        raise ValueError(
+            "config.bench.checkpoint=True measures a run of one process, and this one "
+            f"has {jax.process_count()}: set it to False; checkpoint_seconds in "
+            "metrics.jsonl of a training run tells what checkpoints cost there."
+        )
     mesh = sharding.make_mesh(**config.mesh)
     plan = compilation.plan(config, learner, mesh)
     flops = compilation.flops_per_image(config, learner)
@@ -51,6 +65,7 @@ def bench(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     traced = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter()
+    distributed.meet()
     step_fn: StepFn = compiled
     params = jax.jit(learner.init, out_shardings=plan.shardings.params)(
         jax.random.key(config.seed)

@@ -92,6 +92,10 @@ def estimate(
         say("compiling its Pallas kernels alone ...")
         issued = kernel_bundles(config, of)
     cost = step_cost.cost(program, lambda call: issued.get(kernels.key(call)))
+    if any(operation.kind == hlo.PALLAS for operation in cost.unknown):
+        assumptions.append(
+            "some Pallas kernels, whose schedules do not tell, take no time"
+        )
     return result | rates(cost, of, config.data.batch_size, flops)
 
 
@@ -134,11 +138,12 @@ def learner_of(config: ConfigDict) -> tuple[Learner, list[str]]:
         check_source(data.dataset, data.train_split, data_dir=data.data_dir)
         source = inputs.open_split(config, data.train_split)
         examples, classes = len(source), len(source.class_names)
-    except (OSError, ValueError, ImportError):
+    except (OSError, ValueError, ImportError) as error:
         examples, classes = _EXAMPLES, _CLASSES
         assumed.append(
-            f"{data.dataset} is not on this machine: taken for {examples:,} images"
+            f"{data.dataset} does not open here: taken for {examples:,} images"
             + ("" if config.mode == "pretrain" else f" of {classes:,} classes")
+            + f" ({' '.join(str(error).split())})"
         )
     if config.mode == "pretrain":
         return pretrain.learner(config, examples), assumed

@@ -21,7 +21,7 @@ def make_mesh(
     """
     count = len(devices or jax.devices())
     shape = [data, fsdp]
-    if -1 in shape:
+    if -1 in shape and 0 not in shape:
         shape[shape.index(-1)] = count // abs(data * fsdp)
     if shape[0] * shape[1] != count:
         raise ValueError(
@@ -63,11 +63,22 @@ def gathered(params: Any, mesh: Mesh) -> Any:
     """Parameters that are split over "fsdp", whole on each device while it computes.
 
     Within jit. Otherwise the compiler splits activations as their weights are, and
-    sends activations around instead, of which there are more.
+    sends activations around instead, of which there are more. Gradients are split as
+    the parameters are.
     """
-    return jax.lax.with_sharding_constraint(
-        params, NamedSharding(mesh, PartitionSpec())
-    )
+    whole, split = NamedSharding(mesh, PartitionSpec()), state_sharding(params, mesh)
+
+    @jax.custom_vjp
+    def gather(params: Any) -> Any:
+        return jax.lax.with_sharding_constraint(params, whole)
+
+    def scatter(_: None, gradients: Any) -> tuple[Any]:
+        # Whole first, as what they are computed from is.
+        gradients = jax.lax.with_sharding_constraint(gradients, whole)
+        return (jax.lax.with_sharding_constraint(gradients, split),)
+
+    gather.defvjp(lambda params: (gather(params), None), scatter)
+    return gather(params)
 
 
 def on_mesh(mesh: Mesh) -> AbstractContextManager[Any]:

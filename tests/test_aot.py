@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import commands
 import jax
@@ -12,6 +13,7 @@ import pytest
 import tiny_config
 
 from simmim_jax import aot, compilation, estimate
+from simmim_jax.accelerators import accelerator
 
 TINY = str(Path(__file__).with_name("tiny_config.py"))
 needs_libtpu = pytest.mark.skipif(
@@ -85,6 +87,34 @@ def test_gradients_are_all_that_chips_exchange_in_bulk(compiled):
     assert sent == pytest.approx(2 * 3 / 4 * reduced["bytes"], abs=1)
     # In float32, the type of this config, with a few scalars.
     assert reduced["bytes"] == pytest.approx(size, rel=0.05)
+
+
+@needs_libtpu
+def test_the_kernels_of_attention_count():
+    out = run(
+        *(f"--config={TINY}:pretrain", "--config.model.attention=pallas"),
+        *("--topology=v5e-1", "--json"),
+    )
+    result = json.loads(out)
+    assert result["kernel_bundles"] > 0
+    assert not any("kernel" in text for text in result["assumptions"])
+
+
+def test_the_batch_that_was_given_may_be_the_largest(monkeypatch):
+    """Estimates are made up: only a chip that is full has such a batch."""
+
+    def made_up(config, of, say):
+        batch = config.data.batch_size // of.chips
+        memory = {"parameters": 0, "optimizer": 0, "available": 100}
+        size = {"fits": batch <= 16, "bytes_per_chip": 6 * batch, "memory": memory}
+        return size | {"batch_size": config.data.batch_size}
+
+    monkeypatch.setattr(estimate, "estimate", made_up)
+    monkeypatch.setattr(aot, "SEARCH", SimpleNamespace(value=True))
+    config = tiny_config.get_config("pretrain")
+    config.data.batch_size = 64
+    result = aot._run(config, accelerator("v5e-4"))
+    assert json.loads(json.dumps(result))["largest"]["batch_size"] == 64
 
 
 @needs_libtpu

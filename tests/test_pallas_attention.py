@@ -167,7 +167,7 @@ def test_another_name_is_refused(encoder):
 GOLDEN = {
     name: case
     for name, case in official_cases.load("forward").items()
-    if name.endswith(("vit_both_tables", "swin_tiny_w4"))
+    if name.endswith(("vit_both_tables", "swin_tiny_w4", "w4_pretrainedwin8"))
 }
 
 

@@ -104,8 +104,46 @@ def test_nearly_all_of_a_model_and_its_moments_is_split(variant):
 def test_mesh_that_does_not_fit_names_the_numbers():
     with pytest.raises(ValueError, match=r"data=3 x fsdp=1 devices, but there are 1"):
         sharding.make_mesh(data=3)
-    with pytest.raises(ValueError, match=r"fsdp=7 devices, but there are 1"):
-        sharding.make_mesh(fsdp=7)
+    for fsdp in (0, 7):
+        with pytest.raises(ValueError, match=rf"fsdp={fsdp} devices, but there are 1"):
+            sharding.make_mesh(fsdp=fsdp)
+
+
+GRADIENTS = """
+import jax, jax.numpy as jnp
+from simmim_jax import sharding
+
+mesh = sharding.make_mesh(fsdp=4)
+params = {"large": jnp.ones((512, 1024)), "small": jnp.ones(1024)}
+layout = sharding.state_sharding(params, mesh)
+params = jax.device_put(params, layout)
+batch = jax.device_put(jnp.ones((8, 512)), sharding.batch_sharding(mesh))
+
+@jax.jit
+@jax.grad
+def gradients(params, batch):
+    params = sharding.gathered(params, mesh)
+    return jnp.square(batch @ params["large"] + params["small"]).sum()
+
+found = gradients(params, batch)
+for name, x in found.items():
+    assert x.sharding.is_equivalent_to(layout[name], x.ndim), (name, x.sharding)
+    assert float(jnp.abs(x - 8 * 2 * 513).max()) < 1e-2, (name, x)
+print(found["large"].addressable_shards[0].data.shape)
+"""
+
+
+def test_gradients_are_split_as_their_parameters_are():
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", GRADIENTS],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(512, 256)"
 
 
 AUGMENTED = """

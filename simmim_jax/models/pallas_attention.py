@@ -43,6 +43,8 @@ NEVER = -1e30
 # Rows of qkv that a program works on at least, if there are so many.
 PROGRAM_ROWS = 256
 VMEM_BYTES = 64 * 2**20
+# In the name of a kernel whose samples are of several kinds: it is another program.
+_KINDS = "_kinds"
 
 
 def on_tpu() -> bool:
@@ -184,7 +186,7 @@ def _forward_on_device(sizes, qkv, bias, mask):
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",), vmem_limit_bytes=VMEM_BYTES
         ),
-        name="attention_forward",
+        name="attention_forward" + _KINDS * (len(tables) == 2),
     )(qkv, *tables)
     return _from_samples(layout, out, 1), lse
 
@@ -224,7 +226,7 @@ def _backward_on_device(sizes, qkv, bias, mask, lse, dout):
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
-        name="attention_backward",
+        name="attention_backward" + _KINDS * (len(tables) == 2),
     )(qkv, lse, dout, *tables)
     dadded = rearrange(dadded, "core one c -> (core one) c")
     return (
