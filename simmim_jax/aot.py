@@ -175,7 +175,7 @@ def _operations(r: dict[str, Any]) -> list[str]:
         f"{'MB':>17}{'times':>7}  what, where"
     )
     lines += [
-        f"{o['bundles'] / 1e6:>10.2f}{o['bytes'] / 1e6:>9,.1f}{o['times']:>7}  "
+        f"{o['bytes'] / 1e6:>17,.1f}{o['times']:>7}  "
         f"{o['kind']}" + (f": {o['name']}  {o['source']}".rstrip() if o["name"] else "")
         for o in unknown[:_SHOWN]
     ]

@@ -35,6 +35,8 @@ _SHARED_TIMEOUT = 30.0
 # Seconds that processes wait for each other; one that is gone is noticed before.
 _MEETING_TIMEOUT = 3600.0
 _MEETINGS = itertools.count()  # each barrier has a name of its own
+# Set where this process ends for an error of its own.
+_failing = threading.Event()
 
 
 # ---- Start ---------------------------------------------------------------------------
@@ -210,6 +212,8 @@ def fail(text: str, status: int) -> NoReturn:
 
     Without the usual end, in which JAX waits for all of them.
     """
+    if status != EXIT_LOST:
+        _failing.set()
     client: Any = global_state.client
     said = f"process {jax.process_index()}: {text.strip().splitlines()[-1]}"
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # one left word before us
@@ -231,6 +235,8 @@ def _heed_failures(over: threading.Event) -> None:
         if said.startswith(f"process {jax.process_index()}: "):
             return  # it is ours
         time.sleep(_GRACE)
+        if _failing.is_set():
+            return  # of the same, most likely: it says so itself
         _exit(EXIT_LOST, f"stopped, because another process failed. {said}")
 
 
