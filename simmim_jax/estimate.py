@@ -143,7 +143,7 @@ def learner_of(config: ConfigDict) -> tuple[Learner, list[str]]:
         assumed.append(
             f"{data.dataset} does not open here: taken for {examples:,} images"
             + ("" if config.mode == "pretrain" else f" of {classes:,} classes")
-            + f" ({str(error).splitlines()[0]})"
+            + " ({})".format(str(error).partition("\n")[0])
         )
     if config.mode == "pretrain":
         return pretrain.learner(config, examples), assumed
