@@ -78,7 +78,7 @@ def compile_step(root: Path, options: list[str], keep: Path | None, name: str):
         )
         for operation in cost.unknown:
             if operation.kind == hlo.PALLAS:
-                sys.exit(f"{name}: nobody knows what {operation.name} takes")
+                raise LookupError(f"nobody knows what {operation.name} takes")
         return cost
 
 
@@ -159,8 +159,8 @@ def main() -> None:
                 )
                 for layers in (few, many)
             ]
-        except subprocess.CalledProcessError:
-            print(f"{name}: left out, its error stands above", file=sys.stderr)
+        except (subprocess.CalledProcessError, LookupError) as error:
+            print(f"{name}: left out, {error}", file=sys.stderr)
             return
         results[name] = compare(*costs, many - few, depth - few)
 

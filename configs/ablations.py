@@ -61,12 +61,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """The setting, or an ablation of that name; ",smoke" for a test in seconds."""
-    name, _, smoke = ("," + arg if arg == "smoke" else arg).partition(",")
-    if name not in ("", *ABLATIONS) or smoke not in ("", "smoke"):
-        raise ValueError(
-            f"config argument {arg!r}: expected 'smoke' or nothing, or one of "
-            f"{', '.join(ABLATIONS)}; with ',smoke' after it to try it in seconds."
-        )
+    name, smoke = common.name_and_smoke(arg, ABLATIONS)
     config = swin_base_100ep.get_config()
     config.update_from_flattened_dict(ABLATIONS.get(name, {}))
     return tiny(config) if smoke else config

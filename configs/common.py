@@ -4,6 +4,7 @@ A config file starts from one of these and changes what its run needs. Lengths o
 are texts: "800 epochs", "1000 steps" or "500000 examples".
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -260,6 +261,20 @@ def is_smoke(arg: str) -> bool:
     if arg not in ("", "smoke"):
         raise ValueError(f"config argument {arg!r}: expected 'smoke' or nothing.")
     return arg == "smoke"
+
+
+def name_and_smoke(arg: str, names: Iterable[str]) -> tuple[str, bool]:
+    """The name in a config's argument, or "", and whether ",smoke" follows it.
+
+    "smoke" alone is one as well. ValueError for any other argument.
+    """
+    name, _, smoke = ("," + arg if arg == "smoke" else arg).partition(",")
+    if name not in ("", *names) or smoke not in ("", "smoke"):
+        raise ValueError(
+            f"config argument {arg!r}: expected 'smoke' or nothing, or one of "
+            f"{', '.join(names)}; with ',smoke' after it to try it in ten steps."
+        )
+    return name, bool(smoke)
 
 
 def smoke(config: ConfigDict) -> ConfigDict:

@@ -5,8 +5,7 @@
 The official 800-epoch recipe, whose settings were found with base and large sizes; ViTs
 at 224 pixels, Swins at 192. ViT-H has patches of 14 pixels, and hides 28 together. What
 a size needs on TPUs, `python -m simmim_jax.aot` says. The paper's Swin V2-H reached
-85.7 % top-1 after fine-tuning at 224 pixels; its config and weights were not
-released.
+85.7 % top-1 after fine-tuning at 224 pixels; config and weights were not released.
 
 ":swin_tiny,smoke" takes ten steps on a bundled set, to see that everything runs.
 """
@@ -21,12 +20,7 @@ WINDOWS = {"swin": 6, "swin_large": 12, "swin_v2": 12}
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe with the encoder of that name, or vit_base; ",smoke" for a test."""
-    name, _, smoke = ("," + arg if arg == "smoke" else arg).partition(",")
-    if name not in ("", *models.VARIANTS) or smoke not in ("", "smoke"):
-        raise ValueError(
-            f"config argument {arg!r}: expected 'smoke' or nothing, or one of "
-            f"{', '.join(models.VARIANTS)}; with ',smoke' after it to try it."
-        )
+    name, smoke = common.name_and_smoke(arg, models.VARIANTS)
     name = name or "vit_base"
     family = name.rpartition("_")[0]
     if family == "vit":

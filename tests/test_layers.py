@@ -18,6 +18,6 @@ def test_gelu_and_its_gradient_are_those_of_flax_in_float32(dtype):
     step = jnp.finfo(dtype).eps
     slope, expected = ours[1](jnp.ones_like(x))[0], exact[1](jnp.ones_like(wide))[0]
     assert ours[0].dtype == slope.dtype == dtype
-    # Φ is off by a rounding near 1, and x, up to 8, multiplies that.
-    np.testing.assert_allclose(ours[0], exact[0], rtol=2 * step, atol=8 * step)
-    np.testing.assert_allclose(slope, expected, rtol=2 * step, atol=2 * step)
+    # As PyTorch rounds: Φ may be off by two, which x multiplies.
+    assert np.all(np.abs(ours[0] - exact[0]) <= 2 * step * np.abs(wide))
+    np.testing.assert_allclose(slope, expected, rtol=step, atol=step)
