@@ -20,4 +20,4 @@ def test_gelu_and_its_gradient_are_those_of_flax_in_float32(dtype):
     assert ours[0].dtype == slope.dtype == dtype
     # As PyTorch rounds: Φ may be off by two, which x multiplies.
     assert np.all(np.abs(ours[0] - exact[0]) <= 2 * step * np.abs(wide))
-    np.testing.assert_allclose(slope, expected, rtol=step, atol=step)
+    np.testing.assert_allclose(slope, expected, rtol=1.25 * step, atol=1.25 * step)
