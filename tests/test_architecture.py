@@ -147,10 +147,10 @@ def level_complaints(room: str, where: str, found: Import) -> Iterator[str]:
 
 def config_complaints(file: str, source: str) -> Iterator[str]:
     for found in imports(ast.parse(source)):
-        if not found.is_of("ml_collections", "configs", "typing"):
+        if not found.is_of("ml_collections", "configs", "typing", "collections.abc"):
             yield (
                 f"{file}:{found.line}: imports {found.name}: a config holds plain "
-                "values and imports ml_collections and other configs alone"
+                "values and imports ml_collections, other configs and types alone"
             )
 
 
@@ -285,4 +285,5 @@ def test_the_checker_allows(file, source):
 
 def test_the_checker_reads_configs():
     assert not list(config_complaints("x.py", "from configs import common"))
+    assert not list(config_complaints("x.py", "from collections.abc import Iterable"))
     assert list(config_complaints("x.py", "import simmim_jax"))
