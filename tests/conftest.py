@@ -6,6 +6,10 @@ import signal
 import tempfile
 from pathlib import Path
 
+# Most of a test's time goes into compiling. JAX and the processes that tests start read
+# it; set to 0 everything is compiled as for users.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import pytest
 

@@ -44,12 +44,14 @@ def test_forward_and_gradients(case):
     images, mask = official_cases.images(case), official_cases.masks(case)
     assert sum(p.size for p in jax.tree.leaves(params)) == case["nparam"]
 
-    z = model.encoder.apply({"params": params["encoder"]}, images, mask).grid
-    rec = model.apply({"params": params}, images, mask)
-    loss, grads = jax.value_and_grad(pretrain_loss, argnums=2)(
-        case, model, params, images, mask
-    )
+    @jax.jit
+    def computed(params):
+        z = model.encoder.apply({"params": params["encoder"]}, images, mask).grid
+        rec = model.apply({"params": params}, images, mask)
+        loss = functools.partial(pretrain_loss, case, model)
+        return z, rec, *jax.value_and_grad(loss)(params, images, mask)
 
+    z, rec, loss, grads = computed(params)
     z, rec = (np.asarray(x).transpose(0, 3, 1, 2) for x in (z, rec))
     assert list(z.shape) == case["z_shape"]
     assert list(rec.shape) == case["rec_shape"]
@@ -109,14 +111,14 @@ def test_trajectory(case):
         mask=optim.decay_mask(params, "official"),
         scales=scales,
     )
-    opt_state = tx.init(params)
+    opt_state, update = tx.init(params), jax.jit(tx.update)
     for step in range(case["steps"]):
         (loss, logits), grads = grad_fn(params, *batch(step))
         np.testing.assert_allclose(loss, case["loss"][step], rtol=5e-3)
         np.testing.assert_allclose(
             optax.tree.norm(grads), case["grad_norm"][step], rtol=5e-3
         )
-        updates, opt_state = tx.update(grads, opt_state, params)
+        updates, opt_state = update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
     ours = norms(params)
     assert set(ours) == set(case["param_norm"])
