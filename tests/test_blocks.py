@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
+from simmim_jax.models import pallas_attention
 from simmim_jax.models.blocks import drop_path, drop_path_scales
 from simmim_jax.models.swin import Swin
 from simmim_jax.models.swin_v2 import SwinV2
@@ -34,10 +36,9 @@ def loss(params, encoder):
 
 
 @functools.cache
-def gradient(name, remat, scan_layers=False):
+def gradient(name, remat, **fields):
     """Loss and gradient, and the program that computes them."""
-    fields = {"remat": remat, "scan_layers": scan_layers}
-    encoder = dataclasses.replace(ENCODERS[name], **fields)
+    encoder = dataclasses.replace(ENCODERS[name], remat=remat, **fields)
     leaves, tree = jax.tree.flatten(
         jax.eval_shape(encoder.init, jax.random.key(0), IMAGES)["params"]
     )
@@ -64,6 +65,22 @@ def assert_same(a, b):
 @pytest.mark.parametrize("policy", ["full", "dots"])
 def test_rematerialisation_changes_no_gradient(name, policy):
     assert_same(gradient(name, policy)[0], gradient(name, "none")[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("vit with a table a block", {"remat": "dots"}),
+        ("swin", {"remat": "full", "scan_layers": True}),
+    ],
+)
+def test_the_kernel_of_attention_may_be_computed_again(name, fields, monkeypatch):
+    monkeypatch.setattr(pallas_attention, "on_tpu", lambda: True)
+    # Interpreted as on a TPU a kernel has effects, which cannot be computed again.
+    plainly = functools.partial(pl.pallas_call, interpret=True)
+    monkeypatch.setattr(pl, "pallas_call", plainly)
+    fields = {"attention": "pallas"} | fields
+    assert_same(gradient(name, **fields)[0], gradient(name, "none")[0])
 
 
 @pytest.mark.parametrize("name", ENCODERS)

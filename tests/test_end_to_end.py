@@ -18,9 +18,11 @@ from simmim_jax.models import build_simmim
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("compared")
-    output = commands.run(
-        "--config=configs/quickstart.py:smoke", f"--workdir={workdir}"
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        output = commands.run(
+            "--config=configs/quickstart.py:smoke", f"--workdir={workdir}"
+        )
     return workdir, output
 
 
