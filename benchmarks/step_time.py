@@ -38,6 +38,9 @@ LR, WEIGHT_DECAY, CLIP_NORM = 1e-4, 0.05, 5.0
 
 def ours(model: str, batch: int) -> Callable[[], float]:
     """The step of configs/<model>.py."""
+    from simmim_jax import host_memory
+
+    host_memory.keep_freed()  # as main does
     import jax
 
     from simmim_jax import compilation, pretrain, sharding

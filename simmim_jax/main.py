@@ -77,8 +77,9 @@ def main(argv: Sequence[str]) -> None:
     # Compiled programs are kept, so that a second run starts at once.
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "simmim_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.expanduser()))
-    from simmim_jax import distributed
+    from simmim_jax import distributed, host_memory
 
+    host_memory.keep_freed()
     try:
         distributed.start(
             DISTRIBUTED.value,

@@ -28,6 +28,7 @@ LEVELS = (
         "hlo",
         "schedule",
         "distributed",
+        "host_memory",
     },
     {
         "objective",
