@@ -35,8 +35,9 @@ def keep_freed() -> None:
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     page = os.sysconf("SC_PAGE_SIZE")
     size = os.sysconf("SC_PHYS_PAGES") // 2 * page
-    # The heap grows by a block, and stays as large when it is freed.
-    if block := libc.malloc(size):
+    # The heap grows by a block, and stays as large when it is freed. Where pages have
+    # another size, large ones may have 512 MB.
+    if page == 4096 and (block := libc.malloc(size)):
         first = -(-block // page) * page
         libc.madvise(first, size - page, mmap.MADV_HUGEPAGE)
         libc.free(block)
