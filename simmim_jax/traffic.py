@@ -39,10 +39,15 @@ def hbm_bytes(program: Program) -> int:
 
 
 def collectives(program: Program) -> Iterator[Transfer]:
-    """All that chips tell each other in a step; fused collectives as well."""
+    """All that chips tell each other in a step; fused collectives as well.
+
+    A TPU's reduce-scatter is a fusion of that name around an all-reduce and a slice.
+    """
     for instruction, computation, times in program.executed():
         for found, within in _inner(program, instruction, computation):
             kind = found.opcode.removesuffix("-start")
+            if within.startswith("all-reduce-scatter"):
+                kind = kind.replace("all-reduce", "reduce-scatter")
             if kind in COLLECTIVES:
                 before = [program.computations[within][n] for n in found.operands]
                 given = sum(a.bytes for operand in before for a in operand.arrays)

@@ -112,6 +112,28 @@ def test_what_each_chip_sends_in_a_ring(kind, given, returned, size, sent):
     assert transfer.sent == pytest.approx(sent)
 
 
+SCATTER = f"""
+%all-reduce-scatter.1 (input: f32[6,8,128]) -> f32[8,128] {{
+  %input = {MANY} parameter(0)
+  %sum = {MANY} all-reduce(%input), replica_groups={{{{0,1,2,3,4,5}}}}, to_apply=%add
+  %id = u32[] partition-id()
+  ROOT %part = {ROW} dynamic-slice(%sum, %id), dynamic_slice_sizes={{1,8,128}}
+}}
+"""
+
+
+def test_a_reduce_scatter_in_the_form_of_tpu_programs():
+    (transfer,) = traffic.collectives(
+        program(
+            f"%x = {MANY} parameter(0)",
+            f"%y = {ROW} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1",
+            computations=SCATTER,
+        )
+    )
+    assert (transfer.kind, transfer.bytes) == ("reduce-scatter", 6 * SIZE)
+    assert transfer.sent == pytest.approx(5 * SIZE)
+
+
 def test_gradients_in_a_loop_of_a_real_program():
     found = hlo.parse((PROGRAMS / "loops.hlo").read_text())
     (transfer,) = traffic.collectives(found)
