@@ -40,7 +40,7 @@ def ours(model: str, batch: int) -> Callable[[], float]:
     """The step of configs/<model>.py."""
     from simmim_jax import host_memory
 
-    host_memory.keep_freed()  # as main does
+    host_memory.keep_all_freed()  # as main does
     import jax
 
     from simmim_jax import compilation, pretrain, sharding

@@ -215,8 +215,9 @@ def _compile(
         + stats.generated_code_size_in_bytes
     )
     memory = Memory(
-        # The compiler takes some steps that need a little more than there is.
-        fits=total <= parts["available"],
+        # The compiler takes some steps that need a little more than there is, which it
+        # tells to a hundredth of a GiB.
+        fits=total < parts["available"] + 0.005 * 2**30,
         total=total,
         temporaries=stats.temp_size_in_bytes,
         program=stats.generated_code_size_in_bytes,

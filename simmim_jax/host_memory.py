@@ -1,8 +1,7 @@
-"""Memory of a process that trains on CPUs: kept from one step to the next.
+"""Freed memory that stays with the process, where its malloc is glibc's.
 
-XLA allocates a step's temporary arrays anew each time. glibc takes large blocks from
-the system and gives them back at once, so that each step waits for pages filled with
-zeros, 4 KB a time.
+By default large blocks come from the system and go back to it at once, and each use of
+them waits for pages filled with zeros, 4 KB a time.
 """
 
 import ctypes
@@ -11,41 +10,89 @@ import mmap
 import os
 import platform
 from importlib.metadata import entry_points
+from pathlib import Path
 
-# Parameters of mallopt, as numbered in glibc's <malloc.h>, and their values: all
-# threads share one heap, everything comes from it, and its end is not given back.
-_M_ARENA_MAX, _M_MMAP_MAX, _M_TRIM_THRESHOLD = -8, -4, -1
-_ONE_HEAP = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
+# Parameters of mallopt, as numbered in glibc's <malloc.h>.
+_M_ARENA_MAX, _M_MMAP_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -4, -3, -1
+# All threads share one heap, everything comes from it, and its end is not given back.
+_ALL = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
+# Up to 64 MB a thread.
+_IMAGES = {_M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}
+
+_keeps_all = False
 
 
-def keep_freed() -> None:
-    """Keeps freed memory for later arrays, and lays it in pages of 2 MB where it can.
+def keep_freed_images() -> None:
+    """For a process that decodes images, which take megabytes for a millisecond.
 
-    To be called before JAX starts its threads. Half of the machine's memory is reserved
-    for it, as addresses: only what is written to is used. Does nothing without glibc,
-    or where JAX may find other devices than CPUs.
+    To fetch their pages anew takes a third of all time.
     """
-    if platform.libc_ver()[0] != "glibc" or not _cpus_alone():
+    if not _keeps_all:
+        _set(_IMAGES)
+
+
+def keep_all_freed() -> None:
+    """For a process that trains on CPUs, where a step takes gigabytes for its time.
+
+    To be called before JAX starts its threads. What is kept lies in pages of 2 MB where
+    it can: half of the machine's memory is reserved for it, as addresses. Does nothing
+    where JAX may find other devices, or where the environment configures malloc.
+    """
+    global _keeps_all
+    if _is_configured() or not cpus_alone() or not _set(_ALL):
         return
-    libc = ctypes.CDLL(None)
-    for option, value in _ONE_HEAP.items():
-        libc.mallopt(option, value)
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    libc.free.argtypes = [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    _keeps_all = True
     page = os.sysconf("SC_PAGE_SIZE")
-    size = os.sysconf("SC_PHYS_PAGES") // 2 * page
-    # The heap grows by a block, and stays as large when it is freed. Where pages have
-    # another size, large ones may have 512 MB.
-    if page == 4096 and (block := libc.malloc(size)):
-        first = -(-block // page) * page
-        libc.madvise(first, size - page, mmap.MADV_HUGEPAGE)
-        libc.free(block)
+    # Where pages have another size, large ones may have 512 MB.
+    if page == 4096 and _addresses_are_free():
+        _lay_large_pages(os.sysconf("SC_PHYS_PAGES") // 2 * page, page)
 
 
-def _cpus_alone() -> bool:
+def cpus_alone() -> bool:
     """Whether JAX, which is not asked yet, can find nothing but CPUs."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms == "cpu"
     # Where JAX looks for a TPU and for plugins of other devices.
-    return not (importlib.util.find_spec("libtpu") or entry_points(group="jax_plugins"))
+    return not (
+        "TPU_LIBRARY_PATH" in os.environ
+        or importlib.util.find_spec("libtpu")
+        or importlib.util.find_spec("jax_plugins")
+        or entry_points(group="jax_plugins")
+    )
+
+
+def _set(options: dict[int, int]) -> bool:
+    """Sets parameters of malloc; False where it has none."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    for option, value in options.items():
+        libc.mallopt(option, value)
+    return True
+
+
+def _is_configured() -> bool:
+    return any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+
+
+def _addresses_are_free() -> bool:
+    """Whether addresses that nothing is written to count nowhere."""
+    import resource  # not on Windows
+
+    overcommit = Path("/proc/sys/vm/overcommit_memory").read_text().strip()
+    limits = [resource.getrlimit(r) for r in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return overcommit != "2" and all(
+        soft == resource.RLIM_INFINITY for soft, _ in limits
+    )
+
+
+def _lay_large_pages(size: int, page: int) -> None:
+    """Lets the heap grow by a block, and stay as large when it is freed."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    if block := libc.malloc(size):
+        first = -(-block // page) * page
+        libc.madvise(first, size - page, mmap.MADV_HUGEPAGE)
+        libc.free(block)

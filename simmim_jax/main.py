@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.expanduser()))
     from simmim_jax import distributed, host_memory
 
-    host_memory.keep_freed()
+    host_memory.keep_all_freed()
     try:
         distributed.start(
             DISTRIBUTED.value,

@@ -46,12 +46,18 @@ def collectives(program: Program) -> Iterator[Transfer]:
     for instruction, computation, times in program.executed():
         for found, within in _inner(program, instruction, computation):
             kind = found.opcode.removesuffix("-start")
-            if within.startswith("all-reduce-scatter"):
+            if _scatters(instruction):
                 kind = kind.replace("all-reduce", "reduce-scatter")
             if kind in COLLECTIVES:
                 before = [program.computations[within][n] for n in found.operands]
                 given = sum(a.bytes for operand in before for a in operand.arrays)
                 yield _transfer(kind, found, given, times)
+
+
+def _scatters(instruction: Instruction) -> bool:
+    return instruction.opcode == "fusion" and instruction.computation(
+        "calls"
+    ).startswith("all-reduce-scatter")
 
 
 def _transfer(kind: str, found: Instruction, given: int, times: int) -> Transfer:

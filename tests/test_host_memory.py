@@ -1,4 +1,4 @@
-"""Memory that is freed is there for the next step."""
+"""Memory that is freed is there when it is wanted again."""
 
 import os
 import platform
@@ -8,54 +8,97 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-# Pages that the system looked for when a thread made a fourth large array.
-FAULTS = """
-import os, resource, sys, threading
 from simmim_jax import host_memory
-if sys.argv[1] == "keep":
-    host_memory.keep_freed()
-usage = lambda: resource.getrusage(resource.RUSAGE_SELF)
-before = usage().ru_maxrss
 
-def allocate():
-    for _ in range(4):
-        begin = usage().ru_minflt
-        block = bytearray(200_000_000)
+ROOT = Path(__file__).parents[1]
+glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="settings of glibc's malloc"
+)
+# Pages that a thread had to fetch: for images at any time, for a fourth large array.
+# And the most memory that the process held, in kilobytes, before and after.
+FAULTS = """
+import resource, sys, threading
+from pathlib import Path
+from simmim_jax import host_memory
+
+for name in sys.argv[1:]:
+    getattr(host_memory, name)()
+
+def most():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+def allocate(sizes):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [bytearray(size) for size in sizes]
+    for block in blocks:
         block[::4096] = bytes(len(block[::4096]))
-        faults.append(usage().ru_minflt - begin)
-        del block
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
-faults = []
-thread = threading.Thread(target=allocate)
+def work():
+    for sizes in 100 * [4 * [1_000_000]] + 4 * [[200_000_000]]:
+        allocate(sizes)
+
+before, faults = most(), []
+thread = threading.Thread(target=work)
 thread.start()
 thread.join()
-print(faults[-1], before, usage().ru_maxrss)
+print(sum(faults[:100]), faults[-1], before, most())
 """
 
 
-def faults(action, **env):
-    """Faults of the last array, and kilobytes held before and at most."""
-    run = subprocess.run(
-        [sys.executable, "-c", FAULTS, action],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | env,
+def faults(*names, **env):
+    kept = {n: v for n, v in os.environ.items() if not n.startswith(("MALLOC_", "GLI"))}
+    output = subprocess.check_output(
+        [sys.executable, "-c", FAULTS, *names],
+        env=kept | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | env,
     )
-    return [int(number) for number in run.stdout.split()]
+    return [int(number) for number in output.split()]
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
-def test_freed_memory_is_kept_and_nothing_more_is_used():
-    found, before, most = faults("keep")
-    assert found < 20
-    assert before < 200_000
+@glibc
+def test_by_default_all_is_fetched_anew():
+    images, large, *_ = faults()
+    assert images > 10_000
+    assert large > 80  # of 2 MB, or more of 4 KB
+
+
+@glibc
+def test_pages_of_images_are_fetched_once():
+    images, large, *_ = faults("keep_freed_images")
+    assert images < 2000  # 4 MB are 977 pages
+    assert large > 80
+
+
+@glibc
+@pytest.mark.parametrize(
+    "names", [("keep_all_freed",), ("keep_all_freed", "keep_freed_images")]
+)
+def test_all_that_is_freed_is_kept_and_nothing_more_is_used(names):
+    images, large, before, most = faults(*names)
+    assert images < 2000
+    assert large < 20
+    assert before < 100_000
     assert most < before + 300_000
-    assert faults("leave")[0] > 80  # pages of 2 MB, or more of 4 KB
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
-def test_where_there_may_be_other_devices_nothing_changes():
-    assert faults("keep", JAX_PLATFORMS="cuda,cpu")[0] > 80
+@glibc
+@pytest.mark.parametrize(
+    "env", [{"JAX_PLATFORMS": "cuda,cpu"}, {"MALLOC_ARENA_MAX": "2"}], ids=str
+)
+def test_with_other_devices_or_settings_nothing_changes(env):
+    assert faults("keep_all_freed", **env)[1] > 80
+
+
+def test_what_jax_may_find(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert host_memory.cpus_alone()
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(host_memory.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(host_memory, "entry_points", lambda group: [])
+    assert host_memory.cpus_alone()
+    monkeypatch.setattr(host_memory, "entry_points", lambda group: [group])
+    assert not host_memory.cpus_alone()
+    monkeypatch.setattr(host_memory, "entry_points", lambda group: [])
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "/lib/libtpu.so")
+    assert not host_memory.cpus_alone()

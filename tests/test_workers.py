@@ -354,30 +354,3 @@ def test_quotas_of_a_container_are_respected(files, expected, tmp_path, monkeypa
     assert workers.num_cpus() == expected
     (tmp_path / "cgroup").unlink()  # not Linux
     assert 1 <= workers.num_cpus() <= 8
-
-
-FAULTS = """
-import resource, sys
-import numpy as np
-from simmim_jax.data.memory import keep_freed_memory
-
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(100):
-    # Together more than twice the largest, which glibc keeps on its own.
-    images = [np.ones(1_000_000, np.uint8) for _ in range(4)]
-    del images
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
-def test_pages_of_images_are_not_fetched_anew_for_each():
-    def faults(how: str) -> int:
-        command = [sys.executable, "-c", FAULTS, how]
-        env = os.environ | {"PYTHONPATH": str(ROOT)}
-        return int(subprocess.check_output(command, env=env))
-
-    assert faults("kept") < 2000  # once: 4 MB are 977 pages
-    assert faults("not") > 10_000

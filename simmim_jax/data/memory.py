@@ -1,4 +1,4 @@
-"""Memory for batches, used again once nobody holds an array of it, and for images.
+"""Memory for batches, used again once nobody holds an array of it.
 
 No batch is copied and no page is fetched anew from the system. Between processes this
 memory is shared and has no name: when the last of them ends, whatever ends it, it is
@@ -6,7 +6,6 @@ gone.
 """
 
 import collections
-import ctypes
 import math
 import mmap
 import os
@@ -22,8 +21,6 @@ Fields = Mapping[str, tuple[tuple[int, ...], type]]
 
 # Arrays start where a cache line does; JAX on a CPU takes them as they are then.
 _ALIGNMENT = 64
-# Options of mallopt, from glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 class BatchMemory:
@@ -81,15 +78,3 @@ def anonymous_file() -> int:
         return os.memfd_create("simmim_jax")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
-
-
-def keep_freed_memory() -> None:
-    """Have malloc keep what is freed, up to 64 MB a thread, where it is glibc's.
-
-    An image takes megabytes for a millisecond. By default their pages go back to the
-    system each time, and to fetch them anew takes a third of all time.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        for option, size in ((_M_MMAP_THRESHOLD, 2**25), (_M_TRIM_THRESHOLD, 2**26)):
-            mallopt(option, size)

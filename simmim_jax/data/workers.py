@@ -23,13 +23,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from simmim_jax.data.bad_images import BadExample
-from simmim_jax.data.memory import (
-    Batch,
-    BatchMemory,
-    Fields,
-    anonymous_file,
-    keep_freed_memory,
-)
+from simmim_jax.data.memory import Batch, BatchMemory, Fields, anonymous_file
+from simmim_jax.host_memory import keep_freed_images
 
 # A batch, and the examples that it cannot have.
 Filled = tuple[Batch, list[BadExample]]
@@ -101,7 +96,7 @@ class Threads:
     """Batches from threads of this process."""
 
     def __init__(self, filler: Filler):
-        keep_freed_memory()
+        keep_freed_images()
         self._filler = filler
         self._memory = BatchMemory(filler.fields)
         self._threads = concurrent.futures.ThreadPoolExecutor(AHEAD)
@@ -250,7 +245,7 @@ def _work(
     connection: Connection, filler: _Inherited, shared: _Inherited, rows: range
 ) -> None:
     """Answer each (step, slot) that comes until nobody is left to send one."""
-    keep_freed_memory()
+    keep_freed_images()
     with mmap.mmap(filler.descriptor, 0, access=mmap.ACCESS_READ) as pickled:
         fill = pickle.loads(pickled)
     os.close(filler.descriptor)  # and with it the memory
