@@ -215,8 +215,8 @@ def _compile(
         + stats.generated_code_size_in_bytes
     )
     memory = Memory(
-        # The compiler takes some steps that need a little more than there is, which it
-        # tells to a hundredth of a GiB.
+        # The compiler takes some steps that need a little more than is available, of
+        # which it tells two decimals.
         fits=total < parts["available"] + 0.005 * 2**30,
         total=total,
         temporaries=stats.temp_size_in_bytes,

@@ -79,7 +79,10 @@ def _addresses_are_free() -> bool:
     """Whether addresses that nothing is written to count nowhere."""
     import resource  # not on Windows
 
-    overcommit = Path("/proc/sys/vm/overcommit_memory").read_text().strip()
+    try:
+        overcommit = Path("/proc/sys/vm/overcommit_memory").read_text().strip()
+    except OSError:  # hidden, as in some containers
+        return False
     limits = [resource.getrlimit(r) for r in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
     return overcommit != "2" and all(
         soft == resource.RLIM_INFINITY for soft, _ in limits
