@@ -100,6 +100,11 @@ class TextbookViT(nn.Module):
     drop_path_rate: float
     dtype: Any
 
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Height and width in pixels of a token."""
+        return (self.patch_size, self.patch_size)
+
     @nn.compact
     def __call__(self, images: jax.Array, mask: jax.Array, train: bool = False):
         """images: [b h w c]; mask: bool [b h/p w/p], True = masked -> Encoded."""

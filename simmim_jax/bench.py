@@ -74,7 +74,7 @@ def bench(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     state = jax.jit(plan.fresh_state, out_shardings=plan.shardings, donate_argnums=0)(
         params
     )
-    batch = sharding.to_devices(synthetic_batch(config), mesh)
+    batch = jax.block_until_ready(sharding.to_devices(synthetic_batch(config), mesh))
 
     say(f"measuring {config.bench.steps} steps ...", flush=True)
     durations, state = run(step_fn, state, batch, _WARM_UP + config.bench.steps)

@@ -19,6 +19,9 @@ _ALL = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
 # Up to 64 MB a thread.
 _IMAGES = {_M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}
 
+# Room for all that is no step's.
+_SMALL = 2**28
+
 _keeps_all = False
 
 
@@ -31,21 +34,34 @@ def keep_freed_images() -> None:
         _set(_IMAGES)
 
 
-def keep_all_freed() -> None:
+def keep_all_freed() -> bool:
     """For a process that trains on CPUs, where a step takes gigabytes for its time.
 
     To be called before JAX starts its threads. What is kept lies in pages of 2 MB where
-    it can: half of the machine's memory is reserved for it, as addresses. Does nothing
-    where JAX may find other devices, or where the environment configures malloc.
+    it can: half of the machine's memory is reserved for it, as addresses. Does nothing,
+    and returns False, where JAX may find other devices, or where the environment
+    configures malloc.
     """
     global _keeps_all
     if _is_configured() or not cpus_alone() or not _set(_ALL):
-        return
+        return False
     _keeps_all = True
-    page = os.sysconf("SC_PAGE_SIZE")
     # Where pages have another size, large ones may have 512 MB.
-    if page == 4096 and _addresses_are_free():
-        _lay_large_pages(os.sysconf("SC_PHYS_PAGES") // 2 * page, page)
+    if os.sysconf("SC_PAGE_SIZE") == 4096 and _addresses_are_free():
+        _lay_out(_half_of_memory(), 4096)
+    return True
+
+
+def give_back_gaps() -> None:
+    """Gives back what `keep_all_freed` kept between blocks that are in use.
+
+    A compiler leaves many small gaps, which no large array fits into. What is free at
+    the end of the heap stays.
+    """
+    if _keeps_all:
+        libc = ctypes.CDLL(None)
+        libc.malloc_trim.argtypes = [ctypes.c_size_t]
+        libc.malloc_trim(_half_of_memory())
 
 
 def cpus_alone() -> bool:
@@ -71,6 +87,10 @@ def _set(options: dict[int, int]) -> bool:
     return True
 
 
+def _half_of_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") // 2 * os.sysconf("SC_PAGE_SIZE")
+
+
 def _is_configured() -> bool:
     return any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
 
@@ -89,13 +109,18 @@ def _addresses_are_free() -> bool:
     )
 
 
-def _lay_large_pages(size: int, page: int) -> None:
-    """Lets the heap grow by a block, and stay as large when it is freed."""
+def _lay_out(size: int, page: int) -> None:
+    """Lets the heap grow by room for small arrays and by a block for large ones.
+
+    Or else a small one above that of a step keeps the next step from the same place.
+    """
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    if block := libc.malloc(size):
+    room, _fence, block = map(libc.malloc, (_SMALL, 2**20, size))
+    libc.free(room)
+    if block:
         first = -(-block // page) * page
         libc.madvise(first, size - page, mmap.MADV_HUGEPAGE)
         libc.free(block)

@@ -16,7 +16,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from simmim_jax import compilation, distributed, inputs, resume, sharding, steps
+from simmim_jax import (
+    compilation,
+    distributed,
+    host_memory,
+    inputs,
+    resume,
+    sharding,
+    steps,
+)
 from simmim_jax.checkpoint import Checkpointer, describe_software
 from simmim_jax.compilation import Learner, in_steps
 from simmim_jax.data.bad_images import REASONS
@@ -129,6 +137,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
                 flops = pool.submit(compilation.flops_per_image, config, task)
                 step_fn = lowered.compile()
             distributed.meet()
+            host_memory.give_back_gaps()
             seconds = time.perf_counter() - before
             writer.message(f"compiled the training step in {seconds:.1f} s")
             log = StepLog(
@@ -177,10 +186,14 @@ def loop(
         for duration in (config.log_every, config.eval_every, config.checkpoint_every)
     )
     asked = AnyProcess()
+    on_cpus = jax.default_backend() == "cpu"
     for step in span:
         stops = asked.ask(bool(stop))
         with log.timer.waiting():
             batch, position = next(batches)
+        if on_cpus:
+            # A step that is started earlier takes memory beside that of the last.
+            jax.block_until_ready((state, batch))
         # The guard: nothing else may pass between host and device and hold this up.
         with profile.step(step), jax.transfer_guard("disallow"):
             state, metrics = step_fn(state, batch)
@@ -221,6 +234,7 @@ def loop(
                 f"{signal} at step {step} of {total}: a checkpoint is saved, the same "
                 "command goes on from it."
             )
+        host_memory.give_back_gaps()
         log.restart_clock()
     return state
 

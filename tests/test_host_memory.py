@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
+import tiny_config
 
-from simmim_jax import host_memory
+from simmim_jax import compilation, host_memory, pretrain, sharding
 
 ROOT = Path(__file__).parents[1]
 glibc = pytest.mark.skipif(
@@ -88,6 +90,38 @@ def test_all_that_is_freed_is_kept_and_nothing_more_is_used(names):
 )
 def test_with_other_devices_or_settings_nothing_changes(env):
     assert faults("keep_all_freed", **env)[1] > 80
+
+
+@glibc
+def test_a_run_holds_the_memory_of_one_step(tmp_path):
+    fields = {"data.batch_size": 1024, "model.embed_dim": 64, "duration": "10 steps"}
+    fields |= {"eval_every": "4 steps"}
+    patches = {"model.patch_size": (4, 4), "mask.unit_size": (4, 4)}
+    config = tiny_config.get_config("pretrain")
+    config.update_from_flattened_dict(fields | patches)
+    plan = compilation.plan(
+        config, pretrain.learner(config, 10_000), sharding.make_mesh()
+    )
+    of_a_step = plan.lower().compile().memory_analysis().temp_size_in_bytes / 1024
+
+    most = {}
+    with commands.start(
+        *commands.tiny("pretrain", tmp_path),
+        *(f"--config.{name}={value}" for name, value in (fields | patches).items()),
+    ) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        for line in process.stdout:
+            for moment in ("compiled the training step", "best at step"):
+                if moment in line:
+                    text = status.read_text()
+                    most[moment] = int(text.partition("VmHWM:")[2].split()[0])
+                print(
+                    line.strip(),
+                    int(status.read_text().partition("VmHWM:")[2].split()[0]),
+                )
+    before, after = most.values()
+    assert of_a_step > 100_000
+    assert of_a_step / 2 < after - before < 1.4 * of_a_step
 
 
 def test_what_jax_may_find(monkeypatch):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce
 
-from simmim_jax.models.layers import Linear, uniform
+from simmim_jax.models.layers import Linear, gelu, uniform
 
 
 class SimMIM(nn.Module):
@@ -47,7 +47,7 @@ class SimMIM(nn.Module):
         init = uniform(1 / math.sqrt(x.shape[-1]))
         if self.decoder_kind == "mlp":
             hidden = Linear(x.shape[-1], init, init, self.dtype, name="decoder_hidden")
-            x = nn.gelu(hidden(x), approximate=False)
+            x = gelu(hidden(x))
         p, q = (max(s // self.downsample, 1) for s in stride)
         features = p * q * channels * max(self.bins, 1)
         values = Linear(features, init, init, self.dtype, name="decoder")(x)
