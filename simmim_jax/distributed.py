@@ -50,20 +50,21 @@ def start(
     process_id: int | None = None,
     initialization_timeout: int = 300,
     heartbeat_timeout: int = 60,
-) -> None:
+) -> bool:
     """Joins the other processes of the run, before JAX touches any device.
 
     mode: "auto" joins those that a launcher tells of (Cloud TPU, Slurm, Open MPI,
     Kubernetes) or the other arguments name, and else runs alone; "on" insists on it;
     "off" runs alone. Timeouts in seconds: until all have joined, and until one that is
-    silent is given up. raises: ValueError where what is needed is neither told nor
-    found. Ends the process with EXIT_LOST where others do not come.
+    silent is given up. returns: whether there are others. raises: ValueError where what
+    is needed is neither told nor found. Ends the process with EXIT_LOST where others do
+    not come.
     """
     told = (coordinator_address, num_processes, process_id)
     if mode == "off" or (
         mode == "auto" and told == (None, None, None) and runs_alone(os.environ)
     ):
-        return
+        return False
     if told != (None, None, None) and (None in told or ":" not in str(told[0])):
         raise ValueError(
             f"--coordinator_address={told[0]}, --num_processes={told[1]}, --process_id="
@@ -94,7 +95,7 @@ def start(
         )
     except ValueError as error:
         if mode == "auto" and "coordinator_address should be" in str(error):
-            return  # no launcher that JAX knows
+            return False  # no launcher that JAX knows
         raise ValueError(
             f"cannot tell which processes belong to the run: {error} Expected "
             "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=0 to "
@@ -108,6 +109,7 @@ def start(
     # Before JAX leaves the service, which happens at exit, too.
     atexit.register(heed.join)
     atexit.register(over.set)
+    return True
 
 
 def runs_alone(env: Mapping[str, str]) -> bool:
@@ -217,7 +219,7 @@ def fail(text: str, status: int) -> NoReturn:
     client: Any = global_state.client
     said = f"process {jax.process_index()}: {text.strip().splitlines()[-1]}"
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # one left word before us
-        client.key_value_set(_FAILURE, said)
+        client.key_value_set(_FAILURE, f"{status} {said}")
     print(text, file=sys.stderr, flush=True)
     if jax.process_index() == 0:
         time.sleep(_GRACE + 2)  # so that the others can still read it
@@ -225,11 +227,14 @@ def fail(text: str, status: int) -> NoReturn:
 
 
 def _heed_failures(over: threading.Event) -> None:
-    """Ends this process where another one left word that it failed."""
+    """Ends this process where another one left word that it failed, and as it ended.
+
+    An error that a new start meets again would else look like one that it mends.
+    """
     client: Any = global_state.client
     while not over.wait(1.0):
         try:
-            said = client.key_value_try_get(_FAILURE)
+            status, _, said = client.key_value_try_get(_FAILURE).partition(" ")
         except jax.errors.JaxRuntimeError:
             continue  # no word
         if said.startswith(f"process {jax.process_index()}: "):
@@ -237,7 +242,7 @@ def _heed_failures(over: threading.Event) -> None:
         time.sleep(_GRACE)
         if _failing.is_set():
             return  # of the same, most likely: it says so itself
-        _exit(EXIT_LOST, f"stopped, because another process failed. {said}")
+        _exit(int(status), f"stopped, because another process failed. {said}")
 
 
 def _exit(status: int, text: str = "") -> NoReturn:

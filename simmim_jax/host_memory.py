@@ -9,6 +9,7 @@ import importlib.util
 import mmap
 import os
 import platform
+import re
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -19,8 +20,8 @@ _ALL = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
 # Up to 64 MB a thread.
 _IMAGES = {_M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}
 
-# Room for all that is no step's.
-_SMALL = 2**28
+# The place for what is small beside a step's memory, and what keeps both apart.
+_ROOM, _FENCE = 2**28, 2**20
 
 _keeps_all = False
 
@@ -35,37 +36,59 @@ def keep_freed_images() -> None:
 
 
 def keep_all_freed() -> bool:
-    """For a process that trains on CPUs, where a step takes gigabytes for its time.
+    """For a process that trains on one CPU device, where a step takes gigabytes.
 
-    To be called before JAX starts its threads. What is kept lies in pages of 2 MB where
-    it can: half of the machine's memory is reserved for it, as addresses. Does nothing,
-    and returns False, where JAX may find other devices, or where the environment
-    configures malloc.
+    What is kept lies in pages of 2 MB where it can: half of the machine's memory is
+    reserved for it, as addresses. Steps must follow each other: one that is started
+    while another runs would have memory of its own, and that is kept, too. Does
+    nothing, and returns False, where JAX may find other devices, or where the
+    environment configures malloc.
     """
     global _keeps_all
-    if _is_configured() or not cpus_alone() or not _set(_ALL):
+    if _is_configured() or not one_cpu_device() or not _set(_ALL):
         return False
     _keeps_all = True
     # Where pages have another size, large ones may have 512 MB.
     if os.sysconf("SC_PAGE_SIZE") == 4096 and _addresses_are_free():
-        _lay_out(_half_of_memory(), 4096)
+        _lay_large_pages(_half_of_memory(), 4096)
     return True
 
 
+def make_room() -> None:
+    """For the steps to come, where all is kept; once their state and program exist.
+
+    A step's memory is the end of the heap. What is small must not come to lie above it,
+    or the next step has to go elsewhere: so it gets a place below.
+    """
+    give_back_gaps()
+    if not _keeps_all or not _addresses_are_free():
+        return
+    libc = _libc()
+    room, fences = libc.malloc(_ROOM), [libc.malloc(_FENCE)]
+    while fences[-1] and fences[-1] < room:  # it went into a gap
+        fences.append(libc.malloc(_FENCE))
+    for block in (room, *fences[:-1]):
+        libc.free(block)
+
+
 def give_back_gaps() -> None:
-    """Gives back what `keep_all_freed` kept between blocks that are in use.
+    """Gives the system back what is kept between blocks that are in use.
 
     A compiler leaves many small gaps, which no large array fits into. What is free at
     the end of the heap stays.
     """
     if _keeps_all:
-        libc = ctypes.CDLL(None)
-        libc.malloc_trim.argtypes = [ctypes.c_size_t]
-        libc.malloc_trim(_half_of_memory())
+        _libc().malloc_trim(_half_of_memory())
 
 
-def cpus_alone() -> bool:
-    """Whether JAX, which is not asked yet, can find nothing but CPUs."""
+def one_cpu_device() -> bool:
+    """Whether JAX, which is not asked yet, can find nothing but one CPU device."""
+    virtual = re.findall(
+        r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
+    )
+    devices = virtual[-1] if virtual else os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    if int(devices) > 1:
+        return False
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms == "cpu"
     # Where JAX looks for a TPU and for plugins of other devices.
@@ -81,7 +104,7 @@ def _set(options: dict[int, int]) -> bool:
     """Sets parameters of malloc; False where it has none."""
     if platform.libc_ver()[0] != "glibc":
         return False
-    libc = ctypes.CDLL(None)
+    libc = _libc()
     for option, value in options.items():
         libc.mallopt(option, value)
     return True
@@ -109,18 +132,19 @@ def _addresses_are_free() -> bool:
     )
 
 
-def _lay_out(size: int, page: int) -> None:
-    """Lets the heap grow by room for small arrays and by a block for large ones.
+def _lay_large_pages(size: int, page: int) -> None:
+    """Lets the heap grow by a block, and stay as large when it is freed."""
+    libc = _libc()
+    if block := libc.malloc(size):
+        first = -(-block // page) * page
+        libc.madvise(first, size - page, mmap.MADV_HUGEPAGE)
+        libc.free(block)
 
-    Or else a small one above that of a step keeps the next step from the same place.
-    """
+
+def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    room, _fence, block = map(libc.malloc, (_SMALL, 2**20, size))
-    libc.free(room)
-    if block:
-        first = -(-block // page) * page
-        libc.madvise(first, size - page, mmap.MADV_HUGEPAGE)
-        libc.free(block)
+    libc.malloc_trim.argtypes = [ctypes.c_size_t]
+    return libc

@@ -79,9 +79,8 @@ def main(argv: Sequence[str]) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.expanduser()))
     from simmim_jax import distributed, host_memory
 
-    keeps_memory = host_memory.keep_all_freed()
     try:
-        distributed.start(
+        joined = distributed.start(
             DISTRIBUTED.value,
             coordinator_address=COORDINATOR.value,
             num_processes=NUM_PROCESSES.value,
@@ -93,8 +92,8 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"ValueError: {error}")
     import jax
 
-    if keeps_memory:
-        # A step gives its memory back before the next one wants it.
+    if not joined and host_memory.keep_all_freed():
+        # Its results would be there before its memory is free for the next step.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     from simmim_jax.bench import bench
     from simmim_jax.bench_input import bench_input

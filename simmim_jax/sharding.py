@@ -102,6 +102,16 @@ def laid_out(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
+def await_on_cpus(arrays: Any) -> None:
+    """Waits for what the next step takes, where devices are CPUs.
+
+    A step that is started ahead takes its memory ahead, and gains nothing: host and
+    device are the same. Other devices shall always have the next step before them.
+    """
+    if jax.default_backend() == "cpu":
+        jax.block_until_ready(arrays)
+
+
 def placed(shapes: Any, shardings: Any) -> Any:
     """A tree of shapes with their shardings: what to compile for, and restore onto."""
     return jax.tree.map(

@@ -61,8 +61,9 @@ def devices(of: Accelerator) -> "list[jax.Device]":
         )
     shape = _SHAPES[kind].get(of.chips)
     if shape is None:
-        sizes = ", ".join(map(str, _SHAPES[kind]))
-        raise ValueError(f"{of.name!r} has {of.chips} chips: expected one of {sizes}.")
+        cores = 1 if _SHAPES[kind] is _PLANES else 2  # what names of v4 and v5p count
+        names = ", ".join(f"{kind}-{cores * chips}" for chips in _SHAPES[kind])
+        raise ValueError(f"there is no slice {of.name!r}: expected one of {names}.")
     if not importlib.util.find_spec("libtpu"):
         raise ModuleNotFoundError(
             "The TPU compiler is missing: pip install 'simmim_jax[tpu]' (Linux; it "

@@ -67,12 +67,12 @@ class StepLog:
 
         bad_images: of the run up to this step, by reason.
         """
-        # A CPU computes at once; jax's stubs do not know the method.
-        if metrics["loss"].is_ready():  # type: ignore[attr-defined]
-            self._done = step
         self.finish()
         bad = {f"bad_images/{reason}": n for reason, n in bad_images.items()}
         self._running = (step, metrics, bad, due)
+        # A CPU computes at once; jax's stubs do not know the method.
+        if metrics["loss"].is_ready():  # type: ignore[attr-defined]
+            self.finish()
 
     def note(self, name: str, seconds: float) -> None:
         """Adds what something took to what the next line says of it."""
@@ -92,7 +92,7 @@ class StepLog:
             self.note("first_step_seconds", seconds)
             self.writer.message(f"first step done {seconds:.1f} s after the start")
         self._losses.append(values["loss"])
-        self._done = max(self._done, step)
+        self._done = step
         if not due:
             return
         values["loss"] = float(np.mean(self._losses))

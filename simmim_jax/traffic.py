@@ -110,7 +110,7 @@ def _hbm_bytes(program: Program, instruction: Instruction, computation: str) -> 
         return smaller * (source.in_hbm + target.in_hbm)
     known = program.computations[computation]
     operands = [known[name] for name in instruction.operands]
-    moved = _written(program, instruction, arrays)
+    moved = _written(program, instruction, arrays, known)
     for number, operand in enumerate(operands):
         whole = sum(a.bytes for a in operand.arrays if a.in_hbm)
         if whole:
@@ -118,9 +118,14 @@ def _hbm_bytes(program: Program, instruction: Instruction, computation: str) -> 
     return moved
 
 
-def _written(program: Program, instruction: Instruction, arrays: list[Array]) -> int:
+def _written(
+    program: Program,
+    instruction: Instruction,
+    arrays: list[Array],
+    known: dict[str, Instruction],
+) -> int:
     """Bytes that go to main memory; what is updated in place: those of the update."""
-    roots = [(instruction, arrays)]
+    roots, inner = [(instruction, arrays)], known
     if instruction.opcode == "fusion":
         inner = program.computations[instruction.computation("calls")]
         root = next(i for i in inner.values() if i.is_root)
@@ -129,11 +134,11 @@ def _written(program: Program, instruction: Instruction, arrays: list[Array]) ->
             roots = [(p, [a]) for p, a in zip(parts, arrays, strict=False)]
         else:
             roots = [(root, arrays)]
-    else:
-        inner = {}
     total = 0
     for root, results in roots:
-        if root.opcode == "dynamic-update-slice" and root.operands[1] in inner:
+        while root.opcode == "bitcast":
+            root = inner[root.operands[0]]
+        if root.opcode == "dynamic-update-slice":
             update = sum(a.bytes for a in inner[root.operands[1]].arrays)
             total += sum(min(update, a.bytes) for a in results if a.in_hbm)
         else:

@@ -137,7 +137,7 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
                 flops = pool.submit(compilation.flops_per_image, config, task)
                 step_fn = lowered.compile()
             distributed.meet()
-            host_memory.give_back_gaps()
+            host_memory.make_room()
             seconds = time.perf_counter() - before
             writer.message(f"compiled the training step in {seconds:.1f} s")
             log = StepLog(
@@ -186,14 +186,11 @@ def loop(
         for duration in (config.log_every, config.eval_every, config.checkpoint_every)
     )
     asked = AnyProcess()
-    on_cpus = jax.default_backend() == "cpu"
     for step in span:
         stops = asked.ask(bool(stop))
         with log.timer.waiting():
             batch, position = next(batches)
-        if on_cpus:
-            # A step that is started earlier takes memory beside that of the last.
-            jax.block_until_ready((state, batch))
+        sharding.await_on_cpus((state, batch))
         # The guard: nothing else may pass between host and device and hold this up.
         with profile.step(step), jax.transfer_guard("disallow"):
             state, metrics = step_fn(state, batch)

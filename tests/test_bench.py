@@ -1,12 +1,14 @@
 """The training step alone: measured without data, told in a table and as JSON."""
 
 import json
+import time
 
 import commands
+import jax.numpy as jnp
 import pytest
 import tiny_config
 
-from simmim_jax.bench import bench
+from simmim_jax.bench import bench, run
 
 ABSENT = ("data.dataset=tfds:imagenet2012", "data.data_dir=/none", "bench.steps=3")
 
@@ -32,6 +34,18 @@ def test_command_line_measures_a_step_without_its_data(tmp_path):
     assert result["device_memory_planned"] > 12 * result["parameters"]
     assert "peak rate of these devices is not known" in output
     assert f"{result['parameters']:,}" in output
+
+
+def test_every_step_has_its_time():
+    def step(state, batch):
+        time.sleep(0.05)
+        return state + batch, {"loss": state}
+
+    one = jnp.ones([])
+    durations, state = run(step, one, one, 4)
+    assert state == 5
+    assert len(durations) == 4
+    assert min(durations) > 0.04
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -14,9 +14,12 @@ def test_what_is_no_such_slice_is_refused(name):
         slices.devices(accelerator(name))
 
 
-@pytest.mark.parametrize("name", ["v5e-3", "v5p-6"])
-def test_a_size_that_there_is_not_is_refused(name):
-    with pytest.raises(ValueError, match="expected one of"):
+@pytest.mark.parametrize(
+    ("name", "some"),
+    [("v5e-3", "v5e-1, v5e-4, v5e-8"), ("v5p-6", "v5p-8, v5p-16"), ("v4-24", "v4-8")],
+)
+def test_a_size_that_there_is_not_is_refused(name, some):
+    with pytest.raises(ValueError, match=f"no slice '{name}': expected one of {some}"):
         slices.devices(accelerator(name))
 
 

@@ -55,6 +55,14 @@ FUSED = f"""
   %i = s32[]{{:T(128)}} parameter(2)
   ROOT %u = {MANY} dynamic-update-slice(%p, %x, %i)
 }}
+
+%put_and_cast (p: f32[6,8,128], x: f32[8,128], i: s32[]) -> f32[6,8,128] {{
+  %p = {MANY} parameter(0)
+  %x = f32[1,8,128]{{2,1,0:T(8,128)}} parameter(1)
+  %i = s32[]{{:T(128)}} parameter(2)
+  %u = {MANY} dynamic-update-slice(%p, %x, %i)
+  ROOT %b = {MANY} bitcast(%u)
+}}
 """
 
 
@@ -68,6 +76,10 @@ def test_of_a_stack_the_slice_alone_counts():
     assert moved(*given, take, computations=FUSED) == SIZE
     put = f"%z = {MANY} fusion(%many, %x, %i), kind=kLoop, calls=%put"
     assert moved(*given, put, computations=FUSED) == 2 * SIZE
+    put_and_cast = f"%z = {MANY} fusion(%many, %x, %i), kind=kLoop, calls=%put_and_cast"
+    assert moved(*given, put_and_cast, computations=FUSED) == 2 * SIZE
+    alone = f"%z = {MANY} dynamic-update-slice(%many, %x, %i)"
+    assert moved(*given, alone) == 2 * SIZE
 
 
 @pytest.mark.parametrize(
