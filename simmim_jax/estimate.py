@@ -271,8 +271,6 @@ def advice(config: ConfigDict, of: Accelerator, memory: Memory) -> list[str]:
             f"--config.mesh.fsdp={of.chips}: parameters, gradients and moments, "
             f"{state / 2**30:.1f} GiB, are split over chips"
         )
-    if config.model.remat == "none":
-        found.append("--config.model.remat=dots: cheap parts are computed again")
     if config.model.remat != "full":
         found.append("--config.model.remat=full: whole blocks are computed again")
     parts = 2 * config.optim.accumulation

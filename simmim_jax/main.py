@@ -151,7 +151,7 @@ def explanation(error: BaseException) -> str | None:
         first_line = str(error).splitlines()[0]
         if "RESOURCE_EXHAUSTED" in str(error):
             return (
-                f"out of memory: {first_line}\nTry --config.model.remat=dots or full, "
+                f"out of memory: {first_line}\nTry --config.model.remat=full, "
                 "then --config.optim.accumulation=4, or a smaller "
                 "--config.data.batch_size."
             )
