@@ -5,8 +5,8 @@
 The official 800-epoch recipe, whose settings were found with base and large sizes; ViTs
 at 224 pixels, Swins at 192. ViT-H has patches of 14 pixels, and hides 28 together. What
 a size needs on TPUs, `python -m simmim_jax.aot` says; the backward pass computes huge
-ones' blocks again, or a chip would hold few images. The paper's Swin V2-H reached 85.7 %
-top-1 after fine-tuning at 224 pixels; config and weights were not released.
+ones' blocks again, or a chip would hold few images. The paper's Swin V2-H reached
+85.7 % top-1 after fine-tuning at 224 pixels; config and weights were not released.
 
 ":swin_tiny,smoke" takes ten steps on a bundled set, to see that everything runs.
 """

@@ -103,7 +103,7 @@ def report(r: dict[str, Any]) -> str:
     lines = [
         f"\n{r['topology']}: {r['chips']} chips, {r['hosts']} "
         f"host{'s' if r['hosts'] > 1 else ''}, mesh {r['mesh']}; batch "
-        f"{r['batch_size']}, {r['batch_size_per_chip']:g} images a chip",
+        f"{r['batch_size']}, {r['batch_size_per_chip']} images a chip",
         *(f"Assumed: {text}." for text in r["assumptions"]),
         f"Compiled in {r['compile_seconds']:.0f} s by jax {r['jax']}, libtpu "
         f"{r['libtpu']}. Nothing ran: all below is the compiler's estimate.",
@@ -123,7 +123,7 @@ def _largest(r: dict[str, Any] | None) -> str:
     if r is None:
         return "No batch fits."
     return (
-        f"Largest batch that fits: {r['batch_size']}, {r['batch_size_per_chip']:g} a "
+        f"Largest batch that fits: {r['batch_size']}, {r['batch_size_per_chip']} a "
         f"chip, {r['bytes_per_chip'] / _GIB:.2f} GiB; "
         f"{r['images_per_second_per_chip']:,.0f} images/s/chip, MFU {r['mfu']:.1%}"
     )

@@ -117,8 +117,17 @@ def check(config: ConfigDict, learner: Learner, mesh: Mesh) -> Any:
     Traces the loss of a step, but compiles nothing.
     """
     inputs.check_batch(config, mesh)
-    for duration in (config.log_every, config.eval_every, config.checkpoint_every):
-        in_steps(config, learner, duration)
+    for name, duration in (
+        ("duration", config.duration),
+        ("log_every", config.log_every),
+        ("eval_every", config.eval_every),
+        ("checkpoint_every", config.checkpoint_every),
+        ("optim.warmup", config.optim.warmup),
+    ):
+        try:
+            in_steps(config, learner, duration)
+        except ValueError as error:
+            raise ValueError(f"config.{name}={error}") from None
     key = jax.random.key(config.seed)
     params = jax.eval_shape(learner.init, key)
     optimizer(config, learner, params)

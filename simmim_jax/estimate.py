@@ -73,7 +73,7 @@ def estimate(
         "hosts": of.hosts,
         "mesh": dict(mesh.shape),
         "batch_size": config.data.batch_size,
-        "batch_size_per_chip": config.data.batch_size / of.chips,
+        "batch_size_per_chip": config.data.batch_size // of.chips,
         "fits": memory.fits,
         "bytes_per_chip": memory.total,
         "memory": dataclasses.asdict(memory),
@@ -143,7 +143,7 @@ def learner_of(config: ConfigDict) -> tuple[Learner, list[str]]:
         assumed.append(
             f"{data.dataset} does not open here: taken for {examples:,} images"
             + ("" if config.mode == "pretrain" else f" of {classes:,} classes")
-            + " ({})".format(str(error).partition("\n")[0])
+            + f" ({str(error).splitlines()[0].rstrip(':.')})"
         )
     if config.mode == "pretrain":
         return pretrain.learner(config, examples), assumed

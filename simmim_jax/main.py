@@ -1,6 +1,7 @@
 """Command line: python -m simmim_jax.main --config=configs/quickstart.py."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -177,6 +178,12 @@ def check(config: ConfigDict) -> None:
     modes = ("pretrain", "finetune", "compare", "bench", "bench_input")
     if mode not in modes:
         raise ValueError(f"config.mode={mode!r}: expected one of {modes}.")
+    if (mode == "compare") != ("pretrain" in config) and not mode.startswith("bench"):
+        raise ValueError(
+            f"config.mode={mode!r}: this config is "
+            f"{'none' if mode == 'compare' else 'that'} of a comparison. Leave its "
+            "mode as it is."
+        )
     runs = [config.pretrain, config.finetune] if mode == "compare" else [config]
     if mode in ("bench", "bench_input"):
         runs = [config.get("pretrain", config)]
@@ -232,6 +239,9 @@ def check_values(config: ConfigDict) -> None:
     ):
         if number < 1:
             raise ValueError(f"config.{name}={number}: expected 1 or more.")
+    for name, number in config.profile.items():
+        if number < 0:
+            raise ValueError(f"config.profile.{name}={number}: expected 0 or more.")
     if not 0 <= data.max_bad_fraction <= 1:
         raise ValueError(
             f"config.data.max_bad_fraction={data.max_bad_fraction}: expected 0 to 1."
@@ -267,4 +277,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    # At once and without a traceback, where there is nothing to save.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     app.run(main, flags_parser=parse_flags)

@@ -26,7 +26,8 @@ def make_mesh(
     if shape[0] * shape[1] != count:
         raise ValueError(
             f"config.mesh asks for data={data} x fsdp={fsdp} devices, but there are "
-            f"{count}: the product must be that number (-1 takes the rest)."
+            f"{count}: expected positive numbers with that product, or one of them -1, "
+            "which takes the rest."
         )
     return jax.make_mesh(
         tuple(shape),

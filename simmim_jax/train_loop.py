@@ -81,7 +81,6 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
     key = jax.random.key(config.seed)
 
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(catch_signals())
         # ---- State -------------------------------------------------------------------
         # 1. The last checkpoint of this run; else
         # 2. a fresh model with a pre-trained encoder; else
@@ -155,9 +154,17 @@ def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
             )
             batches = inputs.batches_on_devices(iterator, mesh)
             span = range(start + 1, total + 1)
-            state = loop(
-                *(config, task, state, step_fn, batches, log, profile, meta, span, stop)
-            )
+            first = config.profile.start_step
+            if config.profile.num_steps and first >= len(span):
+                writer.message(
+                    f"no profile: of the {len(span)} steps to go, none comes after "
+                    f"config.profile.start_step={first}"
+                )
+            with catch_signals() as stop:
+                state = loop(
+                    *(config, task, state, step_fn, batches),
+                    *(log, profile, meta, span, stop),
+                )
         best = checkpoints.best_step() or total
         writer.message(f"best at step {best}: {_text(checkpoints.metrics(best))}")
         return Trained(state.averaged, total, checkpoints.metrics(total))

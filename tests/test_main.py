@@ -30,6 +30,12 @@ FINETUNE = "--config=tests/tiny_config.py:finetune"
         ([PRETRAIN, "--config.data.channels=3"], "expected one number for each"),
         ([PRETRAIN, "--config.data.batch_size=0"], "batch_size=0: expected 1 or more"),
         ([PRETRAIN, "--config.optim.accumulation=-1"], "expected 1 or more"),
+        ([PRETRAIN, "--config.profile.num_steps=-1"], "expected 0 or more"),
+        ([PRETRAIN, "--config.mode=compare"], "this config is none of a comparison"),
+        (
+            ["--config=configs/climate.py", "--config.mode=pretrain"],
+            "this config is that of a comparison",
+        ),
         ([PRETRAIN, "--config.dtype=float16"], "expected one of ('bfloat16'"),
         ([PRETRAIN, "--config.data.eval_crop=1.2"], "expected 0 to 1"),
         ([PRETRAIN, "--config.data.max_bad_fraction=5"], "expected 0 to 1"),
@@ -92,6 +98,8 @@ def test_mistake_found_later_is_a_sentence_too(tmp_path):
         ("optim.schedule", "new", "expected 'official', 'official_prefix' or 'plain'"),
         ("optim.decay", "linear", "expected 'cosine', 'multistep' or 'constant'"),
         ("optim.decay_groups", "x", "expected 'official' or 'intended'"),
+        ("checkpoint_every", "5", "checkpoint_every='5' is no length of time"),
+        ("mesh.fsdp", 0, "expected positive numbers with that product"),
         ("model.name", "vgg", "expected one of \\['swin'"),
     ],
 )

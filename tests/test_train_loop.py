@@ -64,8 +64,21 @@ def test_killed_finetuning_with_an_average_resumes_bit_for_bit(
     assert ("encoder" in latest) == (not frozen)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_ends_the_run_at_once(number, tmp_path):
+    process = commands.start(*commands.tiny("pretrain", tmp_path))
+    for line in process.stdout:
+        if "compiling the training step" in line:
+            process.send_signal(number)
+            break
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == -number
+    assert "Traceback" not in output
+
+
 def test_sigterm_saves_exits_75_and_the_next_run_goes_on(uninterrupted, tmp_path):
-    args = commands.tiny("pretrain", tmp_path)
+    late = ("profile.num_steps=1", "profile.start_step=100")
+    args = commands.tiny("pretrain", tmp_path, *late)
     process = commands.start(*args)
     metrics = tmp_path / "metrics.jsonl"
     output = commands.interrupt(
@@ -75,6 +88,7 @@ def test_sigterm_saves_exits_75_and_the_next_run_goes_on(uninterrupted, tmp_path
     )
     assert process.returncode == 75, output
     assert "SIGTERM at step" in output
+    assert "no profile: of the 12 steps to go, none comes after" in output
     assert "resumed at step" in commands.run(*args)
     commands.assert_same(
         commands.params(tmp_path, 12), commands.params(uninterrupted, 12)
