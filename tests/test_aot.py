@@ -148,7 +148,7 @@ def test_the_report_says_the_same(compiled):
         ((), "--config is missing"),
         (
             ("--config", f"{TINY}:pretrain", "--topology=v5e-3"),
-            "expected one of 1, 4, 8",
+            "expected one of v5e-1, v5e-4, v5e-8",
         ),
         (("--config", f"{TINY}:pretrain", "--topology=h100"), "expected a TPU slice"),
         (("--config", f"{TINY}:pretrain", "--topology=v9-8"), "is no accelerator"),
