@@ -45,7 +45,7 @@ def ours(model: str, batch: int) -> Callable[[], float]:
 
     from simmim_jax import compilation, pretrain, sharding
 
-    # This and what else is done of memory: as main and train_loop do it.
+    # This, make_room and await_on_cpus: as in main and train_loop.
     jax.config.update("jax_cpu_enable_async_dispatch", not keeps_memory)
     config = importlib.import_module(f"configs.{model}").get_config()
     config.dtype = "float32"

@@ -151,8 +151,9 @@ def results_of_pass(
 ) -> list[Any]:
     """`compute(batch, index)` of each batch on the devices, fetched to the host.
 
-    One at a time, while the next batch is on its way: the devices hold two batches, and
-    programs of CPU devices, which share few threads, never wait for each other.
+    One at a time, while the next batch is on its way (not where one CPU is both host
+    and device): the devices hold two batches, and programs of CPU devices, which share
+    few threads, never wait for each other.
     """
     results: list[Any] = []
     running = None

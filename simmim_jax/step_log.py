@@ -18,6 +18,8 @@ class NonFiniteError(ArithmeticError):
 class StepLog:
     """Metrics of steps, fetched and checked one step late, so that no step waits.
 
+    Those of a step that is over already, as on a CPU, are fetched at once.
+
     A line goes out with each checkpoint too: its mean loss then covers the same steps
     whether or not the run was interrupted there.
     """
