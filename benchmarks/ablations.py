@@ -21,12 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
+from simmim_jax.configs import ablations
 
-from configs import ablations
-from simmim_jax import inputs, masking, steps
+from simmim_jax.mim import masking
+from simmim_jax.mim.objective import Objective
 from simmim_jax.models.simmim import SimMIM
-from simmim_jax.objective import Objective
-from simmim_jax.pretrain import init, model_of, objective_of
+from simmim_jax.tasks.pretrain import init, model_of, objective_of
+from simmim_jax.training import inputs, steps
 
 PUBLISHED = {"random_32_0.6": 82.8, "all_pixels": 81.7}
 COLUMNS = (

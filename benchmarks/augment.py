@@ -24,12 +24,13 @@ import jax
 import numpy as np
 import optax
 from PIL import Image
+from simmim_jax.configs import common
 
 from benchmarks.pillow_operations import pillow
-from configs import common
-from simmim_jax import randaugment, steps
-from simmim_jax.data.sources import open_source
+from simmim_jax.augment import randaugment
+from simmim_jax.data.sources.registry import open_source
 from simmim_jax.models import build_classifier
+from simmim_jax.training import steps
 
 SIZE = 224
 CLASSES = 1000

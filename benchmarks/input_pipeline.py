@@ -101,9 +101,9 @@ def decoder(folder: Path) -> Callable[[], int]:
 
 def ours(folder: Path, fast_decode: bool = True) -> Callable[[], int]:
     """This package's training iterator."""
-    from simmim_jax.data.pipeline import train_iterator
-    from simmim_jax.data.source import SubsetSource
-    from simmim_jax.data.sources import open_source
+    from simmim_jax.data.loader.pipeline import train_iterator
+    from simmim_jax.data.sources.base import SubsetSource
+    from simmim_jax.data.sources.registry import open_source
 
     source = open_source(str(folder), "train")
     source = SubsetSource(source, np.arange(len(source) // BATCH * BATCH))

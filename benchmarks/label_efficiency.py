@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
+from simmim_jax.configs import fashion_mnist
 from sklearn.linear_model import LogisticRegression
 
-from configs import fashion_mnist
-from simmim_jax.compare import arms
-from simmim_jax.data.source import subset
-from simmim_jax.finetune import finetune
-from simmim_jax.inputs import open_split
-from simmim_jax.metrics import write_json
-from simmim_jax.pretrain import pretrain
+from simmim_jax.data.sources.base import subset
+from simmim_jax.monitoring.writer import write_json
+from simmim_jax.tasks.classify import finetune
+from simmim_jax.tasks.compare import arms
+from simmim_jax.tasks.pretrain import pretrain
+from simmim_jax.training.inputs import open_split
 
 METHODS = ("logistic regression", "from scratch", "SimMIM")
 

@@ -38,16 +38,18 @@ LR, WEIGHT_DECAY, CLIP_NORM = 1e-4, 0.05, 5.0
 
 def ours(model: str, batch: int) -> Callable[[], float]:
     """The step of configs/<model>.py."""
-    from simmim_jax import host_memory
+    from simmim_jax.runtime import host_memory
 
     keeps_memory = host_memory.keep_all_freed()
     import jax
 
-    from simmim_jax import compilation, pretrain, sharding
+    from simmim_jax.runtime import sharding
+    from simmim_jax.tasks import pretrain
+    from simmim_jax.training import compilation
 
     # This, make_room and await_on_cpus: as in main and train_loop.
     jax.config.update("jax_cpu_enable_async_dispatch", not keeps_memory)
-    config = importlib.import_module(f"configs.{model}").get_config()
+    config = importlib.import_module(f"simmim_jax.configs.{model}").get_config()
     config.dtype = "float32"
     config.data.batch_size = batch
     mesh = sharding.make_mesh()

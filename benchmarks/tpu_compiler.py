@@ -25,9 +25,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from configs import common
-from simmim_jax import hlo, kernels, slices, step_cost
-from simmim_jax.accelerators import CHIPS, TPUS
+from simmim_jax.configs import common
+
+from simmim_jax.performance import hlo, kernels, slices, step_cost
+from simmim_jax.runtime.accelerators import CHIPS, TPUS
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = Path(__file__).with_name("tpu_program.py")

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from simmim_jax.configs import common
 
-from configs import common
-from simmim_jax import optim, pretrain, steps
 from simmim_jax.models.simmim import SimMIM
+from simmim_jax.tasks import pretrain
+from simmim_jax.training import optim, steps
 
 CHIPS = 4
 
@@ -105,7 +106,7 @@ def main() -> None:
         seed=0,
     )
     if args.kernels:
-        from simmim_jax import kernels, schedule
+        from simmim_jax.performance import kernels, schedule
 
         dump = tempfile.mkdtemp(dir=args.out.parent)
         schedule.dump_to(dump)

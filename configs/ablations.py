@@ -18,8 +18,7 @@ the setting. benchmarks/ablations.py tries all of them.
 from typing import Any
 
 from ml_collections import ConfigDict
-
-from configs import common, swin_base_100ep
+from simmim_jax.configs import common, swin_base_100ep
 
 
 def _mask(kind: str, unit: int, ratio: float) -> dict[str, Any]:

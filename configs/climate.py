@@ -13,8 +13,7 @@ the noise of 618 images.
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
+from simmim_jax.configs import common
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
-
-from configs import models
+from simmim_jax.configs import models
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

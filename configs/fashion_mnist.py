@@ -11,8 +11,7 @@ holds its four .gz files, by --config.pretrain.data.dataset=FOLDER and
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
+from simmim_jax.configs import common
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -12,8 +12,7 @@ with 128 images each, for its batch of 2048. Expected: 82.8 % top-1 after the of
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
+from simmim_jax.configs import common
 
 
 def get_config(arg: str = "") -> ConfigDict:

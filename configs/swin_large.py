@@ -11,8 +11,7 @@ github.com/microsoft/SimMIM).
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
+from simmim_jax.configs import common
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -12,8 +12,7 @@ epochs (data scaling study, MODELHUB of github.com/microsoft/Swin-Transformer).
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
+from simmim_jax.configs import common
 
 
 def get_config(arg: str = "") -> ConfigDict:

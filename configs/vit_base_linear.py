@@ -14,8 +14,7 @@ see that everything runs.
 """
 
 from ml_collections import ConfigDict
-
-from configs import common
+from simmim_jax.configs import common
 
 
 def get_config(arg: str = "") -> ConfigDict:

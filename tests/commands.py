@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from simmim_jax import checkpoint
-from simmim_jax.metrics import read_metrics
+from simmim_jax.checkpoints import store
+from simmim_jax.monitoring.writer import read_metrics
 
 ROOT = Path(__file__).parents[1]
 # What a clock decides differs from run to run.
@@ -132,7 +132,7 @@ def kill(process: subprocess.Popen, when: Callable[[], bool]) -> None:
 
 def params(workdir: Path, step: int) -> dict:
     """The parameters of one checkpoint."""
-    return checkpoint.load(workdir / "checkpoints" / str(step))[0]
+    return store.load(workdir / "checkpoints" / str(step))[0]
 
 
 def latest_params(workdir: Path, step: int) -> dict:

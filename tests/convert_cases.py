@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simmim_jax import checkpoint, losses, masking
-from simmim_jax.convert.__main__ import main
+from simmim_jax.checkpoints import store
+from simmim_jax.cli.convert import main
+from simmim_jax.mim import losses, masking
 from simmim_jax.models import build_classifier, build_encoder, build_simmim
 
 SIZE, PATCH, CLASSES = 32, 4, ("ant", "bee", "cat", "dog", "eel")
@@ -114,7 +115,7 @@ def make(path: Path, model: dict, *, encoder_only: bool = False, **data) -> dict
     config = {"dtype": "float32", "model": model, "data": data}
     config["mode"] = "finetune" if classes else "pretrain"
     meta = {"config": config, "step": 3}
-    checkpoint.write(path, params, meta | ({"class_names": classes} if classes else {}))
+    store.write(path, params, meta | ({"class_names": classes} if classes else {}))
     return params
 
 
@@ -129,7 +130,7 @@ def build(model: dict, num_classes: int, encoder_only: bool):
 
 def run(path: Path, images: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
     """What a checkpoint of ours gives: logits, pixels, or features of patches."""
-    params, meta = checkpoint.load(path)
+    params, meta = store.load(path)
     model, classes = meta["config"]["model"], meta.get("class_names", ())
     encoder_only = not classes and "decoder" not in params
     module = build(model, len(classes), encoder_only)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simmim_jax.convert.official import from_official, to_official
+from simmim_jax.checkpoints.convert.official import from_official, to_official
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.models.swin import Swin

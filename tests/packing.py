@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from simmim_jax.data.pack import main
+from simmim_jax.cli.pack import main
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "simmim_jax.data.pack"]

@@ -12,69 +12,32 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "simmim_jax"
 
-# A room, which is a module or a sub-package, imports rooms of lower levels and itself.
-LEVELS = (
-    {
-        "losses",
-        "masking",
-        "targets",
-        "flops",
-        "accelerators",
-        "augment",
-        "randaugment",
-        "visualize",
-        "interrupt",
-        "profile",
-        "hlo",
-        "schedule",
-        "distributed",
-        "host_memory",
-    },
-    {
-        "objective",
-        "models",
-        "optim",
-        "sharding",
-        "metrics",
-        "checkpoint",
-        "transfer",
-        "data",
-        "slices",
-        "traffic",
-        "kernels",
-    },
-    {"steps", "step_log", "inputs", "convert", "step_cost"},
-    {"resume", "predict", "compilation"},
-    {"train_loop"},
-    {"pretrain", "finetune"},
-    {"compare", "bench", "bench_input", "estimate"},
-    {"main"},
-    {"aot"},
+# A room is a folder or module directly under simmim_jax/. It imports rooms of lower
+# floors; floors may be skipped.
+FLOORS = (
+    {"errors"},
+    {"config"},
+    {"models", "augment", "monitoring", "runtime"},
+    {"checkpoints", "mim", "data"},
+    {"training"},
+    {"tasks"},
+    {"performance"},
+    {"cli"},
 )
-LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+# On one floor nobody imports each other but for these.
+NEIGHBOURS = {("monitoring", "runtime"), ("checkpoints", "data")}
+# Likewise the rooms inside data.
+DATA_FLOORS = ({"codecs"}, {"sources", "views"}, {"loader"}, {"pack"})
+DATA_FLOOR = {room: floor for floor, rooms in enumerate(DATA_FLOORS) for room in rooms}
+MAX_ROOMS, MAX_ARROWS = 15, 45
+# A module that only starts a command: not a room, and free to import cli.
+TWIN_LINES = 10
 
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 FILES = {"io", "os", "pathlib", "shutil", "tempfile"}
-TAKES_CONFIGS = {
-    *(
-        "inputs",
-        "resume",
-        "compilation",
-        "train_loop",
-        "pretrain",
-        "finetune",
-        "compare",
-        "bench",
-        "bench_input",
-        "estimate",
-        "main",
-        "aot",
-    ),
-}
-
-
-# What is run with flags.
-COMMANDS = {"main", "aot"}
+# Floors from tasks up read configs; below, rooms own plain dataclasses.
+READS_CONFIGS = {"config", "training", "tasks", "performance", "cli"}
 
 
 class Import(NamedTuple):
@@ -86,6 +49,12 @@ class Import(NamedTuple):
 
     def is_of(self, *packages: str) -> bool:
         return any(self.name == p or self.name.startswith(f"{p}.") for p in packages)
+
+    @property
+    def room(self) -> str | None:
+        """The room of the package that is imported, or None."""
+        first, _, rest = self.name.partition(".")
+        return rest.split(".")[0] if first == "simmim_jax" else None
 
 
 def imports(tree: ast.AST, lazy: bool = False) -> Iterator[Import]:
@@ -102,56 +71,89 @@ def imports(tree: ast.AST, lazy: bool = False) -> Iterator[Import]:
             yield from imports(node, lazy or is_function)
 
 
+def is_door(file: str, source: str) -> bool:
+    """Whether a module only leads into the package: __init__, __main__ or a twin."""
+    if file.rsplit("/", 1)[-1] in ("__init__.py", "__main__.py"):
+        return True
+    lines = [line for line in source.splitlines() if line.strip()]
+    return "/" not in file and len(lines) <= TWIN_LINES and "cli" in source
+
+
+def room_of(file: str) -> str:
+    return file.split("/")[0].removesuffix(".py")
+
+
 def complaints(file: str, source: str) -> Iterator[str]:
-    """What is wrong with a module of the package; file: as in "data/decode.py"."""
-    room = file.split("/")[0].removesuffix(".py")
-    tree = ast.parse(source)
-    if room not in LEVEL:
-        yield f"{file}: this room has no level: give it one in LEVELS"
+    """What is wrong with a module of the package, such as "data/codecs/image.py"."""
+    room = room_of(file)
+    if room not in FLOOR:
+        yield f"{file}: this room has no floor: give it one in FLOORS"
         return
-    for found in imports(tree):
+    for found in imports(ast.parse(source)):
         where = f"{file}:{found.line}: imports {found.name}"
         if found.name.startswith("."):
             yield f"{where}: write the whole name, simmim_jax.…"
         if found.is_of("tensorflow"):
             yield f"{where}: the package runs without TensorFlow, use NumPy"
-        if found.is_of("configs", "tests", "benchmarks"):
+        if found.is_of("configs", "tests", "benchmarks", "simmim_jax.configs"):
             yield f"{where}: the package stands alone, take a parameter instead"
-        if room == "data" and found.is_of(*JAX):
-            yield f"{where}: data/ is NumPy on the host, no JAX in its workers"
-        if found.is_of("ml_collections") and room not in TAKES_CONFIGS:
-            unpack = ", ".join(sorted(TAKES_CONFIGS))
-            yield f"{where}: take plain fields here, {unpack} unpack the config"
-        if room == "steps" and found.is_of(*FILES):
-            yield f"{where}: steps are pure, read and write in train_loop"
-        if found.is_of("absl") and room not in COMMANDS:
-            yield f"{where}: flags are main's, take an argument instead"
-        if found.is_of("simmim_jax"):
-            yield from level_complaints(room, where, found)
+        if room in ("data", "config") and found.is_of(*JAX):
+            yield f"{where}: {room}/ runs where JAX may not start, use NumPy"
+        if found.is_of("ml_collections") and room not in READS_CONFIGS:
+            readers = ", ".join(sorted(READS_CONFIGS))
+            yield f"{where}: own a plain dataclass here; {readers} read configs"
+        if room == "mim" and found.is_of(*FILES):
+            yield f"{where}: what runs in a step is pure, read and write elsewhere"
+        if found.is_of("absl.flags", "absl.app") and room != "cli":
+            yield f"{where}: flags are cli's, take an argument instead"
+        if found.room is not None:
+            yield from floor_complaints(file, where, found)
+    if "ArgumentParser(" in source and room != "cli":
+        yield f"{file}: flags are cli's, take an argument instead"
 
 
-def level_complaints(room: str, where: str, found: Import) -> Iterator[str]:
-    other = (*found.name.split("."), "")[1]
-    if other == room:
+def floor_complaints(file: str, where: str, found: Import) -> Iterator[str]:
+    room, other = room_of(file), found.room
+    if other == room == "data":
+        yield from data_complaints(file, where, found)
+    elif other == room or other == "errors":
         return
-    if other not in LEVEL:
-        yield f"{where}: name a module that has a level in LEVELS"
-    elif LEVEL[other] >= LEVEL[room]:
+    elif other not in FLOOR:
+        yield f"{where}: name a room that has a floor in FLOORS"
+    elif FLOOR[other] >= FLOOR[room] and (room, other) not in NEIGHBOURS:
         yield (
-            f"{where}: {room} is of level {LEVEL[room]}, {other} of {LEVEL[other]}, "
-            "and only lower levels may be imported: pass the thing in as an argument, "
+            f"{where}: {room} is on floor {FLOOR[room]}, {other} on {FLOOR[other]}, "
+            "and only lower floors may be imported: pass the thing in as an argument, "
             "or move what both need into a lower room"
         )
-    elif room == "main" and not found.lazy and not found.is_of("simmim_jax.data"):
-        yield f"{where}: main starts JAX first, import within main()"
+    elif (
+        other == "config"
+        and room not in READS_CONFIGS
+        and not found.is_of("simmim_jax.config.durations")
+    ):
+        yield f"{where}: below tasks, of config the durations alone are known"
+
+
+def data_complaints(file: str, where: str, found: Import) -> Iterator[str]:
+    room, other = file.split("/")[1], found.name.split(".")[2]
+    if room != other and DATA_FLOOR[other] >= DATA_FLOOR[room]:
+        yield f"{where}: in data, {room} is below {other} or beside it"
 
 
 def config_complaints(file: str, source: str) -> Iterator[str]:
+    allowed = (
+        "ml_collections",
+        "simmim_jax.configs",
+        "simmim_jax.config",
+        "typing",
+        "collections.abc",
+    )
     for found in imports(ast.parse(source)):
-        if not found.is_of("ml_collections", "configs", "typing", "collections.abc"):
+        if not found.is_of(*allowed):
             yield (
                 f"{file}:{found.line}: imports {found.name}: a config holds plain "
-                "values and imports ml_collections, other configs and types alone"
+                "values and imports ml_collections, other configs, simmim_jax.config "
+                "and types alone"
             )
 
 
@@ -162,23 +164,35 @@ def sources(folder: Path) -> dict[str, str]:
     }
 
 
-def test_modules_import_what_their_level_allows():
+def modules() -> dict[str, str]:
+    """Modules that count: all but __init__, __main__ and twins of commands."""
+    return {f: s for f, s in sources(PACKAGE).items() if not is_door(f, s)}
+
+
+def test_modules_import_what_their_floor_allows():
     found = [
         complaint
-        for file, source in sources(PACKAGE).items()
-        if file != "__init__.py"
+        for file, source in modules().items()
         for complaint in complaints(file, source)
     ]
     assert not found, "\n".join(["", *found])
 
 
-def test_the_package_itself_imports_nothing():
-    assert not list(imports(ast.parse((PACKAGE / "__init__.py").read_text()))), (
-        "simmim_jax/__init__.py is read before main starts JAX: keep it empty"
-    )
+def test_the_house_stays_small(capsys):
+    rooms, arrows = set(), set()
+    for file, source in modules().items():
+        room = room_of(file)
+        rooms.add(room)
+        for found in imports(ast.parse(source)):
+            if found.room not in (None, room, "errors"):
+                arrows.add((room, found.room))
+    with capsys.disabled():
+        print(f"\n{len(rooms)} rooms, {len(arrows)} arrows", end=" ")
+    assert len(rooms) <= MAX_ROOMS, sorted(rooms)
+    assert len(arrows) <= MAX_ARROWS, sorted(arrows)
 
 
-def test_configs_import_nothing_of_the_package():
+def test_configs_import_nothing_but_configs():
     found = [
         complaint
         for file, source in sources(ROOT / "configs").items()
@@ -207,6 +221,16 @@ def test_no_module_is_a_drawer():
     )
 
 
+def test_tests_mirror_the_package():
+    folders = {p.parent for p in (ROOT / "tests").rglob("test_*.py")}
+    strange = [
+        folder
+        for folder in folders - {ROOT / "tests"}
+        if not (PACKAGE / folder.relative_to(ROOT / "tests")).is_dir()
+    ]
+    assert not strange, "tests stand in the folder of what they test"
+
+
 def python(code: str) -> list[str]:
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
@@ -226,21 +250,47 @@ class Record:
 sys.meta_path.insert(0, Record)
 import simmim_jax
 for module in pkgutil.walk_packages(simmim_jax.__path__, "simmim_jax."):
-    importlib.import_module(module.name)
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 print(*wanted)
 """
     )
-    assert {"simmim_jax.main", "simmim_jax.data.pipeline", "jax"} <= set(wanted)
+    assert {"simmim_jax.main", "simmim_jax.data.loader.pipeline", "jax"} <= set(wanted)
     assert "tensorflow" not in wanted, "import it where it is used, or do without it"
 
 
-def test_main_does_not_import_jax():
-    loaded = python("import sys, simmim_jax.main; print(*sys.modules)")
-    assert "simmim_jax.main" in loaded
-    assert "jax" not in loaded, (
-        "main checks the command line in milliseconds and starts jax.distributed "
-        "before anything uses JAX: import within main()"
+@pytest.mark.parametrize("module", ["data", "config"])
+def test_rooms_that_do_without_jax(module):
+    loaded = python(
+        f"""
+import importlib, pkgutil, sys
+import simmim_jax.{module}
+for module in pkgutil.walk_packages(
+    simmim_jax.{module}.__path__, "simmim_jax.{module}."
+):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print(*sys.modules)
+"""
     )
+    assert f"simmim_jax.{module}" in loaded
+    assert "jax" not in loaded, "worker processes would each pay for it"
+
+
+@pytest.mark.parametrize(
+    "module", ["simmim_jax", "simmim_jax.main", "simmim_jax.configs"]
+)
+def test_what_does_not_import_jax(module):
+    loaded = python(f"import sys, {module}; print(*sys.modules)")
+    assert module in loaded
+    assert "jax" not in loaded, (
+        "the command line is checked in milliseconds, and jax.distributed starts "
+        "before anything uses JAX: import within a function"
+    )
+
+
+def test_the_runtime_room_is_entered_without_a_word():
+    assert (PACKAGE / "runtime" / "__init__.py").read_text() == ""
 
 
 # ---- The checker itself --------------------------------------------------------------
@@ -249,35 +299,48 @@ def test_main_does_not_import_jax():
 @pytest.mark.parametrize(
     ("file", "source", "complaint"),
     [
-        ("losses.py", "from simmim_jax import steps", "lower levels"),
-        ("losses.py", "from simmim_jax.masking import upsample", "lower levels"),
-        ("losses.py", "def f():\n    import simmim_jax.steps", "losses.py:2"),
-        ("models/vit.py", "from simmim_jax.optim import adamw", "lower levels"),
-        ("models/vit.py", "from ml_collections import ConfigDict", "plain fields"),
+        ("mim/losses.py", "from simmim_jax.training import steps", "lower floors"),
+        ("mim/losses.py", "from simmim_jax.data import views", "lower floors"),
+        (
+            "mim/losses.py",
+            "def f():\n    import simmim_jax.tasks.pretrain",
+            "losses.py:2",
+        ),
+        (
+            "models/vit.py",
+            "from simmim_jax.training.optim import adamw",
+            "lower floors",
+        ),
+        ("models/vit.py", "from ml_collections import ConfigDict", "plain dataclass"),
         ("models/vit.py", "from .layers import Linear", "whole name"),
-        ("steps.py", "import simmim_jax", "name a module"),
-        ("steps.py", "from pathlib import Path", "steps are pure"),
-        ("steps.py", "from configs import common", "stands alone"),
-        ("main.py", "from simmim_jax import pretrain", "within main"),
-        ("metrics.py", "import tensorflow as tf", "without TensorFlow"),
-        ("data/decode.py", "from jax import numpy", "no JAX"),
-        ("predict.py", "from absl import flags", "flags are main's"),
-        ("drawer.py", "import jax", "no level"),
+        ("training/steps.py", "import simmim_jax", "name a room"),
+        ("data/views/x.py", "from simmim_jax.config import schema", "durations alone"),
+        ("mim/masking.py", "from pathlib import Path", "pure"),
+        ("training/steps.py", "from simmim_jax.configs import common", "stands alone"),
+        ("monitoring/writer.py", "import tensorflow as tf", "without TensorFlow"),
+        ("data/codecs/image.py", "from jax import numpy", "may not start"),
+        ("tasks/predict.py", "p = argparse.ArgumentParser()", "flags are cli's"),
+        ("drawer.py", "import jax", "no floor"),
+        (
+            "data/codecs/image.py",
+            "from simmim_jax.data.views import crop",
+            "codecs is below views",
+        ),
     ],
 )
 def test_the_checker_complains(file, source, complaint):
-    found = list(complaints(file, source))
-    assert len(found) == 1
-    assert complaint in found[0]
+    assert any(complaint in found for found in complaints(file, source))
 
 
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("steps.py", "import jax\nfrom simmim_jax.models.vit import ViT"),
+        ("training/steps.py", "import jax\nfrom simmim_jax.models.vit import ViT"),
         ("models/vit.py", "from simmim_jax.models.layers import Linear"),
-        ("data/sources.py", "def f():\n    import tensorflow_datasets"),
-        ("main.py", "def main():\n    from simmim_jax.pretrain import pretrain"),
+        ("data/sources/tfds.py", "def f():\n    import tensorflow_datasets"),
+        ("cli/train.py", "def main():\n    from simmim_jax.tasks import pretrain"),
+        ("training/loop.py", "from simmim_jax.config.durations import in_steps"),
+        ("data/views/crop.py", "from simmim_jax.errors import UserError"),
     ],
 )
 def test_the_checker_allows(file, source):
@@ -285,6 +348,6 @@ def test_the_checker_allows(file, source):
 
 
 def test_the_checker_reads_configs():
-    assert not list(config_complaints("x.py", "from configs import common"))
-    assert not list(config_complaints("x.py", "from collections.abc import Iterable"))
-    assert list(config_complaints("x.py", "import simmim_jax"))
+    allowed = "from simmim_jax.configs import common\nfrom typing import Any"
+    assert not list(config_complaints("x.py", allowed))
+    assert list(config_complaints("x.py", "import simmim_jax.tasks"))

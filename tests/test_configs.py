@@ -9,24 +9,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from simmim_jax.configs import ablations, common, models, swin_base_100ep
 
-from configs import ablations, common, models, swin_base_100ep
-from simmim_jax import steps
-from simmim_jax.checkpoint import config_changes
-from simmim_jax.data.sources import check_source
-from simmim_jax.finetune import patch_grid, window_notice
-from simmim_jax.main import check
+from simmim_jax.checkpoints.store import config_changes
+from simmim_jax.checkpoints.transfer import transfer
+from simmim_jax.cli.train import check
+from simmim_jax.data.sources.registry import check_source
 from simmim_jax.models import build_classifier, build_simmim
-from simmim_jax.pretrain import model_of, objective_of
-from simmim_jax.transfer import transfer
+from simmim_jax.tasks.classify import patch_grid, window_notice
+from simmim_jax.tasks.pretrain import model_of, objective_of
+from simmim_jax.training import steps
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-PARTS = {"common", "models"}
+PARTS = {"__init__", "common", "models"}
 RUNS = sorted(p.stem for p in CONFIGS.glob("*.py") if p.stem not in PARTS)
 
 
 def load(name: str, arg: str = ""):
-    return importlib.import_module(f"configs.{name}").get_config(arg)
+    return importlib.import_module(f"simmim_jax.configs.{name}").get_config(arg)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -10,9 +10,9 @@ import optax
 import pytest
 from PIL import Image
 
-from simmim_jax import steps
-from simmim_jax.data.sources import open_source
+from simmim_jax.data.sources.registry import open_source
 from simmim_jax.models import build_simmim
+from simmim_jax.training import steps
 
 
 @pytest.fixture(scope="module")

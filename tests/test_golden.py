@@ -9,9 +9,10 @@ import official_cases
 import optax
 import pytest
 
-from simmim_jax import losses, optim
-from simmim_jax.convert.official import to_official
-from simmim_jax.objective import SIMMIM, Objective
+from simmim_jax.checkpoints.convert.official import to_official
+from simmim_jax.mim import losses
+from simmim_jax.mim.objective import SIMMIM, Objective
+from simmim_jax.training import optim
 
 
 def golden(prefix: str):

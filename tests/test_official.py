@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from simmim_jax.configs import common
 
-from configs import common
-from simmim_jax.convert.official import from_official, official_name, to_official
+from simmim_jax.checkpoints.convert.official import (
+    from_official,
+    official_name,
+    to_official,
+)
 from simmim_jax.models import build_classifier, build_simmim
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM

@@ -53,7 +53,7 @@ def test_the_search_for_paths():
         "docs/3.png",
         "configs/four.py",
         "simmim_jax/main.py",
-        "simmim_jax/convert/__main__.py",
+        "simmim_jax/convert.py",
         "configs/five.py",
         "docs/six.png",
         "simmim_jax/data",

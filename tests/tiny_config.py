@@ -1,8 +1,7 @@
 """A model that trains in seconds, on a bundled set: ":pretrain" or ":finetune"."""
 
 from ml_collections import ConfigDict
-
-from configs import common
+from simmim_jax.configs import common
 
 
 def get_config(mode: str) -> ConfigDict:

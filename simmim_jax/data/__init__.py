@@ -1,1 +1,1 @@
-"""From image files to uint8 batches, on the host, without TensorFlow."""
+"""From files to batches on the host: NumPy only, no JAX and no TensorFlow."""

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from simmim_jax.errors import UserError
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.models.swin import Swin
@@ -17,7 +18,7 @@ ENCODERS: dict[str, type[nn.Module]] = {"vit": ViT, "swin": Swin, "swin_v2": Swi
 def build_encoder(name: str, **fields: Any) -> nn.Module:
     """The encoder of that name, with the fields of its class."""
     if name not in ENCODERS:
-        raise ValueError(
+        raise UserError(
             f"config.model.name={name!r}: expected one of {sorted(ENCODERS)}."
         )
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from simmim_jax.errors import UserError
 from simmim_jax.models.layers import Initializer
 from simmim_jax.models.pallas_attention import fused_attention, on_tpu
 
@@ -19,7 +20,7 @@ def chosen(module: nn.Module) -> str:
     Parameters are initialised without a kernel, which any device can do.
     """
     if module.attention not in IMPLEMENTATIONS:
-        raise ValueError(
+        raise UserError(
             f"config.model.attention={module.attention!r}: expected one of "
             f"{IMPLEMENTATIONS}."
         )

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from simmim_jax.errors import UserError
+
 # What a block keeps for its backward pass; the rest is computed again.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -115,12 +117,12 @@ def _scan(
 def check(remat: str, scan: bool) -> None:
     """ValueError for an unknown policy, and for a loop that would keep everything."""
     if remat != "none" and remat not in REMAT_POLICIES:
-        raise ValueError(
+        raise UserError(
             f"config.model.remat={remat!r}: expected 'none' or one of "
             f"{sorted(REMAT_POLICIES)}."
         )
     if scan and remat == "none":
-        raise ValueError(
+        raise UserError(
             "config.model.scan_layers=True with config.model.remat='none': a loop "
             "keeps everything that any of its blocks computes, several times the "
             "memory of unrolled blocks. Set config.model.remat to 'dots' or 'full'."

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from simmim_jax.errors import UserError
 from simmim_jax.models.layers import Linear, scaled, truncated_normal
 
 
@@ -36,7 +37,7 @@ class Classifier(nn.Module):
         elif self.pool == "cls":
             features = encoded.cls.astype(jnp.float32)
         else:
-            raise ValueError(
+            raise UserError(
                 f"config.model.pool={self.pool!r}: expected 'mean' or 'cls'."
             )
         if self.pool_norm:

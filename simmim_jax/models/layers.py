@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from simmim_jax.errors import UserError
+
 Initializer = Callable[..., jax.Array]
 
 
@@ -136,7 +138,7 @@ class PatchEmbed(nn.Module):
         height, width, channels = images.shape[1:]
         p, q = self.patch_size
         if height % p or width % q:
-            raise ValueError(
+            raise UserError(
                 f"images of {height}x{width} pixels cannot be cut into patches of "
                 f"{p}x{q}: height and width must be multiples of the patch's. Change "
                 "config.data.image_size or config.model.patch_size."
@@ -164,7 +166,7 @@ def replace_masked(
     returns: as patches. ValueError where the mask has another shape.
     """
     if mask.shape != patches.shape[:3]:
-        raise ValueError(
+        raise UserError(
             f"mask has shape {mask.shape}, expected {patches.shape[:3]}: one value for "
             "each patch."
         )

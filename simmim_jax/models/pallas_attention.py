@@ -36,6 +36,8 @@ from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from simmim_jax.errors import UserError
+
 LANES, SUBLANES = 128, 8
 MAX_TOKENS = 256
 # Logit of a key that a query may not see.
@@ -84,18 +86,18 @@ def fused_attention(
     """
     width = qkv.shape[1] // 3 // num_heads
     if not on_tpu():
-        raise ValueError(
+        raise UserError(
             'config.model.attention="pallas" is a kernel for TPUs, and this is '
             f'{jax.default_backend()}: set it to "xla".'
         )
     if tokens > MAX_TOKENS:
-        raise ValueError(
+        raise UserError(
             f'config.model.attention="pallas" with {tokens} tokens: the kernel is made '
             f'for at most {MAX_TOKENS}. Set it to "xla", or take larger patches, '
             "smaller images or smaller windows."
         )
     if width > LANES:
-        raise ValueError(
+        raise UserError(
             f'config.model.attention="pallas" with heads of width {width}: expected at '
             f'most {LANES}. Set it to "xla", or raise config.model.num_heads.'
         )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce
 
+from simmim_jax.errors import UserError
 from simmim_jax.models.layers import Linear, gelu, uniform
 
 
@@ -72,18 +73,18 @@ class SimMIM(nn.Module):
 
     def _check(self, height: int, width: int, stride: tuple[int, int]) -> None:
         if self.decoder_kind not in ("linear", "mlp"):
-            raise ValueError(
+            raise UserError(
                 f"config.decoder.kind={self.decoder_kind!r}: expected 'linear' or "
                 "'mlp'."
             )
         factor = self.downsample
         if height % factor or width % factor:
-            raise ValueError(
+            raise UserError(
                 f"config.target.downsample={factor} does not divide images of "
                 f"{height}x{width} pixels."
             )
         if any(s % factor and factor % s for s in stride):
-            raise ValueError(
+            raise UserError(
                 f"config.target.downsample={factor} must divide the encoder's stride, "
                 f"{stride[0]}x{stride[1]} pixels, or be a multiple of it."
             )

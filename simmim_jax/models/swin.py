@@ -10,11 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from simmim_jax.models.attention import (
-    chosen,
-    qkv_weights,
-    self_attention,
-)
+from simmim_jax.errors import UserError
+from simmim_jax.models.attention import chosen, qkv_weights, self_attention
 from simmim_jax.models.blocks import drop_path, drop_path_scales, run_blocks
 from simmim_jax.models.layers import (
     Encoded,
@@ -346,14 +343,14 @@ def _check_stages(
     depths: tuple[int, ...], num_heads: tuple[int, ...], embed_dim: int
 ) -> None:
     if len(depths) != len(num_heads):
-        raise ValueError(
+        raise UserError(
             f"depths={depths} and num_heads={num_heads}: expected one value a stage in "
             "both."
         )
     for stage, heads in enumerate(num_heads):
         width = embed_dim * 2**stage
         if width % heads:
-            raise ValueError(
+            raise UserError(
                 f"stage {stage} has width {width}, which does not divide into "
                 f"num_heads={heads}: choose a divisor."
             )

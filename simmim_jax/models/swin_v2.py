@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from simmim_jax.errors import UserError
 from simmim_jax.models.attention import attention, qkv_weights
 from simmim_jax.models.layers import (
     Initializer,
@@ -142,7 +143,7 @@ class SwinV2(Swin):
         """Makes the attention of a stage's blocks."""
         windows = self.pretrained_window_sizes or (0,) * len(self.depths)
         if len(windows) != len(self.depths):
-            raise ValueError(
+            raise UserError(
                 f"pretrained_window_sizes={windows} and depths={self.depths}: expected "
                 "one value a stage in both, or ()."
             )

@@ -6,11 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from simmim_jax.models.attention import (
-    chosen,
-    qkv_weights,
-    self_attention,
-)
+from simmim_jax.errors import UserError
+from simmim_jax.models.attention import chosen, qkv_weights, self_attention
 from simmim_jax.models.blocks import drop_path, drop_path_scales, run_blocks
 from simmim_jax.models.layers import (
     Encoded,
@@ -236,7 +233,7 @@ class ViT(nn.Module):
         path (rng stream `drop_path`). ValueError where sizes do not divide.
         """
         if self.embed_dim % self.num_heads:
-            raise ValueError(
+            raise UserError(
                 f"embed_dim={self.embed_dim} does not divide into "
                 f"num_heads={self.num_heads}: choose a multiple."
             )

@@ -10,8 +10,8 @@ import re
 import tempfile
 from pathlib import Path
 
-from simmim_jax import schedule, slices
-from simmim_jax.accelerators import accelerator
+from simmim_jax.performance import schedule, slices
+from simmim_jax.runtime.accelerators import accelerator
 
 HERE = Path(__file__).parent
 DUMP = Path(tempfile.mkdtemp())

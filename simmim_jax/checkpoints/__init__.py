@@ -1,0 +1,1 @@
+"""Checkpoints of a run, parameter transfer and other libraries' formats."""

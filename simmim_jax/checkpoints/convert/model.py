@@ -1,0 +1,258 @@
+"""A model between two formats: official tensors, and what our configs say of them."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simmim_jax.checkpoints import store
+from simmim_jax.checkpoints.convert import infer
+from simmim_jax.checkpoints.convert.official import from_official, to_official
+from simmim_jax.errors import UserError
+from simmim_jax.models import ENCODERS, build_classifier, build_encoder, build_simmim
+
+# Images as the official code shows them to models (timm's ImageNet constants).
+OFFICIAL_DATA = {
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "interpolation": "bicubic",
+    "eval_crop": 224 / 256,
+}
+# Fields of config.model that are not the encoder's.
+_HEAD = ("pool", "pool_norm", "head_scale")
+# Official buffers follow from sizes. A bias of keys, which no official model has, adds
+# the same number to all logits of a query, and softmax takes it off again.
+_REDUNDANT = re.compile(
+    r"\.(relative_position_index|relative_coords_table|attn_mask|attn\.k_bias)$"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What the user says of a checkpoint, over what it says itself.
+
+    leave_out: a regular expression for the official names of tensors to leave out.
+    """
+
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    class_names: Sequence[str] = ()
+    leave_out: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A pre-training model, a classifier, or an encoder alone.
+
+    state: official names and layouts; the names of a pre-training model's encoder start
+    with `encoder.`. model, data: fields of config.model and config.data. left_out:
+    tensors of the file that are not in `state`.
+    """
+
+    state: Mapping[str, np.ndarray]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    class_names: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def describe(
+        cls,
+        state: Mapping[str, np.ndarray],
+        given: Given,
+        *,
+        model: Mapping[str, Any],
+        data: Mapping[str, Any],
+        class_names: Sequence[str] = (),
+        unread: Sequence[str] = (),
+    ) -> "Model":
+        """From tensors in official names, what their file says, and what the user says.
+
+        Shapes tell the rest. unread: tensors of the file that are not in `state`.
+        ValueError where something remains unknown, or is of another type.
+        """
+        left_out = [
+            name
+            for name in state
+            if _REDUNDANT.search(name)
+            or (given.leave_out and re.search(given.leave_out, name))
+        ]
+        state = {n: v for n, v in state.items() if n not in set(left_out)}
+        fields = infer.model_fields(state, {**model, **_with_tuples(given.model)})
+        defaults = _defaults(fields["name"])
+        _check_names("model", given.model, {*defaults, *_HEAD})
+        _check_names("data", given.data, {*OFFICIAL_DATA, "image_size"})
+        fields = defaults | fields
+        _check_types(fields, defaults)
+        data = {**OFFICIAL_DATA, **data, **_with_tuples(given.data)}
+        data["channels"] = _patch_weight(state).shape[1]
+        if "image_size" not in data:
+            data["image_size"] = _image_size(state, fields)
+        names = given.class_names or class_names
+        if "head.weight" in state:
+            names = names or [f"class {i}" for i in range(len(state["head.weight"]))]
+        described = cls(state, fields, data, tuple(names), (*left_out, *unread))
+        described.check()
+        return described
+
+    @classmethod
+    def load(cls, path: Path) -> "Model":
+        """From a workdir or checkpoint of ours.
+
+        Of a pre-training run with another decoder than the official one, the encoder.
+        """
+        params, meta = store.load(path)
+        config, left_out = meta["config"], tuple[str, ...]()
+        if "decoder" in params and not _has_official_decoder(config):
+            left_out = tuple(n for n in to_official(params) if n.startswith("decoder"))
+            params = {"encoder": params["encoder"]}
+        return cls(
+            to_official(params),
+            _with_tuples(config["model"]),
+            _with_tuples(config["data"]),
+            tuple(meta.get("class_names", ())),
+            left_out,
+        )
+
+    def save(self, path: Path, source: str) -> None:
+        """Writes a checkpoint of ours; source: what it was made from, for the record.
+
+        ValueError that lists every tensor that does not fit the model.
+        """
+        mode = "finetune" if self.kind == "classifier" else "pretrain"
+        meta: dict[str, Any] = {
+            "config": {
+                "mode": mode,
+                "dtype": "float32",
+                "model": self.model,
+                "data": self.data,
+            },
+            "step": 0,
+            "converted_from": source,
+            **store.describe_software(),
+        }
+        if self.class_names:
+            meta["class_names"] = list(self.class_names)
+        store.write(path, self.params(), meta)
+
+    @property
+    def kind(self) -> str:
+        """What it is: "pre-training model", "classifier" or "encoder"."""
+        if any(name.startswith("decoder.") for name in self.state):
+            return "pre-training model"
+        return "classifier" if "head.weight" in self.state else "encoder"
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return _patch_weight(self.state).shape[1]
+
+    def check(self) -> None:
+        """ValueError where what is said of images or classes does not fit tensors."""
+        size = self.data["image_size"]
+        if not isinstance(size, tuple) or len(size) != 2:
+            raise UserError(
+                f"data.image_size={size!r}: expected "
+                "--data.image_size='(height, width)'"
+            )
+        for name in ("mean", "std"):
+            if len(self.data[name]) != self.channels:
+                raise UserError(
+                    f"data.{name}={self.data[name]}: expected a number for each of "
+                    f"{self.channels} channels; add --data.{name}='(…)'"
+                )
+        classes = len(self.state.get("head.weight", ()))
+        if len(self.class_names) != classes:
+            raise UserError(
+                f"{len(self.class_names)} names of classes, and a head for {classes}."
+            )
+
+    def bare_state(self) -> dict[str, np.ndarray]:
+        """The state without the prefix `encoder.`."""
+        return {n.removeprefix("encoder."): v for n, v in self.state.items()}
+
+    def params(self) -> dict[str, Any]:
+        """Our parameters; ValueError that lists every tensor that does not fit."""
+        return from_official(self.state, self._shapes())
+
+    def _shapes(self) -> Mapping[str, Any]:
+        height, width = self.data["image_size"]
+        p, q = self.model["patch_size"]
+        images = jax.ShapeDtypeStruct((1, height, width, self.channels), jnp.float32)
+        mask = jax.ShapeDtypeStruct((1, height // p, width // q), jnp.bool_)
+        module: nn.Module
+        if self.kind == "pre-training model":
+            module, inputs = build_simmim(dtype="float32", **self.model), [images, mask]
+        elif self.kind == "classifier":
+            classes = len(self.class_names)
+            module = build_classifier(
+                num_classes=classes, dtype="float32", **self.model
+            )
+            inputs = [images]
+        else:
+            module = build_encoder(dtype=jnp.float32, **self.model)
+            inputs = [images, mask] if "mask_token" in self.state else [images]
+        shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+        return {"encoder": shapes} if self.kind == "encoder" else shapes
+
+
+def _patch_weight(state: Mapping[str, np.ndarray]) -> np.ndarray:
+    name = "patch_embed.proj.weight"
+    return state[name if name in state else f"encoder.{name}"]
+
+
+def _has_official_decoder(config: Mapping[str, Any]) -> bool:
+    """Whether one linear layer predicts the values of all pixels."""
+    return (
+        config.get("decoder", {}).get("kind", "linear") == "linear"
+        and config.get("target", {}).get("downsample", 1) == 1
+        and config.get("loss", {}).get("kind") != "bins"
+    )
+
+
+def _image_size(
+    state: Mapping[str, np.ndarray], fields: Mapping[str, Any]
+) -> tuple[int, ...]:
+    side = infer.grid_side(state)
+    if not side:
+        raise UserError(
+            "the file does not tell the size of images: add "
+            "--data.image_size='(height, width)'"
+        )
+    return tuple(side * p for p in fields["patch_size"])
+
+
+def _check_names(part: str, given: Mapping[str, Any], known: set[str]) -> None:
+    if strange := sorted(given.keys() - known):
+        expected = ", ".join(sorted(known))
+        raise UserError(f"--{part}.{strange[0]}: expected one of {expected}.")
+
+
+def _check_types(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    for name, default in defaults.items():
+        types = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value := fields[name], types):
+            raise UserError(
+                f"model.{name}={value!r}: expected {type(default).__name__}, such as "
+                f"{default!r}; add --model.{name}=…"
+            )
+
+
+def _defaults(encoder: str) -> dict[str, Any]:
+    """Fields of an encoder that a config may set, as they are where it does not."""
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(ENCODERS[encoder])
+        if field.name not in ("parent", "name", "dtype")
+    }
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists are JSON's tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

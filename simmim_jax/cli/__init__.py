@@ -1,0 +1,1 @@
+"""The `simmim` command: argument parsing and printing, nothing else."""

@@ -1,0 +1,123 @@
+"""Flags that several commands share, and configs found by name."""
+
+import argparse
+import difflib
+import importlib.util
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from simmim_jax.errors import NotFoundError, UserError
+
+
+def parser(command: str, doc: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a sub-command; --help shows `doc`, examples included."""
+    return argparse.ArgumentParser(
+        prog=f"simmim {command}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_config(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add --config, and say how fields are changed."""
+    parser.add_argument(
+        "--config",
+        metavar="NAME[:ARGUMENT]",
+        help=f"name or file of a config, such as {example}; `simmim configs` lists "
+        "them",
+    )
+    parser.epilog = (
+        "--config.FIELD=VALUE changes a field of the config, such as "
+        "--config.data.batch_size=256; `simmim fields` explains them."
+    )
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, ConfigDict]:
+    """Parse the flags of a command that takes a config, and load the config.
+
+    args.config becomes FILE[:ARGUMENT]. Exits with a sentence on mistakes.
+    """
+    args, rest = parser.parse_known_args(argv)
+    known = re.findall(r"--\w+", parser.format_help())
+    for argument in rest:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and not flag.startswith("--config."):
+            close = difflib.get_close_matches(flag, known, n=1)
+            meant = f" Did you mean {close[0]}?" if close else ""
+            sys.exit(f"unknown flag {flag}.{meant}")
+    if args.config is None:
+        sys.exit("--config is missing: try --config=quickstart")
+    try:
+        args.config = find_config(args.config)
+    except UserError as error:
+        sys.exit(str(error))
+    return args, _load(args.config, rest)
+
+
+def config_folder() -> Path:
+    """Return the folder of the configs that come with the package."""
+    spec = importlib.util.find_spec("simmim_jax.configs")
+    if spec is None or not spec.submodule_search_locations:
+        raise NotFoundError(
+            "the package has no configs: install it, with `pip install -e .` in a clone"
+        )
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def config_names() -> list[str]:
+    """Return the names of the runs among them, in order."""
+    parts = {"__init__", "common", "models"}
+    return sorted(p.stem for p in config_folder().glob("*.py") if p.stem not in parts)
+
+
+def find_config(text: str) -> str:
+    """Return "FILE:ARGUMENT" of "quickstart:smoke", "configs/quickstart.py:smoke" …
+
+    A file of the user comes first, then the configs of the package, by name, with or
+    without "configs/" and ".py".
+
+    raises: NotFoundError for a config that does not exist; it names similar ones.
+    """
+    name, colon, argument = text.partition(":")
+    path = Path(name).expanduser()
+    if not path.is_file():
+        stem = name.removeprefix("configs/").removesuffix(".py")
+        path = config_folder() / f"{stem}.py"
+        if stem not in config_names():
+            close = difflib.get_close_matches(stem, config_names(), n=3)
+            meant = f" Did you mean {' or '.join(close)}?" if close else ""
+            raise NotFoundError(
+                f"--config={name} does not exist: expected a Python file, or one of "
+                f"the names that `simmim configs` lists.{meant}"
+            )
+    return f"{path}{colon}{argument}"
+
+
+def _load(config: str, overrides: Sequence[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    argv = ["simmim", f"--config={config}", *overrides]
+    holder = config_flags.DEFINE_config_file(
+        "config", flag_values=values, sys_argv=argv
+    )
+    try:
+        rest = values(argv)
+        getattr(holder.value, "mode", None)  # loads it, or raises what went wrong
+    except (AttributeError, KeyError) as error:
+        # ml_collections passes some of its messages on as quoted text.
+        message = str(error.args[0]).replace("\\n", ": ").replace("\\'", "")
+        message = " ".join(message.split()).strip("'")
+        sys.exit(f"unknown config field {message}")
+    except Exception as error:  # whatever a config file raises, too
+        # The message has the traceback of the config file; its last line is the error.
+        sys.exit(str(error).strip().splitlines()[-1].strip())
+    if len(rest) > 1:
+        sys.exit(f"unexpected arguments {rest[1:]}: flags start with --")
+    return holder.value

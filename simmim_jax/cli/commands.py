@@ -1,0 +1,47 @@
+"""The `simmim` command: looks a sub-command up and hands it the arguments."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+# Name: module in cli with main(argv), and what the command is for.
+COMMANDS = {
+    "train": ("train", "pre-train, fine-tune or compare, as a config says"),
+    "predict": ("predict", "classify image files with a fine-tuned run"),
+    "convert": ("convert", "checkpoints of other libraries to ours and back"),
+    "pack": ("pack", "copy a data set into shards of smaller images"),
+    "bench": ("bench", "measure the training step or the input of a config"),
+    "aot": ("aot", "compile for a TPU slice that is elsewhere: does it fit?"),
+    "configs": ("configs", "list the configs that come with the package"),
+    "fields": ("fields", "explain the fields of a config"),
+    "doctor": ("doctor", "print versions and devices, and train a few steps"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `simmim <command> <arguments>`; without a command print the list."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    name, *rest = argv
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        meant = f" Did you mean {close[0]!r}?" if close else ""
+        sys.exit(f"unknown command {name!r}: expected {', '.join(COMMANDS)}.{meant}")
+    module = importlib.import_module(f"simmim_jax.cli.{COMMANDS[name][0]}")
+    module.main(rest)
+
+
+def _overview() -> str:
+    lines = (f"  {name:<9} {purpose}" for name, (_, purpose) in COMMANDS.items())
+    return "\n".join(
+        [
+            "usage: simmim <command> [arguments]\n",
+            "SimMIM, masked image modelling, in JAX.\n",
+            *lines,
+            "\n`simmim <command> --help` shows an example. To begin with:\n",
+            "  simmim train --config=quickstart",
+        ]
+    )

@@ -1,1 +1,0 @@
-"""Official PyTorch checkpoints to ours and back."""

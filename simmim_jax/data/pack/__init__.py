@@ -1,0 +1,1 @@
+"""Any data set to ArrayRecord shards of smaller images."""

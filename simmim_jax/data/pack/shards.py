@@ -1,0 +1,272 @@
+"""What the processes of `python -m simmim_jax.data.pack` do with one shard."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import re
+import signal
+import threading
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from simmim_jax.data.codecs.image import BadImage, decode, decode_jpeg, read_jpeg_header
+from simmim_jax.data.loader.bad_examples import reason_of
+from simmim_jax.data.sources.base import Source
+from simmim_jax.data.sources.packed import (
+    UNFINISHED,
+    from_record,
+    open_shard,
+    to_record,
+)
+from simmim_jax.data.views.crop import resize_center_crop
+from simmim_jax.errors import UserError
+
+FORMATS = ("jpeg", "raw")
+SKIPPED = (OSError, BadImage)  # what reading and decoding an image may raise
+# One record a chunk, the only way that reads one without its neighbours. JPEGs do not
+# get smaller, and pixels are stored raw to be had in no time.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+_MAX_JPEG_SIDE = 65_500  # of libjpeg
+_READ_AT_ONCE = 64
+_WHAT_TO_DO = "Copy it from where it was packed, or pack anew into another folder."
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What becomes of an image; see `pack_image`."""
+
+    short_side: int = 256
+    format: str = "jpeg"
+    quality: int = 90
+    channels: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """The examples start to stop - 1 of a split, and the file that they go to."""
+
+    split: str
+    file: str
+    start: int
+    stop: int
+
+
+def pack_image(image: bytes | np.ndarray, options: Options) -> bytes | np.ndarray:
+    """Decode an image, make its short side `short_side` if it is longer, encode it.
+
+    format "jpeg" gives a JPEG file of that quality, or with short_side=0 what was
+    given; "raw" gives uint8[h w c], with short_side=0 of the size that was given.
+    raises: as `decode`; BadImage if the image has too many pixels for a JPEG.
+    """
+    pixels, (height, width) = _decode(image, options)
+    short, long = sorted((height, width))
+    if 0 < options.short_side < short:
+        long = int(options.short_side * long / short)  # as torchvision's Resize
+        short = options.short_side
+        size = (short, long) if height <= width else (long, short)
+        pixels = resize_center_crop(pixels, size, 1.0, "bicubic")
+    if options.format == "raw":
+        return pixels
+    if not options.short_side:
+        return image if isinstance(image, bytes) else pixels
+    if long > _MAX_JPEG_SIDE:
+        raise BadImage(
+            "too large",
+            f"The image has {width} x {height} pixels, a JPEG {_MAX_JPEG_SIDE} at most "
+            "in a row: --format=raw has no limit.",
+        )
+    file = io.BytesIO()
+    gray = options.channels == 1
+    Image.fromarray(pixels[:, :, 0] if gray else pixels).save(
+        file, "JPEG", quality=options.quality
+    )
+    return file.getvalue()
+
+
+def _decode(
+    image: bytes | np.ndarray, options: Options
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decode, and return the height and width before any reduction.
+
+    A JPEG that is to be made more than twice as small is reduced while it is decoded,
+    to twice the short side at least.
+    """
+    if isinstance(image, bytes) and options.short_side:
+        jpeg = read_jpeg_header(image)
+        room = min(jpeg.shape) / (2 * options.short_side) if jpeg else 1
+        reduction = next(n for n in (8, 4, 2, 1) if n <= room or n == 1)
+        if jpeg and reduction > 1:
+            # What it raises for a damaged file, `decode` will say better.
+            with contextlib.suppress(ValueError):
+                pixels = decode_jpeg(image, jpeg, options.channels, reduction)
+                return pixels, jpeg.shape
+    pixels = decode(image, options.channels)
+    return pixels, pixels.shape[:2]
+
+
+def num_bytes(image: bytes | np.ndarray) -> int:
+    """Bytes of an encoded file or of pixels."""
+    return image.nbytes if isinstance(image, np.ndarray) else len(image)
+
+
+# ---- Processes -----------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Process:
+    """What a process was given when it started."""
+
+    out: str
+    root: str
+    sources: dict[str, Source]
+    options: Options
+    progress: Any
+    stop: Any
+
+
+_process: _Process
+
+
+def start_process(
+    out: str,
+    root: str,
+    sources: dict[str, Source],
+    options: Options,
+    progress: Any,
+    stop: Any,
+) -> None:
+    """Take what all shards need.
+
+    out: where the set is packed; root: the folder that paths of images are made
+    relative to; progress: a shared array of the numbers of examples done and skipped;
+    stop: an event that ends work early.
+    """
+    global _process
+    _process = _Process(out, root, sources, options, progress, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The first process sets `stop`.
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    # A killed parent cannot say that the work is over.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def report_path(out: str, shard_file: str) -> str:
+    """The path of what `write_shard` tells of a shard, until the set is complete."""
+    return os.path.join(out, UNFINISHED, f"{shard_file}.json")
+
+
+def write_shard(shard: Shard) -> None:
+    """Write a shard and a report; the shard gets its name when all of it is there.
+
+    raises: OSError if it cannot be written, InterruptedError if `stop` was set.
+    """
+    report: dict[str, Any] = {"num_examples": 0, "source_bytes": 0, "skipped": []}
+    temporary = os.path.join(_process.out, UNFINISHED, shard.file)
+    try:
+        report["blake2b"] = _write_records(shard, temporary, report)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+    except RuntimeError as error:  # of ArrayRecord, with the system's own words
+        raise OSError(
+            f"{shard.file} cannot be written: {error}. Complete shards are kept: make "
+            "room, then run the same command again."
+        ) from error
+    report["bytes"] = os.path.getsize(temporary)
+    write_atomically(report_path(_process.out, shard.file), json.dumps(report))
+    os.replace(temporary, os.path.join(_process.out, shard.file))
+
+
+def _write_records(shard: Shard, path: str, report: dict[str, Any]) -> str:
+    """Write the records, fill the report, return the checksum of all records."""
+    from array_record.python import array_record_module
+
+    source = _process.sources[shard.split]
+    digest = hashlib.blake2b(digest_size=16)
+    writer = array_record_module.ArrayRecordWriter(path, _WRITER_OPTIONS)
+    for index in range(shard.start, shard.stop):
+        if _process.stop.is_set():
+            raise InterruptedError("stopped")
+        image_path = ""
+        try:
+            example = source[index]
+            image_path = relative(example.get("path", ""), _process.root)
+            image = pack_image(example["image"], _process.options)
+        except SKIPPED as error:
+            name = relative(getattr(error, "filename", None) or "", _process.root)
+            image_path = image_path or name or f"example {index}"
+            # Without addresses of objects, which are others in each run.
+            message = re.sub(r" at 0x[0-9a-f]+", "", str(error))
+            report["skipped"].append([image_path, reason_of(error), message])
+            with _process.progress.get_lock():
+                _process.progress[1] += 1
+        else:
+            record = to_record(image, example["label"], image_path)
+            writer.write(record)
+            digest.update(record)
+            report["num_examples"] += 1
+            report["source_bytes"] += num_bytes(example["image"])
+        with _process.progress.get_lock():
+            _process.progress[0] += 1
+    writer.close()
+    return digest.hexdigest()
+
+
+def relative(path: str, root: str) -> str:
+    """The path within root, an absolute one, or as it is where it is not in there."""
+    absolute = os.path.abspath(path)
+    within = os.path.join(root, "")
+    inside = path and absolute.startswith(within)
+    return absolute.removeprefix(within) if inside else path
+
+
+def write_atomically(path: str, text: str) -> None:
+    """Write a file that is either there as a whole or not at all."""
+    with open(f"{path}.tmp", "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.tmp", path)
+
+
+def verify_shard(shard: dict[str, Any]) -> np.ndarray:
+    """Read all records of a shard of dataset.json again; returns their labels int32[n].
+
+    raises: ValueError or OSError if they are not those that were written.
+    """
+    path = os.path.join(_process.out, shard["file"])
+    reader = open_shard(path)
+    expected, found = shard["num_examples"], reader.num_records()
+    if found != expected:
+        raise UserError(
+            f"{path!r} has {found} records: expected {expected}. {_WHAT_TO_DO}"
+        )
+    digest = hashlib.blake2b(digest_size=16)
+    labels = []
+    try:
+        for start in range(0, found, _READ_AT_ONCE):
+            if _process.stop.is_set():
+                raise InterruptedError("stopped")
+            for record in reader.read(start, min(start + _READ_AT_ONCE, found)):
+                digest.update(record)
+                labels.append(from_record(record)["label"])
+    except RuntimeError as error:
+        raise OSError(f"{path!r} is corrupt: {error}. {_WHAT_TO_DO}") from error
+    if digest.hexdigest() != shard["blake2b"]:
+        raise UserError(
+            f"{path!r} has other records than were written: the checksum is "
+            f"{digest.hexdigest()}, expected {shard['blake2b']}. {_WHAT_TO_DO}"
+        )
+    with _process.progress.get_lock():
+        _process.progress[0] += found
+    return np.array(labels, np.int32)

@@ -1,0 +1,1 @@
+"""Where examples are: one module per storage format, and their registry."""

@@ -1,0 +1,83 @@
+"""The small data sets that come with the package."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from simmim_jax.data.sources.base import ArraySource
+from simmim_jax.data.sources.idx import open_idx
+from simmim_jax.errors import UserError
+
+_BUNDLED_DIR = pathlib.Path(__file__).parents[1] / "bundled"
+_FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+_FASHION_TRAIN = 8_000  # The first of the 10,000; the rest is for validation.
+_CLIMATE_PATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bundled:
+    splits: tuple[str, ...]
+    load: Callable[[str], ArraySource]
+
+
+def _load_fashion_mnist_10k(split: str) -> ArraySource:
+    whole = open_idx(str(_BUNDLED_DIR), "test")
+    part = slice(_FASHION_TRAIN) if split == "train" else slice(_FASHION_TRAIN, None)
+    assert whole.labels is not None
+    return ArraySource(whole.images[part], whole.labels[part], _FASHION_CLASSES)
+
+
+def _load_climate(split: str) -> ArraySource:
+    """Cut patches out of one map at the corners scripts/build_climate.py chose."""
+    from simmim_jax.data.codecs.image import decode
+
+    world = decode((_BUNDLED_DIR / "climate-map.jpg").read_bytes(), channels=3)
+    with np.load(_BUNDLED_DIR / "climate-patches.npz", allow_pickle=False) as patches:
+        y, x = patches[f"{split}_corners"].T
+        window = (_CLIMATE_PATCH, _CLIMATE_PATCH)
+        # windows: uint8[h w c 64 64], a view; indexing copies the chosen ones.
+        windows = np.lib.stride_tricks.sliding_window_view(world, window, axis=(0, 1))
+        images = np.ascontiguousarray(windows[y, x].transpose(0, 2, 3, 1))
+        if split == "unlabelled":
+            return ArraySource(images, None, ())
+        labels = patches[f"{split}_labels"].astype(np.int32)
+        return ArraySource(images, labels, tuple(patches["class_names"].tolist()))
+
+
+BUNDLED = {
+    "climate": _Bundled(("train", "validation", "unlabelled"), _load_climate),
+    "fashion_mnist_10k": _Bundled(("train", "validation"), _load_fashion_mnist_10k),
+}
+
+
+def open_bundled(name: str, split: str) -> ArraySource:
+    """Open one split of a set of `BUNDLED`; raises ValueError if there is none such."""
+    check_bundled(name, split)
+    return BUNDLED[name].load(split)
+
+
+def check_bundled(name: str, split: str) -> None:
+    """Raise ValueError, which lists the names, if there is no such set or split."""
+    if name not in BUNDLED:
+        raise UserError(
+            f"dataset='bundled:{name}' does not exist: expected one of "
+            f"{', '.join(f'bundled:{known}' for known in BUNDLED)}."
+        )
+    if split not in BUNDLED[name].splits:
+        raise UserError(
+            f"split={split!r} of 'bundled:{name}' does not exist: expected one of "
+            f"{', '.join(BUNDLED[name].splits)}."
+        )

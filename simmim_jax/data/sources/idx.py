@@ -1,0 +1,68 @@
+"""MNIST-like idx files."""
+
+import gzip
+import os
+
+import numpy as np
+
+from simmim_jax.data.sources.base import ArraySource
+from simmim_jax.errors import NotFoundError, UserError
+
+
+def is_idx_folder(folder: str) -> bool:
+    """Whether a folder has the images of a split in an idx file."""
+    return any(
+        os.path.exists(os.path.join(folder, f"{part}-images-idx3-ubyte{gz}"))
+        for part in ("train", "t10k")
+        for gz in (".gz", "")
+    )
+
+
+def idx_paths(folder: str, split: str) -> tuple[str, str]:
+    """Return the paths of the images and the labels of a split.
+
+    raises: ValueError for a split that does not exist, FileNotFoundError for a file.
+    """
+    part = {"train": "train", "validation": "t10k", "test": "t10k"}.get(split)
+    if part is None:
+        raise UserError(
+            f"split={split!r} of the idx files in {folder!r} does not exist: expected "
+            "train (train-*) or validation or test (both t10k-*)."
+        )
+    paths = []
+    for content in ("images-idx3", "labels-idx1"):
+        path = os.path.join(folder, f"{part}-{content}-ubyte")
+        existing = [p for p in (f"{path}.gz", path) if os.path.exists(p)]
+        if not existing:
+            raise NotFoundError(
+                f"{path}.gz does not exist: split={split!r} needs it. Copy it there."
+            )
+        paths.append(existing[0])
+    return paths[0], paths[1]
+
+
+def open_idx(folder: str, split: str) -> ArraySource:
+    """Read one split: "train" is train-*, "validation" and "test" are t10k-*."""
+    images_path, labels_path = idx_paths(folder, split)
+    images = _read_idx(images_path)[..., None]
+    labels = _read_idx(labels_path).astype(np.int32)
+    if len(images) != len(labels):
+        raise UserError(
+            f"{images_path!r} has {len(images)} images but {labels_path!r} has "
+            f"{len(labels)} labels: expected equally many. Download both again."
+        )
+    return ArraySource(images, labels, tuple(map(str, range(labels.max() + 1))))
+
+
+def _read_idx(path: str) -> np.ndarray:
+    """Read uint8[...] (format: http://yann.lecun.com/exdb/mnist, at the end)."""
+    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+        data = file.read()
+    # Two zero bytes, 8 = uint8, the number of axes, then their sizes in big-endian.
+    if data[:3] != b"\0\0\x08":
+        raise UserError(
+            f"{path!r} starts with {data[:4]!r}: expected an idx file of uint8, "
+            "00 00 08 and the number of axes. Download it again."
+        )
+    shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)

@@ -1,0 +1,216 @@
+"""Manifests: files that list the paths of images, and their labels.
+
+Paths that are not absolute are taken from the manifest's folder.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from simmim_jax.data.sources.folders import FolderSource
+from simmim_jax.data.sources.paths import Paths, by_rule, find_split, is_image
+from simmim_jax.data.sources.remote import is_url, open_file
+from simmim_jax.errors import NotFoundError, UserError
+
+MANIFEST_ENDINGS = (".txt", ".csv", ".tsv", ".parquet")
+# Names of columns, whatever their capitals; the first that is there counts.
+_PATH_COLUMNS = ("path", "image", "file", "filename", "file_name", "image_path")
+_LABEL_COLUMNS = ("label", "class")
+_SPLIT_COLUMNS = ("split",)
+# A number beyond is no class, but rather an identifier in the wrong column.
+_MAX_CLASSES = 1_000_000
+
+
+class _Row(NamedTuple):
+    line: int
+    path: str
+    label: str
+    split: str
+
+
+def open_manifest(file: str, split: str) -> FolderSource:
+    """Open one split of a manifest; see `open_source` for what may stand in it.
+
+    Images stay in the order of the list. Labels that are all whole numbers are kept
+    and name themselves; names are numbered in sorted order, over all splits.
+    raises: ValueError, which names the line, for what cannot be read;
+    FileNotFoundError if the first image is not there.
+    """
+    rows = list(_rows(file))
+    _check_first(file, rows[0] if rows else None)
+    for row in rows:
+        if not row.path or "\0" in row.path:
+            raise UserError(
+                f"{file!r}, line {row.line}: {row.path[:40]!r} is no path of an image."
+            )
+    paths = [os.fsencode(row.path) for row in rows]
+    splits = sorted({row.split for row in rows} - {""})
+    without = next((row.line for row in rows if not row.split), None)
+    if splits and without:
+        raise UserError(f"{file!r}, line {without}: no split, others have one.")
+    name = find_split(split, file, splits.__contains__, splits)
+    if name is None:
+        labels, class_names = _labels(file, rows, rows)
+        chosen = by_rule(paths, split, file)
+        labels = None if labels is None else labels[chosen]
+    else:
+        chosen = np.array([i for i, row in enumerate(rows) if row.split == name])
+        labels, class_names = _labels(file, [rows[i] for i in chosen], rows)
+    return FolderSource(
+        os.path.dirname(file), Paths([paths[i] for i in chosen]), labels, class_names
+    )
+
+
+def check_manifest(file: str) -> None:
+    """Raise what `open_manifest` would for a broken first row or a missing image."""
+    if not file.lower().endswith(".parquet"):
+        _check_first(file, next(_rows(file), None))
+        return
+    with open_file(file) as opened:
+        if opened.read(4) != b"PAR1":
+            raise UserError(f"{file!r} is no Parquet file: PAR1 is not its start.")
+
+
+def _check_first(file: str, row: _Row | None) -> None:
+    if row is None:
+        raise UserError(f"{file!r} lists no images: expected a path in each row.")
+    path = os.path.join(os.path.dirname(file), row.path)
+    if not (is_url(path) or os.path.exists(path)):
+        raise NotFoundError(
+            f"{file!r}, line {row.line}: {path!r} does not exist. Expected the path of "
+            "an image, absolute or from the manifest's folder."
+        )
+
+
+def _rows(file: str) -> Iterator[_Row]:
+    if file.lower().endswith(".parquet"):
+        return _parquet_rows(file)
+    return _text_rows(file) if file.lower().endswith(".txt") else _csv_rows(file)
+
+
+def _text_rows(file: str) -> Iterator[_Row]:
+    """Yield lines of a path, "path<tab>label" or, as in lists of ImageNet, a space.
+
+    A line that ends like an image file has no label, so that names may have spaces.
+    """
+    with _open_text(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            text = line.strip()
+            if not text:
+                continue
+            path, tab, label = text.partition("\t")
+            if not tab and not is_image(os.fsencode(text)):
+                path, _, label = text.rpartition(" ")
+                path, label = (path, label) if path else (label, "")
+            yield _Row(number, path.strip(), label.strip(), "")
+
+
+def _open_text(file: str) -> io.TextIOWrapper:
+    # The encoding of paths, names that are not UTF-8 included; less a byte order mark.
+    return io.TextIOWrapper(
+        open_file(file), encoding="utf-8-sig", errors="surrogateescape", newline=""
+    )
+
+
+def _csv_rows(file: str) -> Iterator[_Row]:
+    delimiter = "\t" if file.lower().endswith(".tsv") else ","
+    with _open_text(file) as text:
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        try:
+            header = next(reader, [])
+            path, label, split = _columns(file, header)
+            for row in filter(None, reader):
+                if len(row) != len(header):
+                    raise csv.Error(f"{len(row)} fields, expected {len(header)}")
+                if not row[path].strip():
+                    raise csv.Error(f"no {header[path]}, expected the path of an image")
+                yield _Row(
+                    reader.line_num,
+                    row[path].strip(),
+                    "" if label is None else row[label].strip(),
+                    "" if split is None else row[split].strip(),
+                )
+        except csv.Error as error:
+            raise UserError(f"{file!r}, line {reader.line_num}: {error}.") from error
+
+
+def _parquet_rows(file: str) -> Iterator[_Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(open_file(file))
+        names = table.schema_arrow.names
+        columns = _columns(file, names)
+        kind = table.schema_arrow.field(columns[0]).type
+        types = pyarrow.types
+        if (
+            types.is_struct(kind)
+            or types.is_binary(kind)
+            or types.is_large_binary(kind)
+        ):
+            raise UserError(
+                f"{file!r} holds images, not their paths: Parquet reads whole groups "
+                "of rows, too slow for a random order. Write the images to files or "
+                "to a .tar, with datasets.load_dataset for example."
+            )
+        wanted = [names[i] for i in columns if i is not None]
+        values = table.read(columns=wanted).to_pydict()
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{file!r} is no Parquet file, or broken: {error}") from error
+    lists = [None if i is None else values[names[i]] for i in columns]
+    for number, path in enumerate(lists[0] or [], start=1):
+        label, split = (
+            "" if column is None or column[number - 1] is None else column[number - 1]
+            for column in lists[1:]
+        )
+        yield _Row(number, str(path or ""), str(label), str(split))
+
+
+def _columns(file: str, header: list[str]) -> tuple[int, int | None, int | None]:
+    """Return where paths, labels and splits are."""
+    lower = [name.strip().lower() for name in header]
+    path, label, split = (
+        next((lower.index(name) for name in names if name in lower), None)
+        for names in (_PATH_COLUMNS, _LABEL_COLUMNS, _SPLIT_COLUMNS)
+    )
+    if path is None:
+        raise UserError(
+            f"{file!r} has the columns {', '.join(header) or '(none)'}: expected one "
+            f"of {', '.join(_PATH_COLUMNS)}, and label or class, and split if there "
+            "are several, in the first line, separated by commas or, in a .tsv, tabs."
+        )
+    return path, label, split
+
+
+def _labels(
+    file: str, rows: list[_Row], all_rows: list[_Row]
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels int32[n] of the rows of a split, and the names of all classes."""
+    lacking = [row.line for row in rows if not row.label]
+    if len(lacking) == len(rows):
+        return None, ()
+    if lacking:
+        raise UserError(
+            f"{file!r}, line {lacking[0]}: no label, others have one. Expected a "
+            "label for each image of a split, or for none."
+        )
+    every = {row.label for row in all_rows} - {""}
+    if all(label.isascii() and label.isdigit() for label in every):
+        number_of_classes = max(map(int, every)) + 1
+        if number_of_classes > _MAX_CLASSES:
+            raise UserError(
+                f"{file!r} has the label {number_of_classes - 1}: expected numbers of "
+                "classes, counted from 0, or names."
+            )
+        class_names = list(map(str, range(number_of_classes)))
+        numbers = {label: int(label) for label in every}
+    else:
+        class_names = sorted(every)
+        numbers = {label: i for i, label in enumerate(class_names)}
+    labels = np.array([numbers[row.label] for row in rows], np.int32)
+    return labels, tuple(class_names)

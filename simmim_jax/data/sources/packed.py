@@ -1,0 +1,209 @@
+"""Packed sets: the folders that `python -m simmim_jax.data.pack` writes.
+
+    dataset.json                        what there is; written last
+    train-labels.npy                    int32[n], of a labelled split
+    train-00000-of-00012.array_record   shards: one after another they are the split
+    skipped.tsv                         what of the source is not in the set, and why
+
+A record is a header of 15 bytes, little-endian, then the path, then the image:
+
+    int32   label, -1 if there is none
+    uint32  height    \\
+    uint32  width      } of raw pixels; all 0 for an encoded file
+    uint8   channels  /
+    uint16  length of the path in bytes
+    bytes   where the image was in the source, UTF-8; may be empty
+    bytes   an encoded file, or pixels uint8[h w c]
+
+ArrayRecord keeps a checksum with every record and compares it when it is read.
+"""
+
+import bisect
+import dataclasses
+import errno
+import functools
+import json
+import os
+import struct
+from typing import Any
+
+import numpy as np
+
+from simmim_jax.errors import NotFoundError, UserError
+
+INDEX = "dataset.json"
+FORMAT = "simmim_jax packed images"
+FORMAT_VERSION = 1
+# What there is until dataset.json is written, and the plan in it.
+UNFINISHED = ".pack-unfinished"
+PLAN = "plan.json"
+# Of a split; every reading process may hold them all open, of 1,024 files that
+# systems commonly allow.
+MAX_SHARDS = 512
+
+_HEADER = struct.Struct("<iIIBH")
+
+
+def to_record(image: bytes | np.ndarray, label: int, path: str) -> bytes:
+    """Make a record of an encoded file or of raw pixels uint8[h w c]."""
+    name = path.encode("utf-8", "surrogateescape")
+    if isinstance(image, np.ndarray):
+        height, width, channels = image.shape
+        image = image.tobytes()
+    else:
+        height = width = channels = 0
+    header = _HEADER.pack(label, height, width, channels, len(name))
+    return b"".join((header, name, image))
+
+
+def from_record(record: bytes) -> dict[str, Any]:
+    """Make an example of a record; raises ValueError if it is none."""
+    if len(record) < _HEADER.size:
+        raise UserError(f"A record has {len(record)} bytes: its header is longer.")
+    label, height, width, channels, path_bytes = _HEADER.unpack_from(record)
+    start = _HEADER.size + path_bytes
+    if not channels:
+        image: bytes | np.ndarray = record[start:]
+    elif len(record) - start == height * width * channels:
+        pixels = np.frombuffer(record, np.uint8, offset=start)
+        image = pixels.reshape(height, width, channels)
+    else:
+        raise UserError(
+            f"A record has {len(record) - start} bytes of pixels: expected "
+            f"{height} x {width} x {channels}."
+        )
+    if not len(image):
+        raise UserError(f"A record of {len(record)} bytes has no image.")
+    example = {"image": image, "label": label}
+    if path_bytes:
+        path = record[_HEADER.size : start].decode("utf-8", "surrogateescape")
+        example["path"] = path
+    return example
+
+
+def open_shard(path: str) -> Any:
+    """Open a shard for random access, which threads may share.
+
+    raises: OSError if it is not a whole shard, RuntimeError if it is not there.
+    """
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(
+        path,
+        options="readahead_buffer_size:0,max_parallelism:0",
+        file_reader_buffer_size=32768,
+    )
+    if not reader.ok():  # The reason comes with the first read, as a RuntimeError.
+        raise OSError(errno.EIO, "not a whole shard", path)
+    return reader
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedSource:
+    """One split; shard s holds the examples starts[s] to starts[s + 1] - 1."""
+
+    folder: str
+    shards: tuple[str, ...] = dataclasses.field(repr=False)
+    starts: tuple[int, ...] = dataclasses.field(repr=False)
+    class_names: tuple[str, ...] = dataclasses.field(repr=False)
+    labels_file: str | None = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Example {index} of {len(self)} does not exist.")
+        shard = bisect.bisect_right(self.starts, index) - 1
+        path = os.path.join(self.folder, self.shards[shard])
+        place = int(index) - self.starts[shard]
+        try:
+            return from_record(self._open_shard(path).read([place])[0])
+        except (RuntimeError, ValueError) as error:
+            raise OSError(errno.EIO, f"record {place}: {error}", path) from error
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:
+        """int32[n], from a file of their own."""
+        if self.labels_file is None:
+            return None
+        return np.load(os.path.join(self.folder, self.labels_file), allow_pickle=False)
+
+    @functools.cached_property
+    def _open_shard(self) -> Any:
+        return functools.lru_cache(MAX_SHARDS)(open_shard)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Neither labels nor open files go to the worker processes.
+        fields = dataclasses.fields(self)
+        return PackedSource, tuple(getattr(self, field.name) for field in fields)
+
+
+def is_packed(folder: str) -> bool:
+    """Whether a folder is a packed set, complete or not."""
+    try:
+        with open(os.path.join(folder, INDEX), "rb") as file:
+            return FORMAT.encode() in file.read(64)
+    except FileNotFoundError:
+        return os.path.isfile(os.path.join(folder, UNFINISHED, PLAN))
+
+
+def read_index(folder: str) -> dict[str, Any]:
+    """Read dataset.json.
+
+    raises: FileNotFoundError if the set is not complete, ValueError if a later version
+    of the format was written.
+    """
+    try:
+        with open(os.path.join(folder, INDEX), encoding="utf-8") as file:
+            index = json.load(file)
+    except FileNotFoundError as error:
+        raise NotFoundError(
+            f"{folder!r} has no {INDEX}: it is not packed to the end. Run the same "
+            "`python -m simmim_jax.data.pack` command again, which goes on."
+        ) from error
+    if index["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"{folder!r} has format_version={index['format_version']}: expected "
+            f"{FORMAT_VERSION} at most. Install a newer simmim_jax."
+        )
+    return index
+
+
+def open_packed(folder: str, split: str) -> PackedSource:
+    """Open one split of a packed set; "val" and "validation" are the same.
+
+    raises: ValueError for a split that does not exist, FileNotFoundError for a set or
+    a shard that is not complete.
+    """
+    index = read_index(folder)
+    found = index["splits"]
+    names = ("validation", "val") if split in ("validation", "val") else (split,)
+    name = next((name for name in names if name in found), None)
+    if name is None:
+        raise UserError(
+            f"split={split!r} of {folder!r} does not exist: expected one of "
+            f"{', '.join(found)}."
+        )
+    shards = found[name]["shards"]
+    for shard in shards:
+        check_size(folder, shard)
+    starts = np.cumsum([0, *(shard["num_examples"] for shard in shards)])
+    return PackedSource(
+        folder,
+        tuple(shard["file"] for shard in shards),
+        tuple(starts.tolist()),
+        tuple(found[name]["class_names"]),
+        found[name]["labels"],
+    )
+
+
+def check_size(folder: str, shard: dict[str, Any]) -> None:
+    """Raise FileNotFoundError unless a shard of dataset.json is there, and whole."""
+    path = os.path.join(folder, shard["file"])
+    size = os.path.getsize(path) if os.path.exists(path) else 0
+    if size != shard["bytes"]:
+        raise NotFoundError(
+            f"{path!r} has {size:,} bytes: expected {shard['bytes']:,}. Copy it again "
+            "from where the set was packed, or pack the set anew into another folder."
+        )

@@ -1,0 +1,198 @@
+"""Prepared TFDS sets, found with os alone; TFDS is imported when one is opened."""
+
+import dataclasses
+import errno
+import functools
+import json
+import operator
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from simmim_jax.data.sources import cache
+from simmim_jax.data.sources.base import NO_LABEL
+from simmim_jax.data.sources.folders import subfolders
+from simmim_jax.errors import NotFoundError, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+    """A prepared TFDS set; `records` is its data source, images left encoded.
+
+    image_key, label_key: where they are in a record, key by key.
+    """
+
+    records: Any = dataclasses.field(repr=False)
+    folder: str
+    split: str
+    image_key: tuple[str, ...]
+    label_key: tuple[str, ...] | None
+    class_names: tuple[str, ...] = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        try:
+            record = self.records[index]
+            image = _get(record, self.image_key)
+            label = NO_LABEL if self.label_key is None else _get(record, self.label_key)
+            if image is None:  # TFDS takes what a cut file lacks for an empty record.
+                raise UserError("empty record")
+            return {"image": image, "label": int(label)}
+        except Exception as error:  # of ArrayRecord, Protobuf and TFDS
+            what = f"{self.split}: example {index}: {error}"
+            raise OSError(errno.EIO, what, self.folder) from error
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:
+        """int[n]; None if there are none, as in the test split of ImageNet.
+
+        They lie in the records: the first time every record is read, about 0.1 ms
+        each, decoding no image; then they are kept as the indexes of folders are.
+        """
+        if self.label_key is None:
+            return None
+        key = f"tfds 1 {os.path.realpath(self.folder)} {self.split} {self.label_key}"
+        info = os.stat(os.path.join(self.folder, "dataset_info.json"))
+        kept = cache.load(key)
+        if kept is None or kept["stamp"] != info.st_mtime_ns:
+            labels = np.array([self[i]["label"] for i in range(len(self))], np.int32)
+            kept = {"labels": labels, "stamp": np.array(info.st_mtime_ns)}
+            cache.save(key, len(labels), kept)
+        return None if (kept["labels"] == NO_LABEL).any() else kept["labels"]
+
+
+def open_tfds(name: str, split: str, data_dir: str) -> TfdsSource:
+    """Open one split of a set "NAME[/CONFIG][:VERSION]" that is prepared.
+
+    The image is the feature "image", or the only one; labels are the ClassLabel
+    "label", or the only one. Both may lie in nested features.
+    raises: ValueError without a single such image.
+    """
+    folder = find_prepared(name, split, data_dir)
+    import tensorflow_datasets as tfds  # Takes seconds, too long for an error above.
+
+    builder = tfds.builder_from_directory(folder)
+    features = dict(_leaves(builder.info.features, tfds.features.FeaturesDict))
+    encoded = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+    image_key = _choose(
+        "image",
+        # Segmentation masks are images as well.
+        [k for k in encoded if not isinstance(features[k], tfds.features.LabeledImage)],
+    )
+    if image_key is None:
+        names = sorted(map("/".join, features))
+        raise UserError(
+            f"{folder!r} has the features {', '.join(names)}: "
+            "expected one image, named 'image' if there are several."
+        )
+    if not np.issubdtype(features[image_key].np_dtype, np.integer):
+        raise UserError(
+            f"{folder!r} has images of {features[image_key].np_dtype}: expected whole "
+            "numbers."
+        )
+    decoders: dict[str, Any] = {}
+    for *outer, last in encoded:
+        inner = decoders
+        for key in outer:
+            inner = inner.setdefault(key, {})
+        inner[last] = tfds.decode.SkipDecoding()
+    records = builder.as_data_source(split, decoders=decoders)
+    label_key = _choose(
+        "label",
+        [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)],
+    )
+    class_names = () if label_key is None else tuple(features[label_key].names)
+    return TfdsSource(records, folder, split, image_key, label_key, class_names)
+
+
+def _leaves(
+    features: Any, nest: type, above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield features that are not themselves made of features, with their keys."""
+    for key, feature in features.items():
+        if isinstance(feature, nest):
+            yield from _leaves(feature, nest, (*above, key))
+        else:
+            yield (*above, key), feature
+
+
+def _choose(name: str, keys: list[tuple[str, ...]]) -> tuple[str, ...] | None:
+    """Return the key that is `name`, or the only one; None if that is not clear."""
+    if (name,) in keys:
+        return (name,)
+    return keys[0] if len(keys) == 1 else None
+
+
+def _get(record: Any, key: tuple[str, ...]) -> Any:
+    return functools.reduce(operator.getitem, key, record)
+
+
+def find_prepared(name: str, split: str, data_dir: str) -> str:
+    """Return the folder of a prepared set, looked for with os alone.
+
+    TFDS itself would try to download what is missing, for minutes.
+    """
+    name, _, version = name.partition(":")
+    data_dir = data_dir or os.path.expanduser(
+        os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    )
+    folder = os.path.join(data_dir, name)
+    versions = _versions(folder)
+    if not versions and "/" not in name:  # A set with a single config needs no name.
+        configs = [c for c in subfolders(folder) if _versions(os.path.join(folder, c))]
+        if len(configs) > 1:
+            raise UserError(
+                f"dataset='tfds:{name}' has several configs: name one of "
+                f"{', '.join(f'tfds:{name}/{config}' for config in sorted(configs))}."
+            )
+        if configs:
+            folder = os.path.join(folder, configs[0])
+            versions = _versions(folder)
+    if version:
+        versions = [v for v in versions if v == version]
+    if not versions:
+        raise NotFoundError(_how_to_prepare(name, version, data_dir))
+    folder = os.path.join(folder, versions[-1])
+    if not any(".array_record" in file for file in os.listdir(folder)):
+        raise NotFoundError(
+            f"{folder!r} is not in the array_record format. "
+            + _how_to_prepare(name, version, data_dir)
+        )
+    with open(os.path.join(folder, "dataset_info.json")) as file:
+        splits = [entry["name"] for entry in json.load(file)["splits"]]
+    for part in split.split("+"):
+        if part.partition("[")[0] not in splits:
+            raise UserError(
+                f"split={split!r} of 'tfds:{name}' does not exist: expected one of "
+                f"{', '.join(splits)}, or a slice of one such as '{splits[0]}[:10%]'."
+            )
+    return folder
+
+
+def _versions(folder: str) -> list[str]:
+    """Versions that are prepared in a folder, oldest first."""
+    versions = [
+        name
+        for name in subfolders(folder)
+        if os.path.exists(os.path.join(folder, name, "dataset_info.json"))
+        and all(part.isdecimal() for part in name.split("."))
+    ]
+    return sorted(versions, key=lambda name: [int(part) for part in name.split(".")])
+
+
+def _how_to_prepare(name: str, version: str, data_dir: str) -> str:
+    full_name = f"{name}:{version}" if version else name
+    return (
+        f"dataset='tfds:{full_name}' is not prepared under {data_dir!r}. Prepare it "
+        "once, on any machine (this needs TensorFlow, reading does not):\n"
+        "  pip install tensorflow tensorflow-datasets\n"
+        '  python -c "import tensorflow_datasets as tfds; tfds.builder('
+        f"'{full_name}', data_dir='{data_dir}', file_format='array_record')"
+        '.download_and_prepare()"\n'
+        "Files that TFDS does not download, such as ImageNet's, go to "
+        f"{os.path.join(data_dir, 'downloads', 'manual')} first."
+    )

@@ -1,0 +1,240 @@
+"""The crops that training and evaluation take, and how they are resized.
+
+Exact means: box by box and pixel by pixel what torchvision makes of the image with
+Pillow. Fast means the same boxes, and pixels that differ by about one of 255 on
+average (tests/test_crop.py has the bounds): a JPEG is decoded at 1/2, 1/4 or 1/8 of its
+size where the crop allows it, and OpenCV resizes what is left.
+"""
+
+import functools
+import math
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from simmim_jax.data.codecs.image import decode, decode_jpeg, read_jpeg_header
+from simmim_jax.errors import UserError
+
+Box = tuple[float, float, float, float]  # top, left, height, width
+
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+# Pillow has a mode for images of so many channels.
+_PILLOW_CHANNELS = (1, 3)
+# torchvision's RandomResizedCrop gives up after as many boxes.
+_CROP_TRIES = 10
+# Three weights of `_smoothing` do not do for more; a reduced JPEG and boxes that are
+# 3:4 to 4:3 of the result need at most this.
+_MAX_SHRINK = 2 * 4 / 3
+# Of an image that is resized before its middle is cut out; 64 MB in Pillow.
+_MAX_PIXELS_TO_CUT = 2**24
+
+
+def random_crop(
+    data: bytes | np.ndarray,
+    *,
+    channels: int,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    interpolation: str,
+    fast: bool,
+) -> np.ndarray:
+    """Decode, cut a random box and resize it, as torchvision's RandomResizedCrop does.
+
+    data, channels: as in `decode`; size: (height, width) of the result; scale: range of
+    the box's share of the area; ratio: range of its width / height, drawn on a log
+    scale; interpolation: "bilinear" or "bicubic", both antialiased; fast: see above;
+    the boxes are the same.
+    returns: uint8[size c].
+    raises: as `decode`; ValueError for an unknown interpolation.
+    """
+    jpeg = None
+    if fast and not isinstance(data, np.ndarray):
+        jpeg = read_jpeg_header(data)
+    if isinstance(data, np.ndarray) or jpeg is None:
+        image = decode(data, channels)
+        box = _random_box(image.shape[:2], rng, scale, ratio)
+        return _resize(image, box, size, interpolation, fast)
+    box = _random_box(jpeg.shape, rng, scale, ratio)
+    shrink = min(box[2] / size[0], box[3] / size[1])
+    reduction = next(n for n in (8, 4, 2, 1) if shrink >= n or n == 1)
+    try:
+        image = decode_jpeg(data, jpeg, channels, reduction)
+    except ValueError:
+        image, reduction = decode(data, channels), 1
+    top, left, height, width = (side / reduction for side in box)
+    return _resize(image, (top, left, height, width), size, interpolation, fast)
+
+
+def resize_center_crop(
+    image: np.ndarray, size: tuple[int, int], crop_fraction: float, interpolation: str
+) -> np.ndarray:
+    """Resize to cover size / crop_fraction, then cut `size` out of the middle.
+
+    With crop_fraction=224/256 and a square size S this is the official evaluation:
+    the short side to int(256 / 224 * S), then the centre crop. crop_fraction=1 means
+    no crop: the whole image is resized to `size`, whatever its proportions. Of lines,
+    which would become larger than 2^24 pixels, the middle alone is resized, to nearly
+    the same.
+
+    image: uint8[h w c]; size: (height, width); crop_fraction: in (0, 1];
+    interpolation: "bilinear" or "bicubic".
+    returns: uint8[size c]; the same pixels if there was nothing to do.
+    """
+    if not 0 < crop_fraction <= 1:
+        raise UserError(
+            f"crop_fraction={crop_fraction} must be in (0, 1]: 224/256 is usual, "
+            "1 resizes without a crop."
+        )
+    height, width = image.shape[:2]
+    whole = (0, 0, height, width)
+    if crop_fraction == 1:
+        return _resize(image, whole, size, interpolation)
+    cover_height, cover_width = (int(side / crop_fraction) for side in size)
+    # The side that needs the larger factor lands exactly, the other one is cut
+    # down to an integer, as torchvision's Resize does it.
+    if cover_height * width >= cover_width * height:
+        cover_width = cover_height * width // height
+    else:
+        cover_height = cover_width * height // width
+    top = round((cover_height - size[0]) / 2)
+    left = round((cover_width - size[1]) / 2)
+    if cover_height * cover_width > _MAX_PIXELS_TO_CUT:
+        # Of a line of 20,000 pixels it would take gigabytes.
+        y, x = height / cover_height, width / cover_width
+        middle = (top * y, left * x, size[0] * y, size[1] * x)
+        return _resize(image, middle, size, interpolation)
+    image = _resize(image, whole, (cover_height, cover_width), interpolation)
+    return image[top : top + size[0], left : left + size[1]]
+
+
+def _random_box(
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """Return (top, left, height, width) of a box inside `shape` (height, width)."""
+    height, width = shape
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_CROP_TRIES):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(*log_ratio))
+        box_width = round(math.sqrt(area * aspect))
+        box_height = round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(rng.integers(height - box_height + 1))
+            left = int(rng.integers(width - box_width + 1))
+            return top, left, box_height, box_width
+    # The largest centred box whose proportions are allowed, but of a pixel at least.
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    box_width = min(width, max(1, round(height * aspect)))
+    box_height = min(height, max(1, round(width / aspect)))
+    top, left = (height - box_height) // 2, (width - box_width) // 2
+    return top, left, box_height, box_width
+
+
+# ---- Resizing ------------------------------------------------------------------------
+
+
+def _resize(
+    image: np.ndarray,
+    box: Box,
+    size: tuple[int, int],
+    interpolation: str,
+    fast: bool = False,
+) -> np.ndarray:
+    """Resize a box of an image; the same pixels where it has that size already."""
+    if interpolation not in _RESAMPLING:
+        raise UserError(
+            f"interpolation={interpolation!r} is unknown: expected one of "
+            f"{', '.join(map(repr, _RESAMPLING))}."
+        )
+    top, left = math.floor(box[0]), math.floor(box[1])
+    bottom, right = math.ceil(box[0] + box[2]), math.ceil(box[1] + box[3])
+    image = image[top:bottom, left:right]
+    box = (box[0] - top, box[1] - left, box[2], box[3])
+    is_whole = box == (0, 0, *image.shape[:2])
+    if is_whole and image.shape[:2] == size:
+        return image
+    shrink = max(box[2] / size[0], box[3] / size[1])
+    if fast and interpolation == "bilinear" and shrink <= _MAX_SHRINK:
+        return _resize_fast(image, box, size, is_whole)
+    channels = image.shape[2]
+    if channels not in _PILLOW_CHANNELS:
+        parts = [
+            _resize_by_pillow(image[:, :, c], box, size, interpolation)
+            for c in range(channels)
+        ]
+        return np.stack(parts, axis=2)
+    pixels = image[:, :, 0] if channels == 1 else image
+    resized = _resize_by_pillow(pixels, box, size, interpolation)
+    return resized.reshape(*size, channels)
+
+
+def _resize_by_pillow(
+    pixels: np.ndarray, box: Box, size: tuple[int, int], interpolation: str
+) -> np.ndarray:
+    top, left, height, width = box
+    return np.asarray(
+        Image.fromarray(pixels).resize(
+            size[::-1],
+            _RESAMPLING[interpolation],
+            box=(left, top, left + width, top + height),
+        )
+    )
+
+
+def _resize_fast(
+    image: np.ndarray, box: Box, size: tuple[int, int], is_whole: bool
+) -> np.ndarray:
+    """Antialiased bilinear, nearly: smooth a little, then interpolate linearly."""
+    top, left, height, width = box
+    y, x = height / size[0], width / size[1]
+    smooth_y, smooth_x = _smoothing(round(16 * y)), _smoothing(round(16 * x))
+    if len(smooth_y) > 1 or len(smooth_x) > 1:
+        border = cv2.BORDER_REPLICATE
+        image = cv2.sepFilter2D(image, -1, smooth_x, smooth_y, borderType=border)
+    if is_whole:
+        resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    else:
+        # From the centre of a pixel of the result to a place in the image.
+        to_image = np.array([[x, 0, left + x / 2 - 0.5], [0, y, top + y / 2 - 0.5]])
+        resized = cv2.warpAffine(
+            image,
+            to_image,
+            size[::-1],
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+    return resized.reshape(*size, -1)
+
+
+@functools.cache
+def _smoothing(shrink_in_16ths: int) -> np.ndarray:
+    """float32[3], or [1] if there is nothing to smooth: a filter along one axis.
+
+    Followed by linear interpolation it comes as close as three weights can to the
+    triangle, `shrink` wide to either side, that Pillow's antialiased bilinear is: least
+    squares over places between two pixels.
+    """
+    shrink = shrink_in_16ths / 16
+    if shrink <= 1:
+        return np.ones(1, np.float32)
+    taps = np.arange(-8, 10)
+    wanted, center, side = [], [], []
+    for place in (np.arange(16) + 0.5) / 16:
+        triangle = np.maximum(0, 1 - np.abs(taps - place) / shrink)
+        linear = np.maximum(0, 1 - np.abs(taps - place))
+        wanted.append(triangle / triangle.sum())
+        center.append(linear)
+        side.append(np.roll(linear, 1) + np.roll(linear, -1))
+    # weight * side + (1 - 2 * weight) * center = wanted
+    basis = np.ravel(side) - 2 * np.ravel(center)
+    weight = basis @ (np.ravel(wanted) - np.ravel(center)) / (basis @ basis)
+    return np.array([weight, 1 - 2 * weight, weight], np.float32)

@@ -1,0 +1,1 @@
+"""SimMIM itself: masks, targets, losses and the objective they form."""

@@ -1,0 +1,1 @@
+"""Metrics, progress, profiles and pictures of a run."""

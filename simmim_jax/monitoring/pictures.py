@@ -1,0 +1,338 @@
+"""Pictures of a run: reconstructions, curves, predictions. Every one a PNG file."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from einops import rearrange, repeat
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import Image, ImageDraw, ImageFont
+
+from simmim_jax.errors import UserError
+
+MASK_GREY = 205
+MIN_CELL_SIZE = 96  # pixels; smaller images are enlarged
+MAX_BARS = 5
+MAX_NAME_LENGTH = 30
+
+# Okabe & Ito (2008): told apart with any kind of colour vision.
+LINE_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+)
+INK = "#222222"
+BAR, RIGHT_BAR, WRONG_BAR = "#C9DCEB", "#8FD1B8", "#F2B896"
+RIGHT_INK, WRONG_INK = "#00664A", "#A84800"
+
+FIGURE_WIDTH, DPI = 8.0, 150  # inches, pixels an inch: 1200 pixels wide
+
+
+def reconstruction_grid(
+    images: np.ndarray,
+    masks: np.ndarray,
+    reconstructions: np.ndarray,
+    path: str | Path,
+) -> Path:
+    """Examples as rows of original, masked, reconstruction and pasted; a PNG.
+
+    The third picture is the prediction at every pixel; the fourth has it where the
+    image was masked, and the original where it was visible. From four examples on
+    there are two to a row. Images under 96 pixels are enlarged by a whole factor.
+
+    Args:
+      images: uint8[n h w c]; of more than three channels the first three are shown,
+        of fewer their mean, in grey.
+      masks: bool[n h w], True = masked.
+      reconstructions: float[n h w c], 0..255; clipped to that range, NaN black.
+      path: the file to write; its folder is created.
+
+    Returns: the path. Raises ValueError for shapes other than these.
+    """
+    images, masks = _check_images(images), np.asarray(masks, bool)
+    _check_shape("masks", masks, images.shape[:3])
+    _check_shape("reconstructions", np.asarray(reconstructions), images.shape)
+    images, predicted = _to_rgb(images), _to_rgb(_to_uint8(reconstructions))
+    masks = masks[..., None]
+    panels = {
+        "original": images,
+        "masked": np.where(masks, np.uint8(MASK_GREY), images),
+        "reconstruction": predicted,
+        "pasted": np.where(masks, predicted, images),
+    }
+    return _draw_panels(panels, path)
+
+
+def augmentation_grid(
+    images: np.ndarray, augmented: np.ndarray, path: str | Path
+) -> Path:
+    """Images beside what augmentation made of them; a PNG like `reconstruction_grid`.
+
+    images: uint8[n h w c]; augmented: float[n h w c], 0..255; returns: the path.
+    Raises ValueError for other shapes.
+    """
+    images = _check_images(images)
+    _check_shape("augmented", np.asarray(augmented), images.shape)
+    panels = {"original": _to_rgb(images), "augmented": _to_rgb(_to_uint8(augmented))}
+    return _draw_panels(panels, path)
+
+
+def curves(
+    panels: Mapping[str, Mapping[str, tuple[Sequence, Sequence]]],
+    path: str | Path,
+    *,
+    xlabel: str = "step",
+) -> Path:
+    """Line charts side by side, one panel a key: {title: {name: (xs, ys)}}; a PNG.
+
+    A value that is NaN or None leaves a gap. Returns the path; raises ValueError
+    when there is nothing to draw, or xs and ys differ in length.
+    """
+    if not panels:
+        raise UserError("panels is empty: expected {title: {name: (xs, ys)}}")
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    height = 3.1 * rows if columns > 1 else 4.2
+    figure = _figure(FIGURE_WIDTH, height)
+    grid = figure.add_gridspec(rows, columns, wspace=0.06, hspace=0.06)
+    for index, (title, lines) in enumerate(panels.items()):
+        axes = figure.add_subplot(grid[index // columns, index % columns])
+        _draw_curves(axes, title, lines)
+        axes.set_xlabel(xlabel, color=INK)
+    with _atomic(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return Path(path)
+
+
+def prediction_grid(
+    images: np.ndarray,
+    names: Sequence[Sequence[str]],
+    probabilities: Sequence[Sequence[float]],
+    path: str | Path,
+    true_names: Sequence[str] | None = None,
+    titles: Sequence[str] | None = None,
+) -> Path:
+    """Images, each with bars of its most probable classes beside it; a PNG.
+
+    Args:
+      images: uint8[n h w c], shown as in `reconstruction_grid`.
+      names: class names for each image, most probable first; five at most are shown.
+      probabilities: 0..1, as many as names.
+      path: the file to write; its folder is created.
+      true_names: the right class of each image, to mark hits and misses.
+      titles: a line above each image.
+
+    Returns: the path. Raises ValueError for lengths that do not match.
+    """
+    images = _check_images(images)
+    for label, values in {
+        "names": names,
+        "probabilities": probabilities,
+        "true_names": true_names,
+        "titles": titles,
+    }.items():
+        if values is not None and len(values) != len(images):
+            raise UserError(
+                f"{label} has {len(values)} entries for images of shape"
+                f" {images.shape}: expected one for each image"
+            )
+    columns = min(len(images), 2)
+    rows = -(-len(images) // columns)
+    figure = _figure(FIGURE_WIDTH * columns / 2, 1.75 * rows)
+    grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[1, 1.6] * columns)
+    for index, image in enumerate(_to_rgb(images)):
+        row, column = index // columns, 2 * (index % columns)
+        picture = figure.add_subplot(grid[row, column])
+        picture.imshow(image, interpolation="nearest")
+        picture.set_anchor("N")
+        picture.set_axis_off()
+        if titles is not None:
+            _write_title(picture, titles[index], INK)
+        _draw_bars(
+            figure.add_subplot(grid[row, column + 1]),
+            names[index],
+            probabilities[index],
+            None if true_names is None else true_names[index],
+        )
+    with _atomic(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return Path(path)
+
+
+def _check_images(images: np.ndarray) -> np.ndarray:
+    images = np.asarray(images)
+    if images.ndim != 4 or images.dtype != np.uint8 or images.size == 0:
+        raise UserError(
+            f"images is {images.dtype}{list(images.shape)}: expected uint8[n h w c]"
+        )
+    return images
+
+
+def _check_shape(name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
+    if array.shape != expected:
+        raise UserError(
+            f"{name} has shape {array.shape}: expected {expected}, to match images"
+        )
+
+
+def _to_rgb(images: np.ndarray) -> np.ndarray:
+    """uint8[n h w c] -> uint8[n h w 3]."""
+    if images.shape[-1] >= 3:
+        return images[..., :3]
+    grey = images.mean(axis=-1).astype(np.uint8)
+    return repeat(grey, "n h w -> n h w c", c=3)
+
+
+def _to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Rounded, clipped to 0..255, NaN black."""
+    pixels = np.nan_to_num(np.asarray(pixels, np.float32))
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+
+def _draw_panels(panels: Mapping[str, np.ndarray], path: str | Path) -> Path:
+    """A column for each caption, uint8[n h w 3]; small images are enlarged."""
+    cells = np.stack(list(panels.values()), axis=1)
+    scale = max(-(-MIN_CELL_SIZE // min(cells.shape[2:4])), 1)
+    cells = repeat(cells, "n p h w c -> n p (h sh) (w sw) c", sh=scale, sw=scale)
+    with _atomic(path) as temporary:
+        _captioned(cells, list(panels)).save(temporary, format="PNG")
+    return Path(path)
+
+
+def _captioned(panels: np.ndarray, captions: Sequence[str]) -> Image.Image:
+    """uint8[n p h w 3] -> one picture, captions above each column."""
+    n, w = len(panels), panels.shape[3]
+    groups = 2 if n >= 4 else 1
+    gap = max(w // 24, 4)
+    margin = 3 * gap
+    font = ImageFont.truetype(
+        str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")),
+        size=w / 8.5,  # "reconstruction" then fills most of a column
+    )
+    header = w // 4
+
+    def padded(array: np.ndarray, *padding: tuple[int, int]) -> np.ndarray:
+        none = [(0, 0)] * (array.ndim - len(padding) - 1)
+        return np.pad(array, [*none, *padding, (0, 0)], constant_values=255)
+
+    blanks = np.full((-n % groups, *panels.shape[1:]), 255, np.uint8)
+    cells = padded(np.concatenate([panels, blanks]), (0, gap), (0, gap))
+    strips = rearrange(cells, "n p h w c -> n h (p w) c")
+    strips = padded(strips, (0, 0), (0, 3 * gap))
+    grid = rearrange(strips, "(r g) h w c -> (r h) (g w) c", g=groups)
+    grid = grid[:-gap, : -4 * gap]
+    canvas = Image.fromarray(padded(grid, (header, margin), (margin, margin)))
+
+    draw = ImageDraw.Draw(canvas)
+    for group in range(groups):
+        for column, caption in enumerate(captions):
+            left = margin + group * strips.shape[2] + column * (w + gap)
+            centre = (left + w / 2, header / 2)
+            draw.text(centre, caption, fill=INK, font=font, anchor="mm")
+    return canvas
+
+
+def _figure(width: float, height: float) -> Figure:
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches
+    return Figure(figsize=(width, height), dpi=DPI, layout=layout)
+
+
+def _draw_curves(
+    axes: Axes, title: str, lines: Mapping[str, tuple[Sequence, Sequence]]
+) -> None:
+    for index, (name, (xs, ys)) in enumerate(lines.items()):
+        x, y = np.asarray(xs, float), np.asarray(ys, float)
+        if x.ndim != 1 or x.shape != y.shape:
+            raise UserError(
+                f"curve {name!r} of panel {title!r} has xs of shape {x.shape} and ys"
+                f" of shape {y.shape}: expected two of the same length"
+            )
+        axes.plot(
+            x,
+            y,
+            label=name,
+            color=LINE_COLOURS[index % len(LINE_COLOURS)],
+            linestyle=("-", "--", ":")[index // len(LINE_COLOURS) % 3],
+            linewidth=1.6,
+            marker="o" if len(x) <= 20 else None,
+            markersize=3.5,
+        )
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.grid(color="#E3E3E3", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#999999")
+    axes.tick_params(labelsize=9, color="#999999", labelcolor=INK)
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.10g}")
+    if lines:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+
+
+def _draw_bars(
+    axes: Axes,
+    names: Sequence[str],
+    probabilities: Sequence[float],
+    true_name: str | None,
+) -> None:
+    if not names or len(names) != len(probabilities):
+        raise UserError(
+            f"{len(names)} names and {len(probabilities)} probabilities for one image:"
+            " expected at least one, and as many of each"
+        )
+    names, probabilities = names[:MAX_BARS], probabilities[:MAX_BARS]
+    for row, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
+        colour = BAR
+        if true_name is not None and name == true_name:
+            colour = RIGHT_BAR
+        elif true_name is not None and row == 0:
+            colour = WRONG_BAR
+        axes.barh(row, 1, color="#F4F4F4", height=0.8)
+        axes.barh(row, probability, color=colour, height=0.8)
+        style: dict[str, Any] = {
+            "va": "center",
+            "fontsize": 8,
+            "color": INK,
+            "parse_math": False,
+        }
+        axes.text(0.02, row, _shortened(name), ha="left", **style)
+        axes.text(1.03, row, f"{probability:.0%}", ha="left", **style)
+    axes.set(xlim=(0, 1.2), ylim=(MAX_BARS - 0.6, -0.4))
+    axes.set_axis_off()
+    if true_name is not None and names[0] == true_name:
+        _write_title(axes, f"✓ true: {_shortened(true_name)}", RIGHT_INK)
+    elif true_name is not None:
+        _write_title(axes, f"✗ true: {_shortened(true_name)}", WRONG_INK)
+
+
+def _write_title(axes: Axes, text: str, colour: str) -> None:
+    # A "$" in a file or class name is no formula.
+    title = axes.set_title(text, loc="left", fontsize=8.5, color=colour, pad=4)
+    title.set_parse_math(False)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…"
+
+
+@contextmanager
+def _atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place once it is complete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

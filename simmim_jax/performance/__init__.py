@@ -1,0 +1,1 @@
+"""What a training step and its input cost, on devices here or elsewhere."""

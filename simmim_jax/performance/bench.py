@@ -1,0 +1,238 @@
+"""How fast a training step is: the real one, on images that are there already."""
+
+import collections
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from simmim_jax.checkpoints.store import Checkpointer
+from simmim_jax.errors import UserError
+from simmim_jax.monitoring.profile import Profile
+from simmim_jax.monitoring.writer import write_json
+from simmim_jax.runtime import distributed, host_memory, sharding
+from simmim_jax.tasks import classify, pretrain
+from simmim_jax.training import compilation, resume, steps
+from simmim_jax.training.step_log import device_memory, utilization
+from simmim_jax.training.steps import TrainState
+
+# Steps that do not count: memory is found for the first ones.
+_WARM_UP = 2
+# Examples of an epoch: those of ImageNet-1k. Lengths of schedules follow from it.
+_NUM_EXAMPLES = 1_281_167
+
+StepFn = Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]
+
+
+def bench(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Measures the training step of `config` on one synthetic batch; prints a table.
+
+    No data set, pre-trained weights or input pipeline take part. Of a comparison it is
+    pre-training's. Returns what it writes to <workdir>/bench.json. With config.profile
+    some more steps are traced.
+    raises: ValueError where `config` makes no sense.
+    """
+    config = config.get("pretrain", config)
+    say = print if jax.process_index() == 0 else lambda *args, **kwargs: None
+    if "mask" in config:
+        learner = pretrain.learner(config, _NUM_EXAMPLES)
+    else:
+        classes = config.bench.num_classes
+        learner = classify.learner(config, _NUM_EXAMPLES, classes)
+    if config.bench.checkpoint and jax.process_count() > 1:
+        raise UserError(
+            "config.bench.checkpoint=True measures a run of one process, and this one "
+            f"has {jax.process_count()}: set it to False; checkpoint_seconds in "
+            "metrics.jsonl of a training run tells what checkpoints cost there."
+        )
+    mesh = sharding.make_mesh(**config.mesh)
+    plan = compilation.plan(config, learner, mesh)
+    flops = compilation.flops_per_image(config, learner)
+
+    say("compiling the training step ...", flush=True)
+    begin = time.perf_counter()
+    lowered = plan.lower()
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter()
+    distributed.meet()
+    step_fn: StepFn = compiled
+    params = jax.jit(learner.init, out_shardings=plan.shardings.params)(
+        jax.random.key(config.seed)
+    )
+    parameters = sum(p.size for p in jax.tree.leaves(params))
+    state = jax.jit(plan.fresh_state, out_shardings=plan.shardings, donate_argnums=0)(
+        params
+    )
+    batch = sharding.to_devices(synthetic_batch(config), mesh)
+    host_memory.make_room()
+
+    say(f"measuring {config.bench.steps} steps ...", flush=True)
+    durations, state = run(step_fn, state, batch, _WARM_UP + config.bench.steps)
+    milliseconds = 1e3 * np.array(durations[_WARM_UP:])
+    mean = milliseconds.mean() / 1e3
+    rate = config.data.batch_size / mean
+    result = {
+        "mode": "pretrain" if "mask" in config else "finetune",
+        "model": config.model.name,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "dtype": config.dtype,
+        "image_size": tuple(config.data.image_size),
+        "batch_size": config.data.batch_size,
+        "parameters": parameters,
+        "flops_per_image": flops,
+        "trace_seconds": traced - begin,
+        "compile_seconds": seconds - traced,
+        "steps": config.bench.steps,
+        "step_ms_p50": float(np.percentile(milliseconds, 50)),
+        "step_ms_p95": float(np.percentile(milliseconds, 95)),
+        "images_per_second": rate,
+        **{"mfu": None, **utilization(rate, flops)},
+        "flops_per_second_per_chip": rate * flops / jax.device_count(),
+        "device_memory_planned": planned_memory(compiled),
+        "device_memory": device_memory(),
+    }
+    if config.profile.num_steps:
+        profile = Profile(workdir, start_step=0, num_steps=config.profile.num_steps)
+        _, state = run(step_fn, state, batch, config.profile.num_steps, profile)
+        say(f"profile written to {profile.path}")
+    if config.bench.checkpoint:
+        say("saving a checkpoint ...", flush=True)
+        result["checkpoint"] = checkpoint_cost(workdir, state, step_fn, batch, mean)
+    if jax.process_index() == 0:
+        print(report(result))
+        write_json(workdir / "bench.json", result)
+    return result
+
+
+def synthetic_batch(config: ConfigDict) -> dict[str, np.ndarray]:
+    """This process's part of a batch of noise."""
+    rng = np.random.default_rng(config.seed + jax.process_index())
+    size = config.data.batch_size // jax.process_count()
+    shape = (size, *config.data.image_size, config.data.channels)
+    labels = rng.integers(0, config.bench.num_classes, size, np.int32)
+    return {"image": rng.integers(0, 256, shape, np.uint8), "label": labels}
+
+
+def run(
+    step_fn: StepFn,
+    state: TrainState,
+    batch: steps.Batch,
+    count: int,
+    profile: Profile | None = None,
+) -> tuple[list[float], TrainState]:
+    """So many steps, each started before the one ahead of it is over, as in training.
+
+    returns: seconds from the end of one step to that of the next, and the state.
+    """
+    ends, running = [time.perf_counter()], collections.deque[steps.Metrics]()
+
+    def finish(at_most: int) -> None:
+        while len(running) > at_most:
+            jax.device_get(running.popleft())
+            ends.append(time.perf_counter())
+
+    for number in range(count):
+        sharding.await_on_cpus((state, batch))
+        with profile.step(number) if profile else contextlib.nullcontext():
+            state, metrics = step_fn(state, batch)
+        running.append(metrics)
+        # A CPU has computed it already, or does nothing else until it has.
+        finish(0 if jax.default_backend() == "cpu" else 1)
+        if profile:
+            profile.after(metrics)
+    finish(0)
+    return np.diff(ends).tolist(), state
+
+
+def planned_memory(compiled: jax.stages.Compiled) -> int | None:
+    """Bytes of a device that the program takes, as its compiler says: all at once."""
+    plan = compiled.memory_analysis()
+    if plan is None:
+        return None
+    return (
+        plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        - plan.alias_size_in_bytes
+        + plan.temp_size_in_bytes
+    )
+
+
+def checkpoint_cost(
+    workdir: Path, state: TrainState, step_fn: StepFn, batch: steps.Batch, mean: float
+) -> dict[str, Any]:
+    """What saving holds the loop up, and how much slower steps are meanwhile.
+
+    mean: seconds of a step while nothing is saved.
+    """
+    folder = workdir / "bench_checkpoint"
+    shutil.rmtree(folder, ignore_errors=True)
+    with Checkpointer(folder, keep=1, best="loss", mode="min") as checkpoints:
+        begin = time.perf_counter()
+        checkpoints.save(
+            1,
+            params=state.averaged,
+            optimizer=resume.optimizer_item(state),
+            data={},
+            meta={},
+            metrics=None,
+        )
+        held_up = time.perf_counter() - begin
+        durations = []
+        while checkpoints.is_writing():
+            some, state = run(step_fn, state, batch, 1)
+            durations += some
+        written = time.perf_counter() - begin
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    shutil.rmtree(folder)
+    return {
+        "bytes": size,
+        "held_up_seconds": held_up,
+        "written_after_seconds": written,
+        "steps_meanwhile": len(durations),
+        "step_slowdown": sum(durations) / len(durations) / mean if durations else None,
+    }
+
+
+def report(result: dict[str, Any]) -> str:
+    """What is printed of a result."""
+    r = result
+    height, width = r["image_size"]
+    rows = {
+        "parameters": f"{r['parameters']:,}",
+        "FLOPs an image, of a step": f"{r['flops_per_image'] / 1e9:,.4g} G",
+        "trace": f"{r['trace_seconds']:.1f} s",
+        "compile": f"{r['compile_seconds']:.1f} s",
+        "step, p50": f"{r['step_ms_p50']:,.1f} ms",
+        "step, p95": f"{r['step_ms_p95']:,.1f} ms",
+        "images/s": f"{r['images_per_second']:,.4g}",
+        "images/s/chip": f"{r['images_per_second_per_chip']:,.4g}",
+        "TFLOP/s/chip": f"{r['flops_per_second_per_chip'] / 1e12:,.4g}",
+        "MFU": "unknown" if r["mfu"] is None else f"{r['mfu']:.1%}",
+        "memory a device, planned": _gib(r["device_memory_planned"]),
+        "memory a device, at most in use": _gib(r["device_memory"]),
+    }
+    if saved := r.get("checkpoint"):
+        rows["checkpoint"] = f"{saved['bytes'] / 1e6:,.4g} MB"
+        rows["holds the loop up for"] = f"{saved['held_up_seconds']:.2f} s"
+        rows["is written after"] = f"{saved['written_after_seconds']:.2f} s"
+        slowdown = saved["step_slowdown"]
+        rows["a step meanwhile takes"] = f"{slowdown:.2f} x" if slowdown else "no time"
+    return "\n".join(
+        [
+            f"\n{r['mode']}, {r['model']}, {r['dtype']}: {r['batch_size']} images of "
+            f"{height}x{width} a step, {r['devices']}\n",
+            *(f"{name:<32} {value:>16}" for name, value in rows.items()),
+            *([] if r["mfu"] else ["\nThe peak rate of these devices is not known."]),
+        ]
+    )
+
+
+def _gib(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 2**30:,.3g} GiB"

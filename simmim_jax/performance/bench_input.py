@@ -1,0 +1,314 @@
+"""How fast the input is: stage by stage, as a whole, and beside what it has to feed."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import itertools
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from simmim_jax.data.codecs.image import decode
+from simmim_jax.data.loader.memory import Batch
+from simmim_jax.data.loader.workers import num_cpus
+from simmim_jax.data.sources.base import Source
+from simmim_jax.data.views.crop import random_crop, resize_center_crop
+from simmim_jax.errors import UserError
+from simmim_jax.monitoring.writer import write_json
+from simmim_jax.runtime import sharding
+from simmim_jax.runtime.accelerators import Accelerator, accelerator
+from simmim_jax.tasks.classify import finetune_task
+from simmim_jax.tasks.pretrain import pretrain_task
+from simmim_jax.training import compilation, inputs
+
+# Share of its peak that an accelerator is taken to reach. What is published for ViT-B
+# to ViT-H comes to 26 to 39 % on TPU v4 (deit3-jax, README).
+ASSUMED_MFU = 0.4
+# Seconds for each stage, and for the pipeline as a whole.
+_STAGE_SECONDS = 1.5
+_PIPELINE_SECONDS = 5.0
+# Batches that do not count: threads and workers start, and the first ones lie ready.
+_WARM_UP = 4
+# Rates are noisy: this share of another one and less is less.
+_CLEARLY_LESS = 0.6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One host: means of an example, seconds in one thread, and images a second."""
+
+    bytes: float
+    pixels: float
+    image_size: tuple[int, int]  # that they are cropped to
+    skipped: float  # share of examples that cannot be decoded
+    read_seconds: float
+    read_cpu_seconds: float  # the part of it that keeps a core busy
+    decode_seconds: float  # of the whole image
+    crop_seconds: float  # of decoding and cropping as in training
+    read_rate: float  # with all threads
+    pipeline_rate: float
+    copy_rate: float  # to the devices
+    threads: int  # of all workers
+    cores: int
+    batch_size: int  # of this measurement
+
+
+def bench_input(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Measures the training input of `config` for some seconds, and prints a table.
+
+    Of a comparison it is pre-training's. config.bench.accelerators names those to
+    compare with. Returns what it writes to <workdir>/bench_input.json; nothing else is
+    written. Of several processes each measures its own host, and the first one tells.
+    raises: ValueError for an unknown accelerator and for data without images.
+    """
+    config = config.get("pretrain", config).copy_and_resolve_references()
+    names = config.bench.accelerators.replace(",", " ").split()
+    accelerators = [accelerator(name) for name in names]
+    inputs.check_batch(config, sharding.make_mesh())
+    task = (pretrain_task if "mask" in config else finetune_task)(config, workdir)
+    if jax.process_index() == 0:
+        print("measuring for about ten seconds ...", flush=True)
+    flops = compilation.flops_per_image(config, task)
+    measured = measure(config, task.source)
+    stage, advice = bottleneck(measured)
+    result = {
+        "dataset": config.data.dataset,
+        "examples": len(task.source),
+        "devices": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
+        **dataclasses.asdict(measured),
+        "flops_per_image": flops,
+        "assumed_mfu": ASSUMED_MFU,
+        "accelerators": [needs(a, flops, measured) for a in accelerators],
+        "bottleneck": stage,
+        "advice": advice,
+    }
+    if jax.process_index() == 0:
+        print(report(result))
+        write_json(workdir / "bench_input.json", result)
+    return result
+
+
+# ---- Measure -------------------------------------------------------------------------
+
+
+def measure(config: ConfigDict, source: Source) -> Measured:
+    """All that is measured, in about ten seconds."""
+    order = np.random.default_rng(config.seed).permutation(len(source))
+    means = one_thread(config, source, order)
+    workers, threads = inputs.decoders(config, source)
+    threads *= max(workers, 1)
+    cores = num_cpus()
+    seconds = means["read_seconds"] + means["crop_seconds"]
+    small = config.copy_and_resolve_references()
+    small.data.batch_size = batch_size(config, min(threads, cores) / seconds)
+    pipeline_rate, batch = pipeline(small, source)
+    return Measured(
+        **means,
+        image_size=tuple(config.data.image_size),
+        read_rate=read_rate(source, order, threads),
+        pipeline_rate=pipeline_rate,
+        copy_rate=copy_rate(batch),
+        threads=threads,
+        cores=cores,
+        batch_size=small.data.batch_size,
+    )
+
+
+def one_thread(
+    config: ConfigDict, source: Source, order: np.ndarray
+) -> dict[str, float]:
+    """Means of the examples `order`, or as many of them as there is time for."""
+    names = (
+        *("bytes", "pixels"),
+        *("read_seconds", "read_cpu_seconds", "decode_seconds", "crop_seconds"),
+    )
+    rows, tried = [], 0
+    end = time.perf_counter() + _STAGE_SECONDS
+    for index in order:
+        if time.perf_counter() > end:
+            break
+        tried += 1
+        start, cpu = time.perf_counter(), time.thread_time()
+        try:
+            data = source[int(index)]["image"]
+            read, cpu_read = time.perf_counter(), time.thread_time()
+            height, width, _ = decode(data, config.data.channels).shape
+            decoded = time.perf_counter()
+            crop(config, data, np.random.default_rng(int(index)))
+        except (OSError, ValueError):
+            continue
+        cropped = time.perf_counter()
+        size = data.nbytes if isinstance(data, np.ndarray) else len(data)
+        seconds = read - start, cpu_read - cpu, decoded - read, cropped - decoded
+        rows.append((size, height * width, *seconds))
+    if not rows:
+        raise UserError(
+            f"config.data.dataset={config.data.dataset!r}: none of {tried} examples "
+            "could be decoded."
+        )
+    # The first one loads libraries.
+    means = np.mean(rows[len(rows) > 1 :], axis=0).tolist()
+    return {**dict(zip(names, means, strict=True)), "skipped": 1 - len(rows) / tried}
+
+
+def crop(config: ConfigDict, data: Any, rng: np.random.Generator) -> np.ndarray:
+    """What training makes of an encoded image."""
+    channels, size = config.data.channels, config.data.image_size
+    interpolation = config.data.interpolation
+    if not config.data.crop_scale:
+        return resize_center_crop(decode(data, channels), size, 1.0, interpolation)
+    return random_crop(
+        data,
+        channels=channels,
+        size=size,
+        rng=rng,
+        scale=config.data.crop_scale,
+        ratio=config.data.crop_ratio,
+        interpolation=interpolation,
+        fast=config.data.fast_decode,
+    )
+
+
+def read_rate(source: Source, order: np.ndarray, threads: int) -> float:
+    """Examples a second that so many threads read, and nothing else."""
+    # From the end: the first ones have been read, and come from memory.
+    indices = itertools.cycle(order[::-1].tolist())
+    start = time.perf_counter()
+
+    def read(_: int) -> int:
+        count = 0
+        while time.perf_counter() < start + _STAGE_SECONDS:
+            with contextlib.suppress(OSError):
+                source[next(indices)]
+            count += 1
+        return count
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        count = sum(pool.map(read, range(threads)))
+    return count / (time.perf_counter() - start)
+
+
+def batch_size(config: ConfigDict, rate: float) -> int:
+    """config.data.batch_size, or what takes about half a second at `rate` if less."""
+    devices = jax.device_count()
+    fitting = rate * jax.process_count() / 2
+    return min(config.data.batch_size, max(1, round(fitting / devices)) * devices)
+
+
+def pipeline(config: ConfigDict, source: Source) -> tuple[float, Batch]:
+    """Images a second that training's own iterator gives this host; its last batch."""
+    with contextlib.closing(inputs.train_batches(config, source)) as batches:
+        for _ in range(_WARM_UP):
+            next(batches)
+        images, seconds, start = 0, 0.0, time.perf_counter()
+        while seconds < _PIPELINE_SECONDS:
+            batch = next(batches)
+            images += len(batch["image"])
+            seconds = time.perf_counter() - start
+    return images / seconds, batch
+
+
+def copy_rate(batch: Batch) -> float:
+    """Images a second that go from this host's memory to its devices."""
+    mesh = sharding.make_mesh()
+    jax.block_until_ready(sharding.to_devices(batch, mesh))
+    images, start = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - start) < _STAGE_SECONDS / 3:
+        jax.block_until_ready(sharding.to_devices(batch, mesh))
+        images += len(batch["image"])
+    return images / seconds
+
+
+# ---- Judge ---------------------------------------------------------------------------
+
+
+def needs(of: Accelerator, flops_per_image: float, on: Measured) -> dict[str, Any]:
+    """What an accelerator needs, and how many cores of this speed would feed a host."""
+    rate = of.images_per_second(flops_per_image, ASSUMED_MFU)
+    per_core = on.pipeline_rate / min(on.cores, on.threads)
+    return {
+        "name": of.name,
+        "chips": of.chips,
+        "hosts": of.hosts,
+        "images_per_second": rate,
+        "images_per_second_per_host": rate / of.hosts,
+        "fed": on.pipeline_rate / (rate / of.hosts),  # share of the time
+        "cores_per_host": math.ceil(rate / of.hosts / per_core),
+    }
+
+
+def bottleneck(measured: Measured) -> tuple[str, str]:
+    """What holds the pipeline up, and what to do about it.
+
+    Three rates bound it: that of the storage, that of the threads, of which each reads
+    and decodes one image after the other, and that of the cores, which are busy with
+    all but waiting for bytes.
+    """
+    m = measured
+    busy = {
+        "read": m.read_cpu_seconds,
+        "decode": min(m.decode_seconds, m.crop_seconds),
+        "crop": max(m.crop_seconds - m.decode_seconds, 0.0),
+    }
+    by_threads = m.threads / (m.read_seconds + m.crop_seconds)
+    by_cores = m.cores / sum(busy.values())
+    bound = min(m.read_rate, by_threads, by_cores)
+    if m.copy_rate < m.pipeline_rate:
+        return "copy", "Batches are made faster than they are copied to the devices."
+    if m.pipeline_rate < _CLEARLY_LESS * bound:
+        return "hand-over", (
+            f"Reading and decoding alone would give {bound:,.0f} images/s. If no other "
+            "program takes the cores, threads wait for each other: share the work "
+            "among processes, --config.data.num_workers=N, with fewer "
+            "--config.data.num_threads in each."
+        )
+    are_large = m.pixels > 2 * math.prod(m.image_size)
+    smaller = " or smaller images: python -m simmim_jax.data.pack" if are_large else ""
+    if bound < _CLEARLY_LESS * by_cores:
+        if m.read_rate < _CLEARLY_LESS * by_threads:
+            return "read", f"The cores wait for bytes. Wants a faster disk{smaller}."
+        return "threads", (
+            f"{m.threads} threads, which wait for bytes in between, do not keep "
+            f"{m.cores} cores busy: raise --config.data.num_threads."
+        )
+    stage = max(busy, key=lambda name: busy[name])
+    share = busy[stage] / sum(busy.values())
+    return stage, f"It takes {share:.0%} of the cores' time. Wants more cores{smaller}."
+
+
+def report(result: dict[str, Any]) -> str:
+    """What is printed of a result."""
+    r = result
+    height, width = r["image_size"]
+    rates = {
+        "read, 1 thread": 1 / max(r["read_seconds"], 1e-9),
+        "decode, 1 thread": 1 / r["decode_seconds"],
+        "decode and crop, 1 thread": 1 / r["crop_seconds"],
+        f"read, {r['threads']} threads": r["read_rate"],
+        f"training batches, {r['threads']} threads": r["pipeline_rate"],
+        f"copy to {r['devices']}": r["copy_rate"],
+    }
+    lines = [
+        f"\n{r['examples']:,} images of {r['dataset']}, {r['bytes'] / 1e3:,.1f} kB and "
+        f"{r['pixels']:,.0f} pixels each, to {height}x{width}; {r['cores']} cores",
+        f"\n{'':<36}{'images/s':>12}",
+        *(f"{name:<36}{rate:>12,.0f}" for name, rate in rates.items()),
+        f"\nA training step takes {r['flops_per_image'] / 1e9:,.3g} GFLOP an image. At "
+        f"{r['assumed_mfu']:.0%} of their peak rate, which is assumed, they need:\n",
+        f"{'':<10}{'chips':>6}{'hosts':>6}{'images/s':>15}{'a host':>15}"
+        f"{'fed here':>10}{'cores a host':>14}",
+        *(
+            f"{a['name']:<10}{a['chips']:>6}{a['hosts']:>6}"
+            f"{a['images_per_second']:>15,.0f}{a['images_per_second_per_host']:>15,.0f}"
+            f"{min(a['fed'], 1):>10.1%}{a['cores_per_host']:>14,}"
+            for a in r["accelerators"]
+        ),
+    ]
+    if r["skipped"]:
+        lines.append(f"\n{r['skipped']:.1%} of the examples cannot be decoded.")
+    return "\n".join([*lines, f"\nBottleneck: {r['bottleneck']}. {r['advice']}"])

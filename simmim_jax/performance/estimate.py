@@ -1,0 +1,307 @@
+"""A training step on a TPU slice that is not there: does it fit, what does it cost."""
+
+import concurrent.futures
+import dataclasses
+import importlib.metadata
+import math
+import multiprocessing
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from simmim_jax.data.sources.registry import check_source
+from simmim_jax.performance import hlo, kernels, schedule, slices, step_cost
+from simmim_jax.runtime import sharding
+from simmim_jax.runtime.accelerators import CHIPS, Accelerator
+from simmim_jax.tasks import classify, pretrain
+from simmim_jax.training import compilation, inputs
+from simmim_jax.training.compilation import Learner, Plan
+
+# ImageNet-1k: what is assumed where the data set is elsewhere.
+_EXAMPLES, _CLASSES = 1281167, 1000
+# The largest batch is looked for among multiples of this many images a chip, and of
+# what config.optim.accumulation makes of it.
+BATCH_UNIT = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each chip. Parts of a step that does not fit are known in part."""
+
+    fits: bool
+    available: int
+    total: int
+    parameters: int
+    optimizer: int  # and moving averages
+    batch: int
+    temporaries: int  # activations, gradients and what else lives within a step
+    program: int
+
+
+def estimate(
+    config: ConfigDict, of: Accelerator, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Compiles the training step of `config` for a slice; what the compiler says of it.
+
+    say: gets a line of progress.
+    raises: ValueError where `config` makes no sense on that slice.
+    """
+    learner, assumptions = learner_of(config)
+    mesh = sharding.make_mesh(**config.mesh, devices=slices.devices(of))
+    plan = compilation.plan(config, learner, mesh)
+    flops = compilation.flops_per_image(config, learner)
+    memory, text, seconds = _compile(plan, mesh, say)
+    result = {
+        "topology": of.name,
+        "chips": of.chips,
+        "hosts": of.hosts,
+        "mesh": dict(mesh.shape),
+        "batch_size": config.data.batch_size,
+        "batch_size_per_chip": config.data.batch_size // of.chips,
+        "fits": memory.fits,
+        "bytes_per_chip": memory.total,
+        "memory": dataclasses.asdict(memory),
+        "flops_per_image": flops,
+        "assumptions": assumptions,
+        "compile_seconds": seconds,
+        "jax": jax.__version__,
+        "libtpu": importlib.metadata.version("libtpu"),
+    }
+    if not memory.fits:
+        return result | {"advice": advice(config, of, memory)}
+    say("reading the program ...")
+    program = hlo.parse(text)
+    issued: dict[kernels.Key, int | None] = {}
+    if any(i.kind == hlo.PALLAS for i, _, _ in program.executed()):
+        say("compiling its Pallas kernels alone ...")
+        issued = kernel_bundles(config, of)
+    cost = step_cost.cost(program, lambda call: issued.get(kernels.key(call)))
+    if any(operation.kind == hlo.PALLAS for operation in cost.unknown):
+        assumptions.append(
+            "some Pallas kernels, whose schedules do not tell, take no time"
+        )
+    return result | rates(cost, of, config.data.batch_size, flops)
+
+
+def rates(
+    cost: step_cost.Cost, of: Accelerator, batch_size: int, flops: float
+) -> dict[str, Any]:
+    """What the cost of a step on a chip means for the slice."""
+    chip = CHIPS[of.name.partition("-")[0]]
+    seconds = cost.cycles / chip.clock
+    sent = sum(transfer.sent for transfer in cost.transfers.values())
+    share = batch_size / of.chips
+    return {
+        "cycles_per_step": cost.cycles,
+        "estimated_cycles": cost.estimated_cycles,
+        "kernel_bundles": cost.kernel_bundles,
+        "clock": chip.clock,
+        "seconds_per_step": seconds,
+        "images_per_second_per_chip": share / seconds,
+        "images_per_second": batch_size / seconds,
+        "mfu": share * flops / seconds / of.peak,
+        "roofline": {
+            "compute_seconds": share * flops / of.peak,
+            "memory_seconds": cost.hbm_bytes / chip.memory,
+            "links_seconds": sent / chip.links,
+            "memory_bytes": cost.hbm_bytes,
+        },
+        "collectives": {
+            kind: {"times": t.times, "bytes": t.bytes, "sent_per_chip": round(t.sent)}
+            for kind, t in cost.transfers.items()
+        },
+        "operations": [dataclasses.asdict(o) for o in cost.operations[:10]],
+        "without_estimate": [dataclasses.asdict(o) for o in cost.unknown],
+    }
+
+
+def learner_of(config: ConfigDict) -> tuple[Learner, list[str]]:
+    """What learns, and what is assumed of a data set that is not on this machine."""
+    data, assumed = config.data, []
+    try:
+        check_source(data.dataset, data.train_split, data_dir=data.data_dir)
+        source = inputs.open_split(config, data.train_split)
+        examples, classes = len(source), len(source.class_names)
+    except (OSError, ValueError, ImportError) as error:
+        examples, classes = _EXAMPLES, _CLASSES
+        assumed.append(
+            f"{data.dataset} does not open here: taken for {examples:,} images"
+            + ("" if config.mode == "pretrain" else f" of {classes:,} classes")
+            + f" ({str(error).splitlines()[0].rstrip(':.')})"
+        )
+    if config.mode == "pretrain":
+        return pretrain.learner(config, examples), assumed
+    return (
+        classify.learner(config, config.data.num_labels or examples, classes),
+        assumed,
+    )
+
+
+def kernel_bundles(
+    config: ConfigDict, of: Accelerator
+) -> dict[kernels.Key, int | None]:
+    """Bundles that the Pallas kernels of a step issue, on a chip."""
+    # Only a process that starts anew can be told to dump schedules.
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(_kernel_bundles, config, of).result()
+
+
+def _kernel_bundles(
+    config: ConfigDict, of: Accelerator
+) -> dict[kernels.Key, int | None]:
+    with tempfile.TemporaryDirectory(prefix="schedules-") as dump:
+        schedule.dump_to(dump)
+        devices = slices.devices(of)
+        mesh = sharding.make_mesh(**config.mesh, devices=devices)
+        plan = compilation.plan(config, learner_of(config)[0], mesh)
+        traced = jax.make_jaxpr(plan.step)(plan.state, plan.batch)
+        return kernels.bundles(kernels.find(traced.jaxpr), devices[0], Path(dump))
+
+
+def _compile(
+    plan: Plan, mesh: Mesh, say: Callable[[str], None]
+) -> tuple[Memory, str, float]:
+    """Bytes on a chip, the optimised program, and seconds that the compiler took."""
+    state = plan.state
+    parts = {
+        "available": available_bytes(mesh),
+        "parameters": _bytes_per_chip(state.params),
+        "optimizer": _bytes_per_chip((state.opt_state, state.ema)),
+        "batch": _bytes_per_chip(plan.batch),
+    }
+    begin = time.perf_counter()
+    say("tracing the training step ...")
+    lowered = plan.lower()
+    say(f"compiling it, which takes minutes ({time.perf_counter() - begin:.0f} s) ...")
+    begin = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        seconds = time.perf_counter() - begin
+        held = sum(parts[name] for name in ("parameters", "optimizer", "batch"))
+        total = max(needed_bytes(str(error)), held)
+        memory = Memory(
+            fits=False, total=total, temporaries=total - held, program=0, **parts
+        )
+        return memory, "", seconds
+    seconds = time.perf_counter() - begin
+    stats, text = compiled.memory_analysis(), compiled.as_text()
+    assert stats, "the TPU compiler always tells"
+    assert text
+    total = (
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes
+        + stats.generated_code_size_in_bytes
+    )
+    memory = Memory(
+        # The compiler takes some steps that need a little more than is available, of
+        # which it tells two decimals.
+        fits=total < parts["available"] + 0.005 * 2**30,
+        total=total,
+        temporaries=stats.temp_size_in_bytes,
+        program=stats.generated_code_size_in_bytes,
+        **parts,
+    )
+    say(f"compiled in {seconds:.0f} s")
+    return memory, text, seconds
+
+
+def available_bytes(mesh: Mesh) -> int:
+    """Main memory of a chip as the compiler sees it: what it says to far too much."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    large = jax.ShapeDtypeStruct((2**40,), jnp.float32, sharding=whole)
+    try:
+        jax.jit(lambda x: x + 1).lower(large).compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = re.search(r"available HBM \(([\d.]+)G\)", str(error))
+        if found:
+            return round(float(found[1]) * 2**30)
+        raise
+    raise RuntimeError("the TPU compiler takes 4 TiB for what fits: a new libtpu?")
+
+
+def needed_bytes(message: str) -> int:
+    """What a step that does not fit needs, as the compiler's message says; 0: nothing.
+
+    Its first line tells of temporaries alone, or of everything.
+    """
+    sizes = re.findall(r"([\d.]+)([KMGT])\b", message.splitlines()[0])
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return round(max((float(n) * unit[u] for n, u in sizes), default=0))
+
+
+def _bytes_per_chip(tree: Any) -> int:
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
+# ---- What to change ------------------------------------------------------------------
+
+
+def advice(config: ConfigDict, of: Accelerator, memory: Memory) -> list[str]:
+    """Flags that would make a step smaller, the best one first."""
+    found = []
+    # Gradients are as large as the parameters.
+    state = 2 * memory.parameters + memory.optimizer
+    if config.mesh.fsdp == 1 and of.chips > 1 and state > memory.available / 4:
+        found.append(
+            f"--config.mesh.fsdp={of.chips}: parameters, gradients and moments, "
+            f"{state / 2**30:.1f} GiB, are split over chips"
+        )
+    if config.model.remat != "full":
+        found.append("--config.model.remat=full: whole blocks are computed again")
+    parts = 2 * config.optim.accumulation
+    if config.data.batch_size % (parts * of.chips) == 0:
+        found.append(
+            f"--config.optim.accumulation={parts}: the batch in so many parts, one "
+            "after the other"
+        )
+    found.append(
+        f"a smaller --config.data.batch_size than {config.data.batch_size}, or more "
+        "chips; --search finds the largest batch that fits"
+    )
+    return found
+
+
+def largest_batch(
+    bytes_of: Callable[[int], tuple[bool, int]],
+    *,
+    first: int,
+    unit: int,
+    constant: int,
+    limit: int,
+) -> int:
+    """The largest batch a chip that fits, among multiples of `unit`; 0: none does.
+
+    bytes_of: batch a chip -> whether it fits, and bytes that it needs, which grow with
+    the batch about linearly from `constant` on. first: where to begin. limit: bytes
+    that there are.
+    """
+    fits, fails = 0, 0  # the largest that does, the smallest that does not
+    known = {0: constant}
+    guess = max(first // unit, 1) * unit
+    while True:
+        does, known[guess] = bytes_of(guess)
+        fits, fails = (guess, fails) if does else (fits, guess)
+        if fails and fails - fits <= unit:
+            return fits
+        (b, low), (c, high) = sorted(known.items())[-2:]
+        slope = max((high - low) / (c - b), 1)
+        guess = int((c + (limit - high) / slope) // unit) * unit
+        guess = max(guess, fits + unit)
+        guess = min(guess, fails - unit if fails else 4 * max(fits, unit))

@@ -1,0 +1,1 @@
+"""Pre-training, classification and what builds on both."""

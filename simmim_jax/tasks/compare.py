@@ -1,0 +1,140 @@
+"""Is it worth it? Pre-train, then fine-tune with and without it, side by side."""
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from simmim_jax.checkpoints.transfer import transfer
+from simmim_jax.monitoring import pictures
+from simmim_jax.monitoring.writer import read_metrics, write_json
+from simmim_jax.runtime import sharding
+from simmim_jax.tasks.classify import finetune, finetune_task, patch_grid
+from simmim_jax.tasks.predict import Predictor
+from simmim_jax.tasks.pretrain import picture_path, pretrain, pretrain_task
+from simmim_jax.training import compilation, inputs
+
+PREDICTIONS = 8
+
+
+def compare(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Runs config.pretrain, then config.finetune from scratch and from what it learned.
+
+    Each goes on with what lies in its folder of `workdir`. Prints a table and returns
+    what it also writes to <workdir>/summary.json; accuracies are those of the last
+    step, not of the best one, since no further images are held out to choose it by.
+    `seconds` are those of this call.
+    """
+    begin = time.perf_counter()
+    check(config, workdir)
+    announce("pre-training, without labels")
+    pretrained = pretrain(config.pretrain, workdir / "pretrain")
+    fresh, restored = arms(config.finetune, workdir / "pretrain")
+    announce("fine-tuning from scratch")
+    scratch = finetune(fresh, workdir / "scratch")
+    announce("fine-tuning with SimMIM")
+    simmim = finetune(restored, workdir / "simmim")
+    if jax.process_index():
+        return {}
+    summary = {
+        "scratch_top1": scratch.last["top1"],
+        "simmim_top1": simmim.last["top1"],
+        "labels": num_labels(config.finetune),
+        "seconds": round(time.perf_counter() - begin, 1),
+        "reconstructions": str(picture_path(workdir / "pretrain", pretrained.step)),
+        "curves": str(draw_curves(workdir)),
+        "predictions": str(draw_predictions(restored, workdir, simmim.step)),
+    }
+    write_json(workdir / "summary.json", summary)
+    print(
+        f"\n{summary['labels']:,} labels           top-1 accuracy after the last step\n"
+        f"from scratch       {summary['scratch_top1']:.2%}\n"
+        f"with SimMIM        {summary['simmim_top1']:.2%}\n"
+    )
+    for name in ("reconstructions", "curves", "predictions"):
+        print(f"{name:<17}  {summary[name]}")
+    print(f"{'summary':<17}  {workdir / 'summary.json'}")
+    return summary
+
+
+def announce(part: str) -> None:
+    """A headline above the log of a part."""
+    if jax.process_index() == 0:
+        print(f"\n== {part}")
+
+
+def check(config: ConfigDict, workdir: Path) -> None:
+    """ValueError for what would end fine-tuning, before pre-training begins."""
+    old, (new, _) = config.pretrain, arms(config.finetune, workdir)
+    shapes = [
+        compilation.check(run, make_task(run, workdir), sharding.make_mesh(**run.mesh))
+        for run, make_task in ((old, pretrain_task), (new, finetune_task))
+    ]
+    # Parameters without memory.
+    zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
+    transfer(
+        *zeros,
+        source_grid=patch_grid(old),
+        target_grid=patch_grid(new),
+        first_blocks=new.init_first_blocks,
+    )
+
+
+def arms(config: ConfigDict, pretrained: Path) -> tuple[ConfigDict, ConfigDict]:
+    """The fine-tuning from scratch, and from the run in `pretrained`.
+
+    They differ in layer-wise learning-rate decay, too: it protects what lower layers
+    have learned, and only holds back those that have yet to learn. Nor is an encoder
+    frozen that knows nothing.
+    """
+    fresh, restored = copy.deepcopy(config), copy.deepcopy(config)
+    fresh.init_from, fresh.optim.layer_decay = "", 1.0
+    fresh.freeze_encoder = False
+    restored.init_from = str(pretrained)
+    return fresh, restored
+
+
+def draw_curves(workdir: Path) -> Path:
+    """Losses of pre-training and accuracies of both fine-tunings, in one picture."""
+
+    def curve(run: str, metric: str) -> tuple[list[int], list[float]]:
+        lines = read_metrics(workdir / run / "metrics.jsonl")
+        points = [(line["step"], line[metric]) for line in lines if metric in line]
+        return [step for step, _ in points], [value for _, value in points]
+
+    runs = {"from scratch": "scratch", "with SimMIM": "simmim"}
+    panels = {
+        "Pre-training loss": {
+            "training": curve("pretrain", "loss"),
+            "held out": curve("pretrain", "eval_loss"),
+        },
+        "Fine-tuning loss": {name: curve(run, "loss") for name, run in runs.items()},
+        "Held-out top-1": {name: curve(run, "top1") for name, run in runs.items()},
+    }
+    return pictures.curves(panels, workdir / "curves.png")
+
+
+def num_labels(config: ConfigDict) -> int:
+    """How many labelled images fine-tuning learns from."""
+    source = inputs.open_split(config, config.data.train_split)
+    return config.data.num_labels or len(source)
+
+
+def draw_predictions(config: ConfigDict, workdir: Path, step: int) -> Path:
+    """What the SimMIM classifier says of some held-out images."""
+    source = inputs.open_split(config, config.data.eval_split)
+    predictor = Predictor.load(workdir / "simmim" / "checkpoints" / str(step))
+    chosen = np.random.default_rng(config.seed).choice(
+        len(source), min(PREDICTIONS, len(source)), replace=False
+    )
+    examples = [source[int(i)] for i in chosen]
+    images = np.stack([predictor.prepare(example["image"]) for example in examples])
+    names, probabilities = predictor.top(predictor(images))
+    true_names = [predictor.class_names[example["label"]] for example in examples]
+    return pictures.prediction_grid(
+        images, names, probabilities, workdir / "predictions.png", true_names
+    )

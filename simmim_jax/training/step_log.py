@@ -1,0 +1,150 @@
+"""Metrics of steps on the device: fetched late, checked, and written."""
+
+import time
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from simmim_jax.checkpoints.store import Checkpointer
+from simmim_jax.errors import NonFiniteError
+from simmim_jax.monitoring.writer import MetricWriter, StepTimer
+from simmim_jax.runtime import accelerators
+from simmim_jax.training import optim
+
+
+class StepLog:
+    """Metrics of steps, fetched and checked one step late, so that no step waits.
+
+    Those of a step that is over already, as on a CPU, are fetched at once.
+
+    A line goes out with each checkpoint too: its mean loss then covers the same steps
+    whether or not the run was interrupted there.
+    """
+
+    def __init__(
+        self,
+        writer: MetricWriter,
+        schedule: optim.Schedule,
+        checkpoints: Checkpointer,
+        batch_size: int,
+        start: int,
+        flops_per_image: float,
+        startup: Mapping[str, float],
+        begin: float,
+    ):
+        """flops_per_image: of a training step.
+
+        startup: what setting up took; the first line has it. begin: when that began, by
+        time.perf_counter.
+        """
+        self.timer = StepTimer()
+        self.writer = writer
+        self._schedule = schedule
+        self.checkpoints = checkpoints
+        self._batch_size = batch_size
+        self._flops_per_image = flops_per_image
+        self._once = dict(startup)  # what the next line has, and no other
+        self._begin: float | None = begin
+        self._running: tuple[int, dict[str, jax.Array], dict, bool] | None = None
+        self._losses: list[float] = []
+        self._done = start  # the newest step known to be over
+        self._timed = start  # that step when the clock was last read
+
+    def restart_clock(self) -> None:
+        """Leaves out of the rates what was not training."""
+        self.timer.reset()
+        self._timed = self._done
+
+    def add(
+        self,
+        step: int,
+        metrics: dict[str, jax.Array],
+        due: bool,
+        bad_images: Mapping[str, int],
+    ) -> None:
+        """Finishes the step before this one, which may still be running.
+
+        bad_images: of the run up to this step, by reason.
+        """
+        self.finish()
+        bad = {f"bad_images/{reason}": n for reason, n in bad_images.items()}
+        self._running = (step, metrics, bad, due)
+        # A CPU computes at once; jax's stubs do not know the method.
+        if metrics["loss"].is_ready():  # type: ignore[attr-defined]
+            self.finish()
+
+    def note(self, name: str, seconds: float) -> None:
+        """Adds what something took to what the next line says of it."""
+        self._once[name] = self._once.get(name, 0.0) + seconds
+
+    def finish(self) -> None:
+        """Waits for the last step, checks it, and writes a line if one is due."""
+        if not self._running:
+            return
+        step, metrics, bad, due = self._running
+        self._running = None
+        values = {name: float(v) for name, v in jax.device_get(metrics).items()}
+        self.check(step, values)
+        if self._begin is not None:
+            seconds = time.perf_counter() - self._begin
+            self._begin = None
+            self.note("first_step_seconds", seconds)
+            self.writer.message(f"first step done {seconds:.1f} s after the start")
+        self._losses.append(values["loss"])
+        self._done = step
+        if not due:
+            return
+        values["loss"] = float(np.mean(self._losses))
+        values |= {"learning_rate": self._rate(step), **bad}
+        if self._done > self._timed:
+            images = (self._done - self._timed) * self._batch_size
+            rates = self.timer.rates(images)
+            values |= rates | utilization(
+                rates["images_per_second"], self._flops_per_image
+            )
+        if (memory := device_memory()) is not None:
+            values["device_memory"] = memory
+        values |= self._once
+        self._once = {}
+        self._losses, self._timed = [], self._done
+        self.writer.write(step, values)
+        self.writer.progress(step, values)
+
+    def _rate(self, step: int) -> float:
+        return float(self._schedule(step - 1, 1.0))
+
+    def check(self, step: int, values: dict[str, float]) -> None:
+        """NonFiniteError where a value is NaN or infinite."""
+        bad = [name for name, value in values.items() if not np.isfinite(value)]
+        if not bad:
+            return
+        self.checkpoints.wait()
+        good = self.checkpoints.last_step()
+        raise NonFiniteError(
+            f"{' and '.join(bad)} not finite at step {step}, with learning rate "
+            f"{self._rate(step):.3e}. Last good checkpoint: "
+            f"{f'step {good}' if good else 'none yet'}. Try a lower "
+            "config.optim.lr, a longer config.optim.warmup, or config.dtype=float32."
+        )
+
+
+def utilization(images_per_second: float, flops_per_image: float) -> dict[str, float]:
+    """Rate of a device, and its model FLOP utilisation where its peak is known.
+
+    mfu: share of the bfloat16 peak that the model's own products take.
+    """
+    rate = images_per_second / jax.device_count()
+    values = {"images_per_second_per_chip": rate}
+    peak = accelerators.peak(jax.devices()[0].device_kind)
+    return values | ({"mfu": rate * flops_per_image / peak} if peak else {})
+
+
+def device_memory() -> int | None:
+    """Most bytes that were in use on one of this process's devices; None on a CPU."""
+    peaks = [
+        stats["peak_bytes_in_use"]
+        for device in jax.local_devices()
+        if (stats := device.memory_stats()) and "peak_bytes_in_use" in stats
+    ]
+    return max(peaks, default=None)

@@ -1,0 +1,198 @@
+"""RandAugment: each operation against Pillow, each argument against timm's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from benchmarks.pillow_operations import pillow
+from simmim_jax.augment import randaugment
+from simmim_jax.augment.randaugment import NONE, OPERATIONS, argument_of, draw
+from simmim_jax.data.sources.registry import open_source
+
+FILL = (124, 116, 104)
+WARPS = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+# The last one has so few pixels that Equalize's table goes beyond 255.
+SHAPES = [(64, 64, 3), (48, 80, 3), (23, 19, 1), (19, 23, 3)]
+IMAGES = 8  # an operation
+apply = jax.jit(randaugment.apply, static_argnames="fill")
+
+
+def to_pillow(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.squeeze(image, 2) if image.shape[2] == 1 else image)
+
+
+@functools.cache
+def results(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, ours and Pillow's: uint8[operations, IMAGES, h, w, c] of one batch."""
+    height, width, channels = shape
+    rng = np.random.default_rng(height * width)
+    photos = open_source("bundled:climate", "train").images
+    n = len(OPERATIONS) * IMAGES
+    images = np.stack(
+        [
+            np.asarray(Image.fromarray(photo).resize((width, height)))[..., :channels]
+            for photo in photos[rng.choice(len(photos), n, replace=False)]
+        ]
+    )
+    op = np.repeat(np.arange(len(OPERATIONS)), IMAGES)
+    level = rng.uniform(1, 9.9, n).astype(np.float32)
+    sign = rng.choice([-1, 1], n).astype(np.float32)
+    argument = np.asarray(argument_of(op, level, sign))
+    ours = np.asarray(apply(images, op, argument, FILL[:channels]))
+    theirs = [
+        np.asarray(
+            pillow(OPERATIONS[o], to_pillow(image), float(a), FILL[:channels])
+        ).reshape(shape)
+        for image, o, a in zip(images, op, argument, strict=True)
+    ]
+    return tuple(
+        np.stack(x).reshape(len(OPERATIONS), IMAGES, *shape)
+        for x in (images, ours, theirs)
+    )
+
+
+# ---- Operations ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_pixels_are_those_of_pillow(name, shape):
+    images, ours, theirs = (x[OPERATIONS.index(name)] for x in results(shape))
+    difference = np.abs(ours.astype(int) - theirs)
+    if name in WARPS:
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 2e-3
+    elif name == "AutoContrast":
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 2e-2
+    else:
+        assert difference.max() == 0
+    if (name, shape[2]) != ("Color", 1):  # grey stays grey
+        assert (theirs != images).any()
+
+
+def test_auto_contrast_differs_by_pillows_rounding_and_nothing_else():
+    low, high = np.triu_indices(256, 1)
+    low, high = low[::7, None], high[::7, None]
+    levels = np.clip(np.arange(256), low, high).astype(np.uint8)
+    images = levels.reshape(-1, 16, 16, 1)
+    op = np.full(len(images), OPERATIONS.index("AutoContrast"))
+    ours = np.asarray(apply(images, op, np.zeros(len(images), np.float32), FILL[:1]))
+    theirs = [np.asarray(ImageOps.autocontrast(to_pillow(image))) for image in images]
+    short = ours.reshape(-1, 256).astype(int) - np.stack(theirs).reshape(-1, 256)
+    whole = (levels - low) * 255 % (high - low) == 0
+    assert set(np.unique(short)) == {0, 1}
+    assert not short[~whole].any()
+
+
+def test_flat_images_have_no_contrast_to_stretch():
+    images = np.full((2, 8, 8, 3), [[[[10]]], [[[200]]]], np.uint8)
+    for name in ("AutoContrast", "Equalize"):
+        op = np.full(2, OPERATIONS.index(name))
+        np.testing.assert_array_equal(apply(images, op, np.zeros(2), FILL), images)
+
+
+def test_zero_bits_are_black():
+    images = results(SHAPES[0])[0][0]
+    op = np.full(IMAGES, OPERATIONS.index("Posterize"))
+    assert not np.asarray(apply(images, op, np.zeros(IMAGES), FILL)).any()
+
+
+@pytest.mark.parametrize(("name", "axis"), [("TranslateX", 2), ("TranslateY", 1)])
+def test_whole_pixels_are_moved_and_the_rest_filled(name, axis):
+    images = results(SHAPES[0])[0][0]
+    op = np.full(IMAGES, OPERATIONS.index(name))
+    moved = np.asarray(apply(images, op, np.full(IMAGES, 0.25, np.float32), FILL))
+    moved, images = (np.moveaxis(x, axis, 0) for x in (moved, images))
+    np.testing.assert_array_equal(moved[:48], images[16:])
+    assert (moved[48:] == np.array(FILL)).all()
+
+
+def test_without_an_operation_nothing_happens():
+    images = results(SHAPES[1])[0].reshape(-1, *SHAPES[1])
+    op = np.full(len(images), NONE)
+    np.testing.assert_array_equal(
+        apply(images, op, np.ones(len(images), np.float32), FILL), images
+    )
+
+
+# ---- Arguments -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # At magnitudes 0, 5.2, 7.5, 9 and 10, by timm 0.4.12's functions.
+        ("AutoContrast", [0, 0, 0, 0, 0]),
+        ("Equalize", [0, 0, 0, 0, 0]),
+        ("Invert", [0, 0, 0, 0, 0]),
+        ("Rotate", [0, 15.6, 22.5, 27, 30]),
+        ("Posterize", [4, 2, 1, 1, 0]),
+        ("Solarize", [256, 123, 64, 26, 0]),
+        ("SolarizeAdd", [0, 57, 82, 99, 110]),
+        ("Color", [1, 1.468, 1.675, 1.81, 1.9]),
+        ("Contrast", [1, 1.468, 1.675, 1.81, 1.9]),
+        ("Brightness", [1, 1.468, 1.675, 1.81, 1.9]),
+        ("Sharpness", [1, 1.468, 1.675, 1.81, 1.9]),
+        ("ShearX", [0, 0.156, 0.225, 0.27, 0.3]),
+        ("ShearY", [0, 0.156, 0.225, 0.27, 0.3]),
+        ("TranslateX", [0, 0.234, 0.3375, 0.405, 0.45]),
+        ("TranslateY", [0, 0.234, 0.3375, 0.405, 0.45]),
+    ],
+)
+def test_arguments_are_those_of_timm(name, expected):
+    op = jnp.full(5, OPERATIONS.index(name))
+    level = jnp.array([0, 5.2, 7.5, 9, 10])
+    positive = argument_of(op, level, jnp.ones(5))
+    np.testing.assert_allclose(positive, expected, atol=1e-4)
+    negative = argument_of(op, level, -jnp.ones(5))
+    if name in WARPS:
+        np.testing.assert_allclose(negative, -positive)
+    elif name in ("Color", "Contrast", "Brightness", "Sharpness"):
+        np.testing.assert_allclose(negative, 2 - positive)
+    else:
+        np.testing.assert_array_equal(negative, positive)
+
+
+# ---- Random draws --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    op, argument = jax.jit(draw, static_argnums=1)(jax.random.key(0), 60000, 9.0, 0.5)
+    return np.asarray(op), np.asarray(argument)
+
+
+def test_every_operation_is_as_likely_and_half_are_carried_out(drawn):
+    shares = np.bincount(drawn[0], minlength=NONE + 1) / 60000
+    assert shares[NONE] == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(60000))
+    assert shares[:NONE] == pytest.approx(1 / 30, abs=5 * np.sqrt(1 / 30 / 60000))
+
+
+def test_magnitudes_are_normal_and_cut_at_ten_and_signs_are_even(drawn):
+    op, argument = drawn
+    degrees = argument[op == OPERATIONS.index("Rotate")]
+    level = np.abs(degrees) / 3
+    assert level.max() == pytest.approx(10)
+    below = level[level < 9]  # the half that is not cut
+    assert len(below) / len(level) == pytest.approx(0.5, abs=0.06)
+    assert np.sqrt(((9 - below) ** 2).mean()) == pytest.approx(0.5, abs=0.04)
+    assert (level > 9.999).mean() == pytest.approx(0.0228, abs=0.02)
+    assert (degrees > 0).mean() == pytest.approx(0.5, abs=0.06)
+
+
+def test_operations_follow_one_another_and_the_key():
+    images = results(SHAPES[0])[0].reshape(-1, *SHAPES[0])
+    options = {"num_ops": 3, "magnitude": 9.0, "magnitude_std": 0.5, "fill": FILL}
+    augment = jax.jit(functools.partial(randaugment.randaugment, **options))
+    out = augment(jax.random.key(3), images)
+    assert out.dtype == jnp.uint8
+    expected = images
+    for key in jax.random.split(jax.random.key(3), 3):
+        expected = apply(expected, *draw(key, len(images), 9.0, 0.5), FILL)
+    np.testing.assert_array_equal(out, expected)
+    assert (augment(jax.random.key(4), images) != out).any()

@@ -1,0 +1,425 @@
+"""The command that converts, official files, and checkpoints of ours."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from simmim_jax.checkpoints import store
+from simmim_jax.checkpoints.convert import files, infer, microsoft
+from simmim_jax.checkpoints.convert.model import Model
+from simmim_jax.checkpoints.convert.official import to_official
+from simmim_jax.tasks.predict import Predictor
+from tests import commands
+from tests.commands import assert_same
+from tests.convert_cases import (
+    CLASSES,
+    CLS_HEAD,
+    DATA,
+    MEAN_HEAD,
+    PLAIN_VIT,
+    SIZE,
+    SWIN,
+    SWIN_HEAD,
+    SWIN_V2,
+    VIT,
+    VIT_CLASSIFIER,
+    convert,
+    images,
+    make,
+    run,
+)
+
+MODELS = {
+    "vit": VIT,
+    "plain": PLAIN_VIT,
+    "vit-classifier": VIT_CLASSIFIER,
+    "cls-classifier": PLAIN_VIT | CLS_HEAD,
+    "swin": SWIN,
+    "swin-clamped": SWIN
+    | {"depths": (1, 2, 2), "num_heads": (2, 4, 4), "use_abs_pos_emb": True},
+    "swin-classifier": SWIN | SWIN_HEAD | {"qkv_bias": False, "patch_norm": False},
+    "swin_v2": SWIN_V2,
+    "swin_v2-classifier": SWIN_V2 | SWIN_HEAD | {"pretrained_window_sizes": ()},
+}
+SIZE_FLAG = f"--data.image_size=({SIZE}, {SIZE})"
+
+
+def refusal(source, target, *flags) -> str:
+    """What the command says as it refuses."""
+    with pytest.raises(SystemExit) as error:
+        convert(source, target, *flags)
+    assert not target.exists()
+    return str(error.value)
+
+
+def rewrite(path, target, change, **rest):
+    """The tensors of a file, changed, in another file; and nothing else of it."""
+    tensors = files.read(path)[0]
+    change(tensors)
+    files.write(target, tensors, **rest)
+    return target
+
+
+# ---- Official files ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back_is_exact(name, suffix, tmp_path):
+    if suffix == "pth":
+        pytest.importorskip("torch")
+    params = make(tmp_path / "ours", MODELS[name])
+    file = convert(tmp_path / "ours", tmp_path / f"x.{suffix}", "--to=official")
+    back = convert(file, tmp_path / "back")
+    found, meta = store.load(back)
+    assert_same(found, params)
+    before = store.load(tmp_path / "ours")[1]
+    # init_cut, of weights that are no longer initial, is the only thing that is lost.
+    for part in ("model", "data"):
+        for field, value in before["config"][part].items():
+            expected = 1.0 if field == "init_cut" else value
+            assert meta["config"][part][field] == expected, field
+    assert meta.get("class_names") == before.get("class_names")
+    assert meta["converted_from"] == str(file)
+    again = convert(back, tmp_path / f"again.{suffix}", "--to=official")
+    first, second = (files.read(path) for path in (file, again))
+    assert first[1] == second[1]
+    assert_same(second[0], first[0])
+
+
+def test_swin_base_has_the_official_names(tmp_path):
+    """365 tensors, 35 of them buffers, in the depths and windows of Swin-B."""
+    sizes = {"depths": (2, 2, 18, 2), "num_heads": (1, 2, 4, 8), "window_size": 6}
+    make(tmp_path / "ours", SWIN | sizes, image_size=(192, 192))
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+    found = files.read(file)[0]
+    assert len(found) == 365
+    buffers = [n for n in found if n.endswith(("position_index", "attn_mask"))]
+    assert len(buffers) == 35
+
+
+def test_official_buffers():
+    model = Model({}, SWIN_V2, DATA)
+    buffers = microsoft._buffers(model)
+    index = buffers["layers.0.blocks.1.attn.relative_position_index"]
+    assert (index.shape, index.dtype) == ((16, 16), np.int64)
+    assert (index[0, 0], index[0, 15], index[15, 0]) == (24, 0, 48)
+    masks = {name for name in buffers if name.endswith("attn_mask")}
+    assert masks == {"layers.0.blocks.1.attn_mask"}  # later stages are one window
+    mask = buffers["layers.0.blocks.1.attn_mask"]
+    assert mask.shape == (4, 16, 16)
+    assert set(np.unique(mask)) == {-100, 0}
+    table = buffers["layers.2.blocks.0.attn.relative_coords_table"]
+    assert table.shape == (1, 3, 3, 2)
+
+
+def test_official_vit_has_its_index(tmp_path):
+    make(tmp_path / "ours", VIT)
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+    index = files.read(file)[0]["encoder.rel_pos_bias.relative_position_index"]
+    assert index.shape == (65, 65)
+    assert index[0, 0] == 15 * 15 + 2
+
+
+def test_first_files_of_swin_v2_name_their_position_mlp_otherwise(tmp_path):
+    params = make(tmp_path / "ours", SWIN_V2)
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+
+    def rename(tensors):
+        for name in [name for name in tensors if "cpb_mlp" in name]:
+            tensors[name.replace("cpb_mlp", "rpe_mlp")] = tensors.pop(name)
+
+    config = files.read(file)[1]["config"]
+    old = rewrite(file, tmp_path / "old.safetensors", rename, config=config)
+    assert any("rpe_mlp" in name for name in files.read(old)[0])
+    assert_same(store.load(convert(old, tmp_path / "back"))[0], params)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_official_checkpoint_with_a_yacs_config(zipped, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    yacs = pytest.importorskip("yacs.config")
+    params = make(tmp_path / "ours", SWIN_V2)
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+    tensors = files.read(file)[0]
+    section = {"WINDOW_SIZE": 4, "PRETRAINED_WINDOW_SIZES": [6, 6, 3]}
+    config = yacs.CfgNode(
+        {
+            "MODEL": {"TYPE": "swinv2", "DROP_PATH_RATE": 0.2, "SWINV2": section},
+            "DATA": {"IMG_SIZE": SIZE, "INTERPOLATION": "bicubic"},
+            "TEST": {"CROP": False},
+        }
+    )
+    content = {
+        "model": {name: torch.from_numpy(value) for name, value in tensors.items()},
+        "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+        "max_accuracy": 82.8,
+        "epoch": 99,
+        "config": config,
+    }
+    path = tmp_path / "x.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    back, meta = store.load(convert(path, tmp_path / "back"))
+    assert_same(back, params)
+    model, data = meta["config"]["model"], meta["config"]["data"]
+    assert (model["window_size"], model["drop_path_rate"]) == (4, 0.2)
+    assert model["pretrained_window_sizes"] == [6, 6, 3]
+    assert (data["interpolation"], data["eval_crop"]) == ("bicubic", 1.0)
+    assert data["mean"] == [0.485, 0.456, 0.406]
+    assert "encoder.layers.*.blocks.*.attn.relative_coords_table (5)" in (
+        capsys.readouterr().out
+    )
+
+
+def test_averages_that_are_not_read_are_reported(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    params = make(tmp_path / "ours", PLAIN_VIT)
+    file = convert(tmp_path / "ours", tmp_path / "x.pth", "--to=official")
+    content = torch.load(file, weights_only=True)
+    averages = {name: value + 1 for name, value in content["model"].items()}
+    torch.save(content | {"model_ema": averages}, file)
+    capsys.readouterr()
+    assert_same(store.load(convert(file, tmp_path / "back"))[0], params)
+    assert "left out: model_ema\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({"MODEL": {"TYPE": "swin"}}, "lacks the setting 'SWIN'"),
+        ({"DATA": {}}, "lacks the setting 'IMG_SIZE'"),
+        ({"MODEL": []}, "of another type"),
+    ],
+)
+def test_configs_without_a_setting_are_refused(config, complaint, tmp_path):
+    make(tmp_path / "ours", SWIN)
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+    bad = rewrite(
+        file, tmp_path / "bad.safetensors", lambda _: None, config=json.dumps(config)
+    )
+    message = refusal(bad, tmp_path / "back")
+    assert "bad.safetensors'" in message
+    assert complaint in message
+
+
+# ---- What a file does not tell -------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sizes_come_from_the_shapes(name, tmp_path):
+    state = to_official(make(tmp_path / "ours", MODELS[name]))
+    told = {"swin_v2": "window_size", "vit": "num_heads"}.get(MODELS[name]["name"])
+    known = {told: MODELS[name][told]} if told else {}
+    fields = infer.model_fields(state, known)
+    assert len(fields) >= 10
+    for field, value in fields.items():
+        assert value == MODELS[name][field], field
+
+
+def test_what_shapes_do_not_tell_is_asked_for(tmp_path):
+    make(tmp_path / "ours", PLAIN_VIT)
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+    bare = rewrite(file, tmp_path / "bare.safetensors", lambda _: None)
+    message = refusal(bare, tmp_path / "back")
+    assert "does not tell ['num_heads']: add --model.num_heads=" in message
+    back = convert(bare, tmp_path / "back", "--model.num_heads=2", "--data.eval_crop=1")
+    expected = run(tmp_path / "ours", images(), np.zeros((2, 8, 8), bool))
+    found = run(back, images(), np.zeros((2, 8, 8), bool))
+    np.testing.assert_array_equal(found, expected)
+    assert store.load(back)[1]["config"]["data"]["eval_crop"] == 1
+
+    make(tmp_path / "v2", SWIN_V2)
+    file = convert(tmp_path / "v2", tmp_path / "v2.safetensors", "--to=official")
+    bare = rewrite(file, tmp_path / "v2-bare.safetensors", lambda _: None)
+    message = refusal(bare, tmp_path / "v2-back")
+    assert "['window_size']: add --model.window_size=" in message
+    message = refusal(bare, tmp_path / "v2-back", "--model.window_size=4")
+    assert "size of images: add --data.image_size=" in message
+    convert(bare, tmp_path / "v2-back", "--model.window_size=4", SIZE_FLAG)
+
+
+@pytest.mark.parametrize(
+    ("flag", "complaint"),
+    [
+        ("--model.head=2", "--model.head: expected one of attention, depth, drop"),
+        ("--data.size=2", "--data.size: expected one of eval_crop, image_size"),
+        ("--data.image_size=2", r"data.image_size=2: expected"),
+        ("--data.mean=(0.5,)", r"data.mean=\(0.5,\): expected a number for each of 3"),
+        ("--colour=2", "--colour=2: expected --model.FIELD=VALUE"),
+        ("--model.depth", "--model.depth: expected --model.FIELD=VALUE"),
+        ("--model.depth=2.5", "model.depth=2.5: expected int, such as 12"),
+        ("--model.depth=3", "blocks.2.norm1.weight is missing"),
+    ],
+)
+def test_flags_are_checked(flag, complaint, tmp_path):
+    make(tmp_path / "ours", VIT)
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+    with pytest.raises(SystemExit, match=complaint):
+        convert(file, tmp_path / "back", flag)
+
+
+# ---- Errors --------------------------------------------------------------------------
+
+
+def test_everything_that_does_not_fit_is_listed(tmp_path, capsys):
+    make(tmp_path / "ours", SWIN)
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+
+    def spoil(tensors):
+        del tensors["encoder.layers.1.blocks.0.mlp.fc2.bias"]
+        tensors["encoder.norm.bias"] = np.zeros(3, np.float32)
+        tensors["encoder.layers.0.new.weight"] = np.zeros(3, np.float32)
+
+    bad = rewrite(file, tmp_path / "bad.safetensors", spoil)
+    lines = refusal(bad, tmp_path / "back", SIZE_FLAG).splitlines()
+    assert set(lines[1:]) == {
+        "  encoder.layers.1.blocks.0.mlp.fc2.bias is missing",
+        "  encoder.norm.bias has shape (3,), expected (16,)",
+        "  encoder.layers.0.new.weight is not in the model",
+    }
+    only_new = rewrite(
+        file,
+        tmp_path / "new.safetensors",
+        lambda t: t.update({"encoder.layers.0.new.weight": np.zeros(3, np.float32)}),
+    )
+    capsys.readouterr()
+    convert(only_new, tmp_path / "back", SIZE_FLAG, "--leave_out=new")
+    assert "encoder.layers.*.new.weight" in capsys.readouterr().out
+
+
+def test_other_tensors_are_refused(tmp_path):
+    files.write(tmp_path / "x.safetensors", {"conv1.weight": np.zeros(3, np.float32)})
+    message = refusal(tmp_path / "x.safetensors", tmp_path / "back")
+    assert "no ViT, Swin or Swin V2" in message
+    assert "conv1.weight" in message
+
+
+def test_targets_are_checked(tmp_path):
+    source, target = tmp_path / "ours", tmp_path / "x.safetensors"
+    make(source, VIT)
+    assert "expected a folder, for --to=huggingface" in refusal(
+        source, target, "--to=huggingface"
+    )
+    assert "expected a file" in refusal(source, tmp_path / "folder", "--to=official")
+    target.write_text("mine")
+    with pytest.raises(SystemExit, match="exists: choose another name"):
+        convert(source, target, "--to=official")
+    assert target.read_text() == "mine"
+
+
+def test_sources_are_checked(tmp_path):
+    target = tmp_path / "target"
+    assert "no checkpoint in" in refusal(tmp_path / "none", target)
+    make(tmp_path / "ours", VIT)
+    message = refusal(tmp_path / "ours", target, "--model.depth=3")
+    assert "leave all flags but --to away" in message
+
+
+def test_official_code_has_one_eps(tmp_path):
+    make(tmp_path / "ours", VIT | {"norm_eps": 1e-12})
+    message = refusal(tmp_path / "ours", tmp_path / "x.pth", "--to=official")
+    assert "eps=1e-06, not 1e-12" in message
+
+
+# ---- Checkpoints of ours -------------------------------------------------------------
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_predict_runs_on_a_converted_classifier(tmp_path, photo):
+    make(tmp_path / "ours", VIT_CLASSIFIER)
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+    bare = rewrite(file, tmp_path / "bare.safetensors", lambda _: None)
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(["one", "two", "three", "four", "five"]))
+    named = convert(bare, tmp_path / "named", f"--classes={names}")
+    output = commands.run(
+        f"--checkpoint={named}",
+        f"--output={tmp_path / 'out.png'}",
+        photo,
+        module="simmim_jax.predict",
+    )
+    assert all(name in output for name in ("one", "two", "three", "four", "five"))
+    numbered = Predictor.load(convert(bare, tmp_path / "numbered"))
+    assert numbered.class_names == tuple(f"class {i}" for i in range(5))
+    images = numbered.prepare(photo.read_bytes())[None]
+    original = Predictor.load(tmp_path / "ours")
+    # The images' mean and deviation are official ones where the file has none.
+    assert original.data["mean"] != numbered.data["mean"]
+    assert numbered(images).shape == (1, 5)
+    names.write_text("one\ntwo")
+    message = refusal(bare, tmp_path / "wrong", f"--classes={names}")
+    assert "2 names of classes, and a head for 5" in message
+
+
+def test_finetuning_starts_from_a_converted_encoder(tmp_path):
+    """The whole way: a file, converted, restored, trained for a step."""
+    model = PLAIN_VIT | {"patch_size": (14, 14)}
+    make(tmp_path / "ours", model, image_size=(28, 28))
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+    pretrained = convert(file, tmp_path / "pretrained")
+    same = ("init_cut", "remat", "scan_layers")
+    flags = {name: model[name] for name in model if name not in same}
+    flags |= {"use_rel_pos_bias": False, "final_norm": False}
+    output = commands.run(
+        *commands.tiny("finetune", tmp_path / "run", "duration=1 steps"),
+        f"--config.init_from={pretrained}",
+        "--config.data.dataset=bundled:climate",
+        "--config.data.channels=3",
+        "--config.data.mean=(0.5, 0.5, 0.5)",
+        "--config.data.std=(0.5, 0.5, 0.5)",
+        *(f"--config.model.{name}={value}" for name, value in flags.items()),
+    )
+    assert "restored" in output
+    assert "encoder/patch_embed" not in output.split("new:")[1].splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"decoder": {"kind": "mlp"}}, {"target": {"downsample": 2}}],
+    ids=["mlp", "downsample"],
+)
+def test_of_other_decoders_the_encoder_is_converted(other, tmp_path, capsys):
+    params = make(tmp_path / "ours", SWIN)
+    meta = store.load(tmp_path / "ours")[1]
+    params["decoder_hidden"] = {"kernel": np.zeros((16, 16)), "bias": np.zeros(16)}
+    store.write(tmp_path / "other", params, meta | {"config": meta["config"] | other})
+    file = convert(tmp_path / "other", tmp_path / "x.safetensors", "--to=official")
+    assert "left out: decoder.*.bias, decoder.*.weight, decoder_hidden.bias" in (
+        capsys.readouterr().out
+    )
+    back = convert(file, tmp_path / "back")
+    assert_same(store.load(back)[0], {"encoder": params["encoder"]})
+
+
+def test_a_checkpoint_is_never_replaced(tmp_path):
+    make(tmp_path / "ours", VIT)
+    before = store.load(tmp_path / "ours")[0]
+    with pytest.raises(ValueError, match="holds a checkpoint already"):
+        store.write(tmp_path / "ours", {"x": np.zeros(3)}, {})
+    assert_same(store.load(tmp_path / "ours")[0], before)
+
+
+def test_the_command_line(tmp_path):
+    make(tmp_path / "ours", SWIN | SWIN_HEAD)
+    output = commands.run(
+        tmp_path / "ours",
+        tmp_path / "x.safetensors",
+        "--to=official",
+        module="simmim_jax.convert",
+    )
+    size = sum(p.size for p in jax.tree.leaves(store.load(tmp_path / "ours")[0]))
+    assert f"ours: classifier, swin, {size:,} parameters" in output
+    config = json.loads(files.read(tmp_path / "x.safetensors")[1]["config"])
+    assert config["MODEL"]["TYPE"] == "swin"
+    assert config["MODEL"]["SWIN"]["WINDOW_SIZE"] == 4
+    assert MEAN_HEAD["pool"] == "mean"
+    assert len(CLASSES) == config["MODEL"]["NUM_CLASSES"]

@@ -1,0 +1,234 @@
+"""Files of tensors, and the refusal to run what is in them."""
+
+import argparse
+import os
+import sys
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+
+from simmim_jax.checkpoints.convert import files
+
+TENSORS = {
+    "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a.index": np.arange(4, dtype=np.int64),
+}
+
+
+def assert_tensors(found, expected=TENSORS):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+        assert found[name].dtype == value.dtype
+
+
+class Runs:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+# ---- safetensors ---------------------------------------------------------------------
+
+
+def test_safetensors_there_and_back(tmp_path):
+    path = tmp_path / "new" / "x.safetensors"
+    transposed = TENSORS | {"a.weight": TENSORS["a.weight"].T}
+    files.write(path, transposed, config="{}")
+    tensors, rest = files.read(path)
+    assert_tensors(tensors, transposed)
+    assert rest == {"format": "pt", "config": "{}"}
+
+
+def test_half_precision_becomes_float32(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    import ml_dtypes
+
+    values = np.array([1.5, -0.0078125, 3e4])
+    halves = {
+        "half": values.astype(np.float16),
+        "bfloat": values.astype(ml_dtypes.bfloat16),
+    }
+    safetensors.save_file(halves, tmp_path / "x.safetensors")
+    found = files.read(tmp_path / "x.safetensors")[0]
+    assert_tensors(found, {k: v.astype(np.float32) for k, v in halves.items()})
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_doubles_that_float32_would_round_are_refused(suffix, tmp_path):
+    if suffix == "pth":
+        pytest.importorskip("torch")
+    path = tmp_path / f"x.{suffix}"
+    exact = np.array([1.5, np.nan, np.inf])
+    files.write(path, {"x": exact})
+    assert_tensors(files.read(path)[0], {"x": exact.astype(np.float32)})
+    for value in (1 + 2**-40, 1e300):
+        files.write(path, {"y": np.array([value])})
+        with pytest.raises(ValueError, match="y is float64, and float32 would round"):
+            files.read(path)
+
+
+def test_folders_that_break_off_leave_nothing_behind(tmp_path):
+    path = tmp_path / "folder"
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        files.write_folder(path, TENSORS, config={"x": {1, 2}})
+    assert not list(tmp_path.iterdir())
+    files.write_folder(path, TENSORS, config={"x": 1}, other={})
+    assert {p.name for p in path.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "other.json",
+    }
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_broken_files_are_named(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"no such header")
+    with pytest.raises(ValueError, match=r"x\.safetensors' is not a safetensors file"):
+        files.read(path)
+    with pytest.raises(FileNotFoundError, match="gone"):
+        files.read(tmp_path / "gone.pth")
+    (tmp_path / "x.npz").touch()
+    with pytest.raises(ValueError, match=r"suffix '\.npz': expected"):
+        files.read(tmp_path / "x.npz")
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match="needs torch: pip install torch"):
+        files.write(tmp_path / "x.pth", TENSORS)
+
+
+def test_two_names_do_not_become_one():
+    renamed = files.renamed(TENSORS, str.upper)
+    assert list(renamed) == ["A.WEIGHT", "A.INDEX"]
+    with pytest.raises(ValueError, match=r"a\.index is x, which another"):
+        files.renamed(TENSORS, lambda name: "x")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "a: 1", "[1]", None])
+def test_json_of_others(text, tmp_path):
+    path = tmp_path / "config.json"
+    if text:
+        path.write_text(text)
+    assert files.read_json(path) == ({"a": 1} if text and "{" in text else {})
+
+
+# ---- PyTorch -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+def state(torch):
+    return OrderedDict((n, torch.from_numpy(v)) for n, v in TENSORS.items())
+
+
+def test_pytorch_there_and_back(tmp_path, torch):
+    files.write(tmp_path / "x.pth", TENSORS, config={"DATA": {"IMG_SIZE": 4}})
+    content = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert set(content) == {"model", "config"}
+    tensors, rest = files.read(tmp_path / "x.pth")
+    assert_tensors(tensors)
+    assert rest == {"config": {"DATA": {"IMG_SIZE": 4}}}
+
+
+def test_files_that_break_off_leave_nothing_behind(tmp_path, torch):
+    with pytest.raises(AttributeError, match="pickle"):
+        files.write(tmp_path / "x.pth", TENSORS, config=lambda: 0)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict", None])
+def test_where_files_keep_their_tensors(key, tmp_path, torch):
+    content = {key: state(torch), "epoch": 3} if key else state(torch)
+    torch.save(content, tmp_path / "x.bin")
+    assert_tensors(files.read(tmp_path / "x.bin")[0])
+
+
+def test_other_groups_of_tensors_are_named(tmp_path, torch):
+    training = {name: {"state": {0: state(torch)}} for name in files._TRAINING_KEYS}
+    averages = {"model_ema": state(torch), "state_dict": {"module": state(torch)}}
+    content = {"model": state(torch), "epoch": 3, "args": {}} | averages | training
+    torch.save(content, tmp_path / "x.pth")
+    rest = files.read(tmp_path / "x.pth")[1]
+    assert set(files.tensor_groups(rest)) == set(averages)
+    torch.save(state(torch) | {"ema": state(torch)}, tmp_path / "x.pth")
+    rest = files.read(tmp_path / "x.pth")[1]
+    assert files.tensor_groups(rest) == ("ema",)
+
+
+def test_parameters_and_halves(tmp_path, torch):
+    values = torch.tensor([1.5, -2.0])
+    content = {
+        "parameter": torch.nn.Parameter(values),
+        "bfloat": values.bfloat16(),
+        "view": torch.stack([values, values]).T[0],
+    }
+    torch.save(content, tmp_path / "x.pt")
+    found = files.read(tmp_path / "x.pt")[0]
+    expected = np.array([1.5, -2.0], np.float32)
+    assert_tensors(
+        found, {"parameter": expected, "bfloat": expected, "view": expected[[0, 0]]}
+    )
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_yacs_configs_are_read_without_yacs(zipped, tmp_path, torch):
+    config_node = pytest.importorskip("yacs.config").CfgNode
+    config = config_node({"MODEL": {"TYPE": "swin", "X": None}, "BETAS": (0.9, 0.999)})
+    config.freeze()
+    args = argparse.Namespace(lr=0.1)
+    content = {"model": state(torch), "config": config, "args": args, "epoch": 3}
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    tensors, rest = files.read(tmp_path / "x.pth")
+    assert_tensors(tensors)
+    assert rest["config"] == {
+        "MODEL": {"TYPE": "swin", "X": None},
+        "BETAS": (0.9, 0.999),
+    }
+    assert type(rest["config"]["MODEL"]) is OrderedDict  # not a CfgNode, which has code
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_what_a_file_wants_to_run_is_refused(zipped, tmp_path, torch):
+    content = {"model": state(torch), "config": Runs(str(tmp_path / "ran"))}
+    path = tmp_path / "x.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        ValueError, match=r"asks to run posix\.mkdir, which this program never"
+    ):
+        files.read(path)
+    assert not (tmp_path / "ran").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "ran").exists()  # the file means it
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({"epoch": 3}, r"holds no tensors.*\['epoch'\]"),
+        ([1, 2], "holds a list"),
+        ({"model": [1, 2]}, "holds a list as 'model': expected a dict of tensors"),
+    ],
+)
+def test_files_without_tensors_are_refused(content, complaint, tmp_path, torch):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=complaint):
+        files.read(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("data", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_broken_pytorch_files_are_named(data, tmp_path, torch):
+    (tmp_path / "x.pth").write_bytes(data)
+    with pytest.raises(ValueError, match=r"x\.pth' is not a PyTorch file, or broken"):
+        files.read(tmp_path / "x.pth")

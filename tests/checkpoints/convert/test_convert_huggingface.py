@@ -1,0 +1,329 @@
+"""Hugging Face transformers: the same images through its models and ours."""
+
+import json
+
+import numpy as np
+import pytest
+
+from simmim_jax.checkpoints import store
+from simmim_jax.checkpoints.convert.huggingface import _share
+from simmim_jax.checkpoints.convert.huggingface_names import to_official
+from simmim_jax.checkpoints.convert.model import Model
+from simmim_jax.tasks.predict import Predictor
+from tests.commands import assert_same
+from tests.convert_cases import (
+    CLASSES,
+    CLS_HEAD,
+    DATA,
+    GRID,
+    MEAN_HEAD,
+    PATCH,
+    PLAIN_VIT,
+    SIZE,
+    SWIN,
+    SWIN_HEAD,
+    SWIN_V2,
+    VIT,
+    VIT_CLASSIFIER,
+    convert,
+    images,
+    make,
+    mask,
+    masked_loss,
+    run,
+)
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+SWIN_CONFIG = {
+    "image_size": SIZE,
+    "patch_size": PATCH,
+    "embed_dim": 8,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": 4,
+    "mlp_ratio": 2.0,
+    "encoder_stride": 2 * PATCH,
+    "id2label": dict(enumerate(CLASSES)),
+}
+VIT_CONFIG = {
+    "image_size": SIZE,
+    "patch_size": PATCH,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "encoder_stride": PATCH,
+    "layer_norm_eps": 0.01,  # so large that it shows
+    "id2label": dict(enumerate(CLASSES)),
+}
+BEIT_CONFIG = VIT_CONFIG | {
+    "use_relative_position_bias": True,
+    "use_shared_relative_position_bias": True,
+    "use_absolute_position_embeddings": True,
+}
+SWIN_V2_CONFIG = SWIN_CONFIG | {
+    "depths": [2, 2, 1],
+    "num_heads": [2, 4, 4],
+    "encoder_stride": 4 * PATCH,
+    "pretrained_window_sizes": [6, 6, 3],
+}
+# A grid of 8 does not divide into windows of 3.
+ODD_WINDOW = {"window_size": 3}
+# Class and settings of their models.
+THEIRS = {
+    "swin": ("SwinForMaskedImageModeling", "SwinConfig", SWIN_CONFIG),
+    "swin-odd": (
+        "SwinForMaskedImageModeling",
+        "SwinConfig",
+        SWIN_CONFIG | ODD_WINDOW | {"use_absolute_embeddings": True, "qkv_bias": False},
+    ),
+    "swin-classifier": ("SwinForImageClassification", "SwinConfig", SWIN_CONFIG),
+    "swin-encoder": ("SwinModel", "SwinConfig", SWIN_CONFIG),
+    "swinv2": ("Swinv2ForMaskedImageModeling", "Swinv2Config", SWIN_V2_CONFIG),
+    "swinv2-classifier": (
+        "Swinv2ForImageClassification",
+        "Swinv2Config",
+        SWIN_V2_CONFIG | {"pretrained_window_sizes": [0, 0, 0]},
+    ),
+    "vit": ("ViTForMaskedImageModeling", "ViTConfig", VIT_CONFIG),
+    "vit-classifier": ("ViTForImageClassification", "ViTConfig", VIT_CONFIG),
+    "beit-encoder": (
+        "BeitModel",
+        "BeitConfig",
+        BEIT_CONFIG | {"use_mean_pooling": False, "use_mask_token": True},
+    ),
+    "beit-classifier": ("BeitForImageClassification", "BeitConfig", BEIT_CONFIG),
+    "beit-cls": (
+        "BeitForImageClassification",
+        "BeitConfig",
+        VIT_CONFIG | {"use_mean_pooling": False, "layer_scale_init_value": 0.0},
+    ),
+}
+# Ours, and the class that they become.
+OURS = {
+    "swin": (SWIN, "SwinForMaskedImageModeling"),
+    "swin-classifier": (SWIN | SWIN_HEAD, "SwinForImageClassification"),
+    "swin_v2": (SWIN_V2, "Swinv2ForMaskedImageModeling"),
+    "swin_v2-classifier": (SWIN_V2 | SWIN_HEAD, "Swinv2ForImageClassification"),
+    "plain": (PLAIN_VIT, "ViTForMaskedImageModeling"),
+    "plain-classifier": (PLAIN_VIT | CLS_HEAD, "ViTForImageClassification"),
+    "plain-mean": (
+        PLAIN_VIT | MEAN_HEAD | {"final_norm": False},
+        "BeitForImageClassification",
+    ),
+    "vit-classifier": (VIT_CLASSIFIER, "BeitForImageClassification"),
+    "vit": (VIT, "BeitModel"),
+}
+
+
+def their_model(name: str):
+    kind, config, settings = THEIRS[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(getattr(transformers, config)(**settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    return model.eval()
+
+
+def run_theirs(model, masked: bool) -> tuple[np.ndarray, float | None]:
+    """Logits, pixels or features of patches, as ours; and the loss, where masked."""
+    pixels = torch.from_numpy(images().transpose(0, 3, 1, 2))
+    hidden = torch.from_numpy(mask().reshape(2, -1)) if masked else None
+    with torch.no_grad():
+        out = model(pixels, **({"bool_masked_pos": hidden} if masked else {}))
+    if "logits" in out:
+        return out.logits.numpy(), None
+    if "reconstruction" in out:
+        return out.reconstruction.numpy().transpose(0, 2, 3, 1), float(out.loss)
+    features = out.last_hidden_state.numpy()
+    if features.shape[1] == GRID**2 + 1:  # the class token comes first
+        features = features[:, 1:]
+    side = int(features.shape[1] ** 0.5)
+    return features.reshape(2, side, side, -1), None
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_their_models_give_the_same_as_ours(name, tmp_path, capsys):
+    theirs = their_model(name)
+    theirs.save_pretrained(tmp_path / "hf")
+    ours = convert(tmp_path / "hf", tmp_path / "ours")
+    masked = "Masked" in THEIRS[name][0] or name == "beit-encoder"
+    expected, loss = run_theirs(theirs, masked)
+    found = run(ours, images(), mask() if masked else None)
+    np.testing.assert_allclose(found, expected, **TOLERANCE)
+    assert np.abs(expected).max() > 0.1
+    if loss is not None:
+        assert masked_loss(found, images(), mask()) == pytest.approx(loss, rel=1e-5)
+    # Of all tensors, biases of keys alone may be missing, and are named.
+    report = capsys.readouterr().out
+    assert ("left out" in report) == name.startswith("vit")
+    assert "left out: " not in report or "attn.k_bias (2)" in report
+    meta = store.load(ours)[1]
+    classes = list(CLASSES) if "classifier" in name or name == "beit-cls" else None
+    assert meta.get("class_names") == classes
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_models_give_the_same_as_theirs(name, tmp_path):
+    model, kind = OURS[name]
+    params = make(tmp_path / "ours", model)
+    hf = convert(tmp_path / "ours", tmp_path / "hf", "--to=huggingface")
+    theirs, loading = getattr(transformers, kind).from_pretrained(
+        hf, output_loading_info=True
+    )
+    assert json.loads((hf / "config.json").read_text())["architectures"] == [kind]
+    # BEiT's pixel decoder is in the file, and not in their model.
+    decoder = {"decoder.0.weight", "decoder.0.bias"} if kind == "BeitModel" else set()
+    assert set(loading["unexpected_keys"]) == decoder
+    assert not loading["missing_keys"]
+    assert not loading["mismatched_keys"]
+    masked = "pool" not in model
+    found, loss = run_theirs(theirs.eval(), masked)
+    expected = run(tmp_path / "ours", images(), mask() if masked else None)
+    if kind == "BeitModel":
+        weight, bias = params["decoder"]["kernel"], params["decoder"]["bias"]
+        pixels = (found @ weight + bias).reshape(2, GRID, GRID, 3, PATCH, PATCH)
+        found = pixels.transpose(0, 1, 4, 2, 5, 3).reshape(2, SIZE, SIZE, 3)
+    np.testing.assert_allclose(found, expected, **TOLERANCE)
+    if loss is not None:
+        assert masked_loss(expected, images(), mask()) == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_there_and_back_is_exact(name, tmp_path):
+    model, _ = OURS[name]
+    params = make(tmp_path / "ours", model)
+    convert(tmp_path / "ours", tmp_path / "hf", "--to=huggingface")
+    back = convert(tmp_path / "hf", tmp_path / "back")
+    found, meta = store.load(back)
+    assert_same(found, params)
+    before = store.load(tmp_path / "ours")[1]
+    strays = {"init_cut", "drop_path_rate"} if model["name"] == "vit" else set()
+    for part in ("model", "data"):
+        for field, value in before["config"][part].items():
+            assert field in strays or meta["config"][part][field] == value, field
+    assert meta.get("class_names") == before.get("class_names")
+
+
+def test_their_files_come_back_tensor_by_tensor(tmp_path):
+    theirs = their_model("swinv2")
+    theirs.save_pretrained(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "again", "--to=huggingface")
+    again = type(theirs).from_pretrained(tmp_path / "again").state_dict()
+    assert again.keys() == theirs.state_dict().keys()
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(again[name], value), name
+
+
+@pytest.mark.parametrize("eval_crop", [0.875, 1.0])
+def test_image_processor_prepares_as_predict(eval_crop, tmp_path):
+    make(tmp_path / "ours", SWIN | SWIN_HEAD, eval_crop=eval_crop)
+    hf = convert(tmp_path / "ours", tmp_path / "hf", "--to=huggingface")
+    predictor = Predictor.load(tmp_path / "ours")
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 47, 3), np.uint8)
+    ours = (predictor.prepare(pixels) / 255 - DATA["mean"]) / DATA["std"]
+    processor = transformers.AutoImageProcessor.from_pretrained(hf)
+    theirs = processor(pixels, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(theirs.transpose(1, 2, 0), ours, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [32, 192, 224, 384])
+def test_sizes_of_crops_are_exact(size):
+    for short_side in range(size, 2 * size):
+        assert int(size / _share(size, short_side)) == short_side
+
+
+def test_pytorch_files_and_parts(tmp_path):
+    theirs = their_model("swin")
+    theirs.save_pretrained(tmp_path / "whole")
+    convert(tmp_path / "whole", tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    convert(tmp_path / "parts", tmp_path / "ours-parts")
+    config = (tmp_path / "whole" / "config.json").read_text()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "config.json").write_text(config)
+    torch.save(theirs.state_dict(), tmp_path / "bin" / "pytorch_model.bin")
+    expected = store.load(tmp_path / "ours")[0]
+    assert_same(store.load(tmp_path / "ours-parts")[0], expected)
+
+
+def test_everything_that_does_not_fit_is_listed(tmp_path, capsys):
+    config = transformers.BeitConfig(**BEIT_CONFIG, use_mask_token=True)
+    transformers.BeitForMaskedImageModeling(config).save_pretrained(tmp_path / "hf")
+    with pytest.raises(SystemExit) as error:
+        convert(tmp_path / "hf", tmp_path / "ours")
+    assert set(str(error.value).splitlines()[1:]) == {
+        "  lm_head.weight is not in the model",
+        "  lm_head.bias is not in the model",
+    }
+    convert(tmp_path / "hf", tmp_path / "ours", "--leave_out=lm_head")
+    assert "left out: lm_head.bias, lm_head.weight" in capsys.readouterr().out
+
+
+def test_two_norms_do_not_become_one(tmp_path):
+    """With use_mean_pooling=False, their BEiT normalises once more before its head."""
+    config = transformers.BeitConfig(**BEIT_CONFIG, use_mean_pooling=False)
+    transformers.BeitForMaskedImageModeling(config).save_pretrained(tmp_path / "hf")
+    with pytest.raises(SystemExit, match=r"layernorm.* is norm\..*, which another"):
+        convert(tmp_path / "hf", tmp_path / "ours")
+
+
+def test_unknown_names_stay():
+    state = {"swin.encoder.layers.0.blocks.0.new.weight": np.zeros(1), "x": np.ones(2)}
+    official = to_official(state, "swin")
+    assert set(official) == {"layers.0.blocks.0.new.weight", "x"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ({"hidden_act": "gelu_new"}, "gelu_new"),
+        ({"layer_norm_eps": 1e-6}, "layer_norm_eps=1e-06"),
+        ({"model_type": "dinov2"}, "'dinov2'"),
+        ({"image_size": {"shortest_edge": 32}}, "lacks the setting 'height'"),
+        ({"drop_path_rate": None}, "of another type"),
+        ({"window_size": [4, 4]}, "window_size=.* expected int"),
+    ],
+)
+def test_models_that_we_do_not_have_are_refused(setting, complaint, tmp_path):
+    their_model("swin").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | setting
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match=complaint):
+        convert(tmp_path, tmp_path / "ours")
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        (SWIN | {"depths": (1, 1, 1), "num_heads": (2, 2, 2)}, "smaller ones"),
+        (SWIN | {"norm_eps": 1e-6}, "norm_eps"),
+        (SWIN | {"patch_norm": False}, "patch_norm"),
+        (VIT | CLS_HEAD | {"final_norm": False}, "final_norm"),
+        (SWIN | SWIN_HEAD | {"patch_size": (4, 8)}, "square patches"),
+    ],
+)
+def test_models_that_they_do_not_have_are_refused(model, complaint, tmp_path):
+    make(tmp_path / "ours", model)
+    with pytest.raises(SystemExit, match=complaint):
+        convert(tmp_path / "ours", tmp_path / "hf", "--to=huggingface")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_their_swin_cannot_have_a_smaller_last_window():
+    """The refusal above is true: their model fails on images of its own size."""
+    config = SWIN_CONFIG | {"depths": [1, 1, 1], "num_heads": [2, 2, 2]}
+    model = transformers.SwinModel(transformers.SwinConfig(**config)).eval()
+    with pytest.raises(RuntimeError):
+        model(torch.zeros(1, 3, SIZE, SIZE))
+
+
+def test_the_model_says_what_it_is(tmp_path):
+    make(tmp_path / "ours", VIT, encoder_only=True)
+    model = Model.load(tmp_path / "ours")
+    assert model.kind == "encoder"

@@ -1,0 +1,233 @@
+"""Checkpoints: exact, whole, the last few and the best."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simmim_jax.checkpoints.store import Checkpointer, load
+from simmim_jax.training import optim
+
+PARAMS = {
+    "encoder": {"kernel": jnp.arange(6.0).reshape(2, 3) / 7, "bias": jnp.ones(3)},
+    "head": {"kernel": jnp.full((3, 2), -0.1)},
+}
+
+
+def optimizer(params):
+    """The optimizer of a run after one update: its step, and the moments in optax."""
+    ones = jax.tree.map(lambda p: 1.0, params)
+    tx = optim.adamw(
+        lambda step, scale: 1e-3 * scale,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        weight_decay=0.05,
+        clip_norm=5.0,
+        mask=optim.decay_mask(params, "official"),
+        scales=ones,
+    )
+    grads = jax.tree.map(lambda p: p / 3, params)
+    _, state = tx.update(grads, tx.init(params), params)
+    return {"step": jnp.int32(1), "state": state}
+
+
+OPTIMIZER = optimizer(PARAMS)
+
+
+def opened(workdir, *, keep=2, best="eval_loss", mode="min"):
+    return Checkpointer(workdir, keep=keep, best=best, mode=mode)
+
+
+def save(checkpoints, step, metrics=None, params=PARAMS):
+    """Parameters that tell the step, unless given."""
+    if params is PARAMS:
+        params = jax.tree.map(lambda p: p + step, PARAMS)
+    checkpoints.save(
+        step,
+        params=params,
+        optimizer=OPTIMIZER,
+        data={"position": step},
+        meta={"step": step},
+        metrics=metrics,
+    )
+
+
+def save_all(workdir, losses, **options):
+    """One checkpoint a loss, from step 1 on; None where evaluation did not run."""
+    with opened(workdir, **options) as checkpoints:
+        for step, loss in enumerate(losses, 1):
+            save(checkpoints, step, loss and {"eval_loss": loss, "other": 7.0})
+        checkpoints.wait()
+        return checkpoints.steps(), checkpoints.best_step()
+
+
+def shapes(tree):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+    )
+
+
+def loaded_step(path):
+    return load(path)[1]["step"]
+
+
+def assert_same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workdir with the steps 2 (the best), 3 and 4, read only."""
+    workdir = tmp_path_factory.mktemp("run")
+    save_all(workdir, [0.5, 0.2, 0.4, 0.3])
+    return workdir
+
+
+# ---- Save and restore ----------------------------------------------------------------
+
+
+def test_restores_parameters_optimizer_and_data_bit_for_bit(tmp_path):
+    data = {"position": [3, {"epoch": 1}], "rng": "0x1f", "seed": 0}
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(
+            7,
+            params=PARAMS,
+            optimizer=OPTIMIZER,
+            data=data,
+            meta={"step": 7},
+            metrics=None,
+        )
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [7]
+        params, restored, position = checkpoints.restore(
+            7, params=shapes(PARAMS), optimizer=shapes(OPTIMIZER)
+        )
+    assert_same(params, PARAMS)
+    assert_same(restored, OPTIMIZER)
+    assert position == data
+
+
+def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
+    change = jax.jit(lambda x: x * -1 - 5, donate_argnums=0)
+    array = jnp.arange(2_000_000, dtype=jnp.float32)
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, 1, params={"array": array})
+        for _ in range(5):
+            array = change(array)
+        jax.block_until_ready(array)
+    params, _ = load(tmp_path)
+    np.testing.assert_array_equal(params["array"], np.arange(2e6, dtype=np.float32))
+
+
+# ---- What is kept --------------------------------------------------------------------
+
+
+def test_keeps_the_last_and_the_best(tmp_path):
+    steps, best = save_all(tmp_path, [0.5, 0.2, 0.4, 0.3, 0.6, 0.5], keep=2)
+    assert steps == [2, 5, 6]
+    assert best == 2
+
+
+def test_best_may_be_the_highest(tmp_path):
+    with opened(tmp_path, keep=1, best="top1", mode="max") as checkpoints:
+        for step, top1 in enumerate([0.1, 0.8, 0.3], 1):
+            save(checkpoints, step, {"top1": top1})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 3]
+        assert checkpoints.best_step() == 2
+
+
+def test_best_survives_checkpoints_that_were_not_evaluated(tmp_path):
+    steps, best = save_all(tmp_path, [0.5, 0.2, None, None, 0.4, None], keep=2)
+    assert steps == [2, 5, 6]
+    assert best == 2
+
+
+def test_nothing_is_best_where_nothing_was_evaluated(tmp_path):
+    steps, best = save_all(tmp_path, [None, None, None], keep=2)
+    assert steps == [2, 3]
+    assert best is None
+
+
+def test_metrics_of_a_step_are_those_of_its_evaluation(tmp_path):
+    save_all(tmp_path, [0.5, None])
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.metrics(1) == {"eval_loss": 0.5, "other": 7.0}
+        assert checkpoints.metrics(2) == {}
+
+
+def test_a_resumed_run_goes_on_counting_what_to_keep(tmp_path):
+    save_all(tmp_path, [0.2, 0.5, 0.4])
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [1, 2, 3]
+        save(checkpoints, 4, {"eval_loss": 0.3})
+        save(checkpoints, 5, {"eval_loss": 0.1})
+        checkpoints.wait()
+        assert checkpoints.steps() == [4, 5]
+        assert checkpoints.best_step() == 5
+
+
+# ---- Load ----------------------------------------------------------------------------
+
+
+def test_load_takes_the_best_checkpoint_of_a_workdir(run):
+    params, meta = load(run)
+    assert meta == {"step": 2}
+    expected = jax.tree.map(lambda p: np.asarray(p + 2), PARAMS)
+    assert_same(params, expected)
+    assert {type(p) for p in jax.tree.leaves(params)} == {np.ndarray}
+
+
+def test_load_takes_the_very_checkpoint_that_is_named(run, monkeypatch):
+    assert loaded_step(run / "checkpoints" / "3") == 3
+    assert loaded_step(str(run / "checkpoints" / "4")) == 4
+    monkeypatch.chdir(run)
+    assert loaded_step("checkpoints/4") == 4
+
+
+def test_load_takes_the_last_checkpoint_where_none_was_evaluated(tmp_path):
+    save_all(tmp_path, [None] * 10, keep=2)
+    assert loaded_step(tmp_path) == 10  # a number, not the text "9", is the highest
+
+
+def test_of_equally_good_checkpoints_load_and_best_step_take_the_same(tmp_path):
+    _, best = save_all(tmp_path, [0.2, 0.2, 0.2], keep=3)
+    assert loaded_step(tmp_path) == best
+
+
+@pytest.mark.parametrize("path", ["", "nowhere", "checkpoints/9"])
+def test_no_checkpoint_raises_and_says_what_is_expected(tmp_path, path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match="no checkpoint in") as error:
+        load(tmp_path / path)
+    assert f"'{tmp_path / path}'" in str(error.value)
+    assert "checkpoints/<step>/" in str(error.value)
+
+
+# ---- Interrupted writes --------------------------------------------------------------
+
+
+def test_a_half_written_checkpoint_is_ignored(run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    folder = workdir / "checkpoints"
+    half = folder / "9.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "2", half)
+    metrics = half / "metrics" / "metrics"
+    better = json.loads(metrics.read_text()) | {"quality": 100.0}
+    metrics.write_text(json.dumps(better))
+    assert loaded_step(workdir) == 2
+    with opened(workdir) as checkpoints:
+        assert checkpoints.steps() == [2, 3, 4]
+        assert checkpoints.best_step() == 2
+        save(checkpoints, 9)  # the interrupted step can be written again
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 4, 9]
+    assert not half.exists()

@@ -1,0 +1,110 @@
+"""Mistakes on the command line end at once, with a sentence that helps."""
+
+import time
+
+import commands
+import pytest
+import tiny_config
+from PIL import Image
+
+from simmim_jax.tasks.pretrain import pretrain
+
+PRETRAIN = "--config=tests/tiny_config.py:pretrain"
+FINETUNE = "--config=tests/tiny_config.py:finetune"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "--config is missing: try --config=quickstart"),
+        (["--config=configs/nope.py"], "--config=configs/nope.py does not exist"),
+        (["--config=configs/quickstart.py:x"], "expected 'smoke' or nothing"),
+        ([PRETRAIN, "--config.optim.lrr=1"], 'field lrr: Did you mean "lr"'),
+        ([PRETRAIN, "--config.optim.lr=fast"], "could not convert string to float"),
+        ([PRETRAIN, "--config.data.dataset=/none"], "'/none' does not exist"),
+        (
+            ["--config=configs/vit_base.py", "--config.data.data_dir=/none"],
+            "download_and_prepare",
+        ),
+        ([PRETRAIN, "--config.data.image_size=28"], "expected height and width"),
+        ([PRETRAIN, "--config.data.channels=3"], "expected one number for each"),
+        ([PRETRAIN, "--config.data.batch_size=0"], "batch_size=0: expected 1 or more"),
+        ([PRETRAIN, "--config.optim.accumulation=-1"], "expected 1 or more"),
+        ([PRETRAIN, "--config.profile.num_steps=-1"], "expected 0 or more"),
+        ([PRETRAIN, "--config.mode=compare"], "this config is none of a comparison"),
+        (
+            ["--config=configs/climate.py", "--config.mode=pretrain"],
+            "this config is that of a comparison",
+        ),
+        ([PRETRAIN, "--config.dtype=float16"], "expected one of ('bfloat16'"),
+        ([PRETRAIN, "--config.data.eval_crop=1.2"], "expected 0 to 1"),
+        ([PRETRAIN, "--config.data.max_bad_fraction=5"], "expected 0 to 1"),
+        ([PRETRAIN, "--config.data.num_threads=0"], "expected numbers of processes"),
+        ([PRETRAIN, "--config.ema_decay=1"], "config.ema_decay=1.0: expected 0 to 1"),
+        ([PRETRAIN, "--config.data.interpolation=x"], "expected one of ('bilinear'"),
+        ([PRETRAIN, "--config.mode=train"], "config.mode='train': expected one of"),
+        ([FINETUNE, "--config.init_from=/none"], "'/none' has no checkpoint"),
+        ([PRETRAIN, "--wrkdir=x"], "Did you mean --workdir?"),
+        ([PRETRAIN, "x"], "unexpected arguments ['x']"),
+    ],
+)
+def test_mistakes(args, says, tmp_path):
+    begin = time.monotonic()
+    output = commands.run(*args, f"--workdir={tmp_path / 'run'}", status=1)
+    assert says in output
+    assert "Traceback" not in output
+    # A second on an idle machine; JAX alone takes longer to import than that.
+    assert time.monotonic() - begin < 5
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_image_is_named(tmp_path):
+    for name in ("good", "bad"):
+        Image.new("L", (28, 28)).save(tmp_path / f"{name}.png")
+    broken = tmp_path / "bad.png"
+    broken.write_bytes(broken.read_bytes()[:30])
+    output = commands.run(
+        *commands.tiny("pretrain", tmp_path / "run", f"data.dataset={tmp_path}"),
+        status=1,
+    )
+    assert "Traceback" not in output
+    assert f" {str(broken)!r}" in output
+
+
+def test_bucket_as_workdir_is_refused():
+    output = commands.run(PRETRAIN, "--workdir=gs://bucket/run", status=1)
+    assert "gs://bucket/run is not a local folder" in output
+
+
+def test_mistake_found_later_is_a_sentence_too(tmp_path):
+    output = commands.run(
+        *commands.tiny("pretrain", tmp_path, "model.patch_size=(9,9)"), status=1
+    )
+    assert "must be a multiple of config.model.patch_size" in output
+    assert "Traceback" not in output
+    # JAX traced into this one, and says so.
+    output = commands.run(
+        *commands.tiny("pretrain", tmp_path, "data.image_size=(30,28)"), status=1
+    )
+    assert output.strip().endswith("or config.model.patch_size.")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("model.patch_size", (9, 9), "must be a multiple of config.model.patch_size"),
+        ("data.image_size", (30, 28), "must be multiples"),
+        ("optim.accumulation", 3, "config.data.batch_size=16 must be a multiple of 3"),
+        ("optim.schedule", "new", "expected 'official', 'official_prefix' or 'plain'"),
+        ("optim.decay", "linear", "expected 'cosine', 'multistep' or 'constant'"),
+        ("optim.decay_groups", "x", "expected 'official' or 'intended'"),
+        ("checkpoint_every", "5", "checkpoint_every='5' is no length of time"),
+        ("mesh.fsdp", 0, "expected positive numbers with that product"),
+        ("model.name", "vgg", "expected one of \\['swin'"),
+    ],
+)
+def test_mistakes_found_before_anything_is_compiled(field, value, says, tmp_path):
+    config = tiny_config.get_config("pretrain")
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=says):
+        pretrain(config, tmp_path)

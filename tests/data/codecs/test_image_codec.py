@@ -1,0 +1,323 @@
+"""Decoding of every kind of file that turns up in image folders."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import EpsImagePlugin, Image, ImageOps
+
+from simmim_jax.data.codecs.image import BadImage, decode, decode_jpeg, read_jpeg_header
+from simmim_jax.data.views.crop import random_crop
+from tests.images import PHOTOS, encoded, gradient
+
+REASONS = {"empty", "not an image", "truncated", "corrupt", "too large"}
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP"])
+def test_lossless_files_decode_to_their_pixels(format):
+    pixels = gradient(20, 30, 3)
+    np.testing.assert_array_equal(
+        decode(encoded(Image.fromarray(pixels), format), 3), pixels
+    )
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+def test_lossy_files_decode_to_nearly_their_pixels(format):
+    pixels = np.full((20, 30, 3), (200, 100, 50), np.uint8)
+    decoded = decode(encoded(Image.fromarray(pixels), format, quality=95), 3)
+    assert decoded.dtype == np.uint8
+    assert np.abs(decoded.astype(int) - pixels).max() <= 4
+
+
+def test_gray_has_one_channel_and_converts_both_ways():
+    gray = gradient(8, 9, 1)
+    data = encoded(Image.fromarray(gray[..., 0]))
+    np.testing.assert_array_equal(decode(data, 1), gray)
+    np.testing.assert_array_equal(decode(data, 3), np.repeat(gray, 3, axis=2))
+    white = encoded(Image.new("RGB", (9, 8), "white"))
+    np.testing.assert_array_equal(decode(white, 1), np.full((8, 9, 1), 255))
+
+
+def test_exif_orientation_turns_the_image_upright():
+    image = Image.new("RGB", (30, 20), "black")
+    image.paste("red", (0, 0, 15, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Rotate by 90 degrees clockwise to see it upright.
+    upright = decode(encoded(image, "JPEG", exif=exif, quality=95), 3)
+    assert upright.shape == (30, 20, 3)
+    assert upright[5, 10, 0] > 200  # What was left is on top.
+    assert upright[25, 10, 0] < 50
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "CMYK"])
+def test_broken_exif_leaves_the_image_as_it_is(format):
+    image = Image.new("RGB", (30, 20), "white")
+    if format == "CMYK":
+        file = encoded(image.convert("CMYK"), "JPEG", exif=b"Exif\0\0garbage")
+    elif format == "PNG":  # Pillow would not write it.
+        file = encoded(image)
+        file = file[:33] + png_chunk(b"eXIf", b"garbage") + file[33:]
+    else:
+        file = encoded(image, format, exif=b"Exif\0\0garbage")
+    assert b"garbage" in file
+    assert decode(file, 3).shape == (20, 30, 3)
+    assert decode(file, 3).min() > 250
+
+
+def test_transparent_pixels_are_white():
+    image = Image.new("RGBA", (4, 4), (255, 0, 0, 255))
+    image.putpixel((1, 2), (0, 0, 0, 0))
+    decoded = decode(encoded(image), 3)
+    assert decoded[2, 1].tolist() == [255, 255, 255]
+    assert decoded[0, 0].tolist() == [255, 0, 0]
+    gray_alpha = Image.new("LA", (4, 4), (0, 0))
+    assert (decode(encoded(gray_alpha), 1) == 255).all()
+
+
+def test_palette_with_and_without_transparency():
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    assert decode(encoded(image), 3)[0, 0].tolist() == [10, 20, 30]
+    assert decode(encoded(image, transparency=1), 3)[0, 0].tolist() == [255, 255, 255]
+
+
+def test_16_bit_gray_keeps_its_upper_byte():
+    values = np.array([[0, 255, 256, 65535]], np.uint16)
+    decoded = decode(encoded(Image.fromarray(values)), 1)
+    assert decoded[0, :, 0].tolist() == [0, 0, 1, 255]
+
+
+def test_cmyk_and_1_bit():
+    cmyk = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95)
+    red, green, blue = decode(cmyk, 3)[4, 4].tolist()
+    assert red > 200
+    assert max(green, blue) < 60
+    assert (decode(encoded(Image.new("1", (4, 4), 1)), 1) == 255).all()
+
+
+def test_raw_pixels_pass_through_untouched():
+    pixels = gradient(5, 6, 4)
+    assert decode(pixels, 4) is pixels
+    assert decode(pixels[..., 0], 1).shape == (5, 6, 1)
+
+
+def test_errors_say_what_was_expected():
+    with pytest.raises(ValueError, match=r"uint8\[5 6 4\].*expected uint8\[h w 3\]"):
+        decode(gradient(5, 6, 4), 3)
+    with pytest.raises(ValueError, match=r"float32.*expected uint8"):
+        decode(gradient(5, 6, 3).astype(np.float32), 3)
+    with pytest.raises(ValueError, match=r"channels=4.*raw uint8 arrays"):
+        decode(encoded(Image.new("RGB", (4, 4))), 4)
+    with pytest.raises(BadImage, match=r"9 bytes starting with b'not an i'.*JPEG"):
+        decode(b"not an im", 3)
+    truncated = encoded(Image.fromarray(gradient(64, 64, 3)), "JPEG")[:-400]
+    with pytest.raises(BadImage, match=r"truncated.*Remove or replace"):
+        decode(truncated, 3)
+
+
+# ---- Files as they turn up -----------------------------------------------------------
+
+
+def test_cmyk_and_ycck_photographs_show_their_colours():
+    photo = Image.open(PHOTOS[0]).resize((64, 48))
+    cmyk = photo.convert("CMYK")
+    expected = np.asarray(cmyk.convert("RGB")).astype(int)
+    file = encoded(cmyk, "JPEG", quality=95, subsampling=0)
+    assert read_jpeg_header(file) is None  # Pillow's part
+    assert np.abs(decode(file, 3) - expected).mean() < 4
+    # Adobe's transform 2 in the segment that Pillow writes says YCCK.
+    adobe = file.index(b"Adobe")
+    assert file[adobe + 11] == 0
+    ycck = file[: adobe + 11] + b"\x02" + file[adobe + 12 :]
+    with Image.open(io.BytesIO(ycck)) as image:
+        shown = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(decode(ycck, 3), shown)
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_picture_counts(format):
+    pictures = [Image.new("RGB", (16, 12), color) for color in ("red", "blue", "lime")]
+    file = encoded(
+        pictures[0], format, save_all=True, append_images=pictures[1:], lossless=True
+    )
+    assert (decode(file, 3) == (255, 0, 0)).all()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
+def test_16_bit_rgb_keeps_its_upper_bytes():
+    # Pillow cannot write one: a PNG by hand, of one row.
+    row = b"\0" + struct.pack(">6H", 0, 256, 65535, 257 * 10, 257 * 200, 257)
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    file = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+    file += png_chunk(b"IDAT", zlib.compress(row)) + png_chunk(b"IEND", b"")
+    assert decode(file, 3).tolist() == [[[0, 1, 255], [10, 200, 1]]]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20000, 1), (1, 20000)])
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_the_smallest_and_the_longest(size, format):
+    image = decode(encoded(Image.new("RGB", size, "red"), format), 3)
+    assert image.shape == (size[1], size[0], 3)
+    assert image[0, 0, 0] > 250
+
+
+def test_a_wrong_ending_does_not_matter_as_no_ending_is_seen():
+    png = encoded(Image.open(PHOTOS[0]).resize((40, 30)))
+    assert decode(png, 3).shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize("format", ["TIFF", "PPM", "JPEG2000", "GIF", "AVIF"])
+def test_other_kinds_that_the_web_names_jpg(format):
+    image = Image.new("RGB", (40, 30), (200, 100, 50))
+    shown = decode(encoded(image, format), 3).astype(int)
+    assert np.abs(shown - (200, 100, 50)).max() < 8
+
+
+def test_no_program_is_run_to_show_a_file(monkeypatch, tmp_path):
+    """Pillow has Ghostscript run the PostScript in an EPS file."""
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/was_run\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # looked for anew
+    with pytest.raises(BadImage, match="expected JPEG, PNG") as raised:
+        decode(encoded(Image.new("RGB", (16, 16)), "EPS"), 3)
+    assert raised.value.reason == "not an image"
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_decompression_bombs_are_refused_before_they_are_decoded():
+    # 65,500 x 65,500 white pixels, whose data would follow.
+    jpeg = bytearray(encoded(Image.new("RGB", (16, 16), "white"), "JPEG"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_500, 65_500)
+    png = bytearray(encoded(Image.new("RGB", (16, 16), "white")))
+    png[16:24] = struct.pack(">II", 65_500, 65_500)
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    for bomb in (bytes(jpeg), bytes(png)):
+        with pytest.raises(BadImage, match="178,956,970 pixels") as raised:
+            decode(bomb, 3)
+        assert raised.value.reason == "too large"
+
+
+def test_reasons():
+    photo = encoded(Image.open(PHOTOS[0]).resize((96, 64)), "JPEG")
+    png = encoded(Image.open(PHOTOS[0]).resize((96, 64)))
+    damaged = png[:5000] + b"\0" * 200 + png[5200:]
+    cases = {
+        b"": "empty",
+        b"once upon a time": "not an image",
+        b"\xff\xd8" + b"no picture": "not an image",
+        photo[: len(photo) // 2]: "truncated",
+        png[: len(png) // 2]: "truncated",
+        png[:100]: "truncated",  # within its header
+        damaged: "corrupt",
+    }
+    for data, reason in cases.items():
+        with pytest.raises(BadImage) as raised:
+            decode(data, 3)
+        assert raised.value.reason == reason, data[:8]
+
+
+# ---- JPEG ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("photo", PHOTOS, ids=lambda path: path.stem)
+def test_a_photograph_decodes_to_the_pixels_that_pillow_gives(photo):
+    data = photo.read_bytes()
+    with Image.open(photo) as image:
+        np.testing.assert_array_equal(decode(data, 3), np.asarray(image))
+        gray = decode(data, 1)[..., 0].astype(int) - np.asarray(image.convert("L"))
+    # The JPEG's own luma: other than Pillow's where a colour was cut off at 0 or 255.
+    assert np.abs(gray).max() <= 6
+    assert np.abs(gray).mean() < 0.02
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("reduction", [1, 4])
+def test_every_orientation_is_turned_upright_as_by_pillow(orientation, reduction):
+    photo = Image.open(PHOTOS[1]).crop((40, 30, 295, 201))  # odd sides
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo, "JPEG", exif=exif, quality=95, subsampling=0)
+    with Image.open(io.BytesIO(data)) as image:
+        upright = ImageOps.exif_transpose(image)
+    jpeg = read_jpeg_header(data)
+    assert jpeg.shape == upright.size[::-1]
+    decoded = decode_jpeg(data, jpeg, 3, reduction)
+    if reduction == 1:
+        np.testing.assert_array_equal(decoded, np.asarray(upright))
+    else:
+        assert decoded.shape == (*(-(-side // 4) for side in jpeg.shape), 3)
+        means = np.asarray(upright.reduce(4)).astype(int)
+        assert np.abs(decoded - means)[1:-1, 1:-1].mean() < 4
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_a_reduced_jpeg_is_close_to_means_of_its_pixels(reduction):
+    data = PHOTOS[0].read_bytes()
+    decoded = decode_jpeg(data, read_jpeg_header(data), 3, reduction)
+    with Image.open(PHOTOS[0]) as image:
+        means = np.asarray(image.reduce(reduction)).astype(int)
+    assert decoded.shape == means.shape
+    assert np.abs(decoded - means).mean() < 3
+
+
+# ---- Fuzz ----------------------------------------------------------------------------
+
+SEEDS = [
+    encoded(Image.open(PHOTOS[0]).resize((75, 50)), format, **options)
+    for format, options in (
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True, "subsampling": 0}),
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("BMP", {}),
+        ("GIF", {}),
+    )
+]
+EDIT = st.tuples(st.floats(0, 1), st.binary(max_size=6), st.integers(0, 6))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(SEEDS), st.lists(EDIT, min_size=1, max_size=8), st.booleans())
+def test_whatever_happens_to_a_file_it_decodes_or_is_a_bad_image(seed, edits, cut):
+    data = seed
+    for place, new, dropped in edits:
+        # Headers are short, and most interesting: half of the edits go there.
+        at = int(2 * place * 200) if place < 0.5 else int((place - 0.5) * 2 * len(data))
+        data = data[:at] + new + data[at + dropped :]
+    if cut:
+        data = data[: int(edits[0][0] * len(data))]
+    for read in (
+        lambda: decode(data, 3),
+        lambda: random_crop(
+            data,
+            channels=3,
+            size=(16, 24),
+            rng=np.random.default_rng(0),
+            scale=(0.67, 1),
+            ratio=(3 / 4, 4 / 3),
+            interpolation="bilinear",
+            fast=True,
+        ),
+    ):
+        try:
+            image = read()
+        except BadImage as error:
+            reason = error.reason
+        else:
+            reason = None
+            assert image.dtype == np.uint8
+            assert image.ndim == 3
+            assert image.shape[2] == 3
+        assert reason in (None, *REASONS)

@@ -1,0 +1,255 @@
+"""The command that packs: what comes out, what is left out, kills and wrong options."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simmim_jax.cli.pack import main
+from simmim_jax.data.codecs.image import decode
+from simmim_jax.data.pack.shards import Options, pack_image
+from simmim_jax.data.sources import packed
+from simmim_jax.data.sources.registry import open_source
+from tests.images import crops
+from tests.packing import COMMAND, ROOT, fails
+
+SHORT_SIDE = 96
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A set of all kinds of images that exist, and some that are none."""
+    root = tmp_path_factory.mktemp("photos")
+    for split, count in (("train", 40), ("validation", 4)):
+        for name in ("china", "flower"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i, image in enumerate(crops(name, count)):
+                image.save(folder / f"{i:03}.jpg", quality=92)
+    china = root / "train" / "china"
+    image = next(crops("china", 1))
+    image.resize((60, 40)).save(china / "small.png")
+    image.convert("CMYK").save(china / "cmyk.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # EXIF orientation: a quarter turn
+    image.save(china / "turned é.jpg", exif=exif)
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    image.save(china / "transparent.png")
+    gray = np.asarray(image.convert("L")).astype(np.uint16) << 8
+    Image.fromarray(gray).save(china / "sixteen.png")
+    (china / "zero.jpg").write_bytes(b"")
+    (china / "text.jpg").write_text("no image")
+    (china / "gone.jpg").symlink_to(root / "nowhere.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def jpegs(photos, tmp_path_factory):
+    """The photographs, packed with a shorter side."""
+    out = tmp_path_factory.mktemp("jpegs")
+    main([str(photos), str(out), f"--short_side={SHORT_SIDE}", "--shard_mb=0.05"])
+    return out
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def test_examples_come_in_the_order_of_the_source_without_bad_ones(photos, jpegs):
+    source = open_source(str(photos), "train")
+    bad = {"zero.jpg", "text.jpg", "gone.jpg"}
+    kept = [
+        (os.path.relpath(path, photos), label)
+        for path, label in (
+            (os.path.join(source.root, path), label)
+            for path, label in zip(source.paths, source.labels, strict=True)
+        )
+        if os.path.basename(path) not in bad
+    ]
+    train = open_source(str(jpegs), "train")
+    found = [(train[i]["path"], train[i]["label"]) for i in range(len(train))]
+    assert found == kept
+    assert len(train.shards) > 3
+    assert train.class_names == ("china", "flower")
+    np.testing.assert_array_equal(train.labels, [label for _, label in kept])
+    assert len(open_source(str(jpegs), "val")) == 8
+
+
+def test_jpegs_have_the_short_side_and_nearly_the_pixels(photos, jpegs):
+    train = open_source(str(jpegs), "train")
+    sizes, errors = set(), []
+    for example in (train[i] for i in range(len(train))):
+        assert example["image"][:2] == b"\xff\xd8"
+        got = decode(example["image"], 3)
+        original = (photos / example["path"]).read_bytes()
+        raw = Options(SHORT_SIDE, "raw")
+        expected = pack_image(original, raw)
+        assert got.shape == expected.shape
+        errors.append(np.abs(got.astype(int) - expected).mean())
+        sizes.add(got.shape[:2])
+    assert np.mean(errors) < 3  # of 255
+    assert max(errors) < 6
+    # 160 x 120, the same turned upright, and 60 x 40, which is not enlarged.
+    assert sizes == {(96, 128), (128, 96), (40, 60)}
+
+
+def test_raw_pixels_are_those_that_decode_gives(photos, tmp_path):
+    main([str(photos), str(tmp_path), "--format=raw", "--short_side=0"])
+    train = open_source(str(tmp_path), "train")
+    assert len(train) == 85
+    for example in (train[i] for i in range(len(train))):
+        expected = decode((photos / example["path"]).read_bytes(), 3)
+        np.testing.assert_array_equal(example["image"], expected)
+
+
+def test_short_side_0_keeps_the_bytes(photos, tmp_path):
+    main([str(photos), str(tmp_path), "--short_side=0", "--splits=train"])
+    train = open_source(str(tmp_path), "train")
+    assert len(train) == 85
+    for example in (train[i] for i in range(len(train))):
+        assert example["image"] == (photos / example["path"]).read_bytes()
+
+
+def test_what_is_skipped_is_listed_by_reason(photos, tmp_path, capsys):
+    main([str(photos), str(tmp_path), "--short_side=8"])
+    output = capsys.readouterr().out
+    assert "train: 85 images" in output
+    assert "verified 93 records" in output
+    header, *rows = (
+        line.split("\t") for line in (tmp_path / "skipped.tsv").read_text().splitlines()
+    )
+    assert header == ["split", "path", "reason", "message"]
+    reasons = {path: reason for _, path, reason, _ in rows}
+    assert reasons.keys() == {
+        f"train/china/{name}.jpg" for name in ("gone", "text", "zero")
+    }
+    assert sorted(reasons.values()) == ["empty", "missing", "not an image"]
+    counts = json.loads((tmp_path / "dataset.json").read_text())["skipped"]
+    assert sum(counts.values()) == 3
+    for reason, count in counts.items():
+        assert f"{count} {reason}" in output
+
+
+def test_paths_are_relative_to_what_was_packed(photos, jpegs, tmp_path, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    main([photos.name, str(tmp_path), f"--short_side={SHORT_SIDE}", "--shard_mb=0.05"])
+    got, expected = (open_source(str(out), "train") for out in (tmp_path, jpegs))
+    assert [e["path"] for e in map(got.__getitem__, range(len(got)))] == [
+        e["path"] for e in map(expected.__getitem__, range(len(expected)))
+    ]
+
+
+# ---- Stopped, changed, refused -------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_and_resumed_gives_the_same_bytes(photos, jpegs, tmp_path, number):
+    out = tmp_path / "out"
+    args = [str(photos), str(out), f"--short_side={SHORT_SIDE}", "--shard_mb=0.05"]
+    command = [*COMMAND, *args, "--workers=1"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (done := list(out.glob("*.array_record"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    if number == signal.SIGKILL:
+        process.kill()
+    else:  # A terminal sends it to all processes.
+        os.killpg(process.pid, number)
+        errors = process.communicate()[1]
+        assert errors.startswith("Interrupted. The same command goes on")
+    process.wait()
+    while workers_of(process.pid):  # They notice, and leave.
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not (out / "dataset.json").exists()
+    with pytest.raises(FileNotFoundError, match="Run the same"):
+        open_source(str(out), "train")
+
+    assert "quality: 90 then, 50 now" in fails(*args, "--quality=50")
+    written = {path: path.stat().st_mtime_ns for path in done}
+    resumed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "shards are there" in resumed.stdout
+    assert written == {path: path.stat().st_mtime_ns for path in done}
+    assert contents(out) == contents(jpegs)
+
+
+def workers_of(session):
+    """Ids of the processes of a session that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(stat.parent.name)
+    return found
+
+
+def test_a_complete_set_is_verified_and_other_data_refused(photos, tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(photos / "validation", data)
+    main([str(data), str(out), "--short_side=16"])
+    before = contents(out)
+    capsys.readouterr()
+    main([str(data), str(out), "--short_side=16"])
+    assert "is complete" in capsys.readouterr().out
+    assert contents(out) == before
+    (data / "china" / "000.jpg").rename(data / "flower" / "999.jpg")
+    assert "sample_blake2b" in fails(data, out, "--short_side=16")
+    shutil.rmtree(data / "china")
+    error = fails(data, out, "--short_side=16")
+    assert re.search(r"num_source_examples: \d then, \d now", error)
+    assert "another folder" in error
+
+
+def test_a_full_disk_is_told_and_the_rest_goes_on(photos, tmp_path):
+    full = tmp_path / packed.UNFINISHED / "validation-00000-of-00001.array_record"
+    full.parent.mkdir()
+    full.symlink_to("/dev/full")
+    args = [photos, tmp_path, "--short_side=16"]
+    error = fails(*args)
+    assert "No space left on device" in error
+    assert "run the same command again" in error
+    full.unlink()
+    main([str(arg) for arg in args])
+    assert len(open_source(str(tmp_path), "train")) == 85
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["bundled:fashion_mnist_10k"], "since channels=3"),
+        (["bundled:climate", "--splits=train,test"], "split='test'"),
+        (["bundled:climate", "--splits=train[:10%]"], "name a part"),
+        (["bundled:climate", "--splits=train,train"], "different names"),
+        (["bundled:climate", "--workers=0"], "workers=0"),
+        (["bundled:climate", "--quality=101"], "quality=101"),
+        (["bundled:climate", "--short_side=-1"], "short_side=-1"),
+        (["bundled:climate", "--shard_mb=0"], "shard_mb=0"),
+        (["nowhere"], "dataset='nowhere'"),
+    ],
+)
+def test_wrong_arguments(tmp_path, args, message):
+    dataset, *flags = args
+    assert message in fails(dataset, tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_that_pack_do_without_jax():
+    code = "import simmim_jax.data.pack, sys; print({'jax'} & {*sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT)
+    assert run.stdout == b"set()\n"

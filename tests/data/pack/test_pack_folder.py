@@ -1,0 +1,40 @@
+"""Folders to pack into: which are refused."""
+
+import fcntl
+
+import pytest
+
+from simmim_jax.data.pack.folder import begin
+from simmim_jax.data.sources import packed
+from tests.images import write_photographs
+from tests.packing import fails
+
+
+def test_too_large_a_set_is_refused_before_it_is_begun(tmp_path):
+    (tmp_path / packed.UNFINISHED).mkdir()
+    with pytest.raises(OSError, match=r"needs about 1000000000\.0 GB.*make room"):
+        begin(str(tmp_path), {}, 1e18)
+
+
+def test_folders_that_cannot_be_packed_into(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    write_photographs(photos, ["train/1.jpg", "validation/2.jpg"])
+    assert "is in DATASET" in fails(photos, photos / "packed")
+    assert "is in DATASET" in fails(photos, photos)
+    assert "is in DATASET" in fails(photos, photos / "train" / ".." / "packed")
+    assert "not a local path" in fails(photos, "gs://bucket/packed")
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    error = fails(photos, out)
+    assert error.startswith("FileExistsError")
+    assert "notes.txt" in error
+    error = fails("bundled:climate", out / "notes.txt" / "out")
+    assert error.startswith("NotADirectoryError")
+    assert "cannot be written" in error
+
+
+def test_two_at_once_are_refused(tmp_path):
+    (tmp_path / packed.UNFINISHED).mkdir()
+    with open(tmp_path / packed.UNFINISHED / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "Another process" in fails("bundled:climate", tmp_path, "--format=raw")

@@ -1,0 +1,206 @@
+"""Packed sets: what is read is what was packed, and damage is found."""
+
+import concurrent.futures
+import json
+import os
+import pickle
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from simmim_jax.cli.pack import main
+from simmim_jax.data.loader.pipeline import train_iterator
+from simmim_jax.data.sources import packed
+from simmim_jax.data.sources.registry import check_source, open_source
+from tests.images import crops, write_photographs
+from tests.packing import fails
+
+
+@pytest.fixture(scope="module")
+def jpegs(tmp_path_factory):
+    """Photographs, packed into several shards."""
+    root, out = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("jpegs")
+    for name in ("china", "flower"):
+        (root / name).mkdir()
+        for i, image in enumerate(crops(name, 40)):
+            image.save(root / name / f"{i:03}.jpg")
+    main([str(root), str(out), "--short_side=96", "--shard_mb=0.05"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory):
+    """A bundled set of arrays, packed as they are."""
+    out = tmp_path_factory.mktemp("pixels")
+    splits = "--splits=val=validation,unlabelled"
+    main(["bundled:climate", str(out), splits, "--format=raw", "--workers=2"])
+    return out
+
+
+def test_arrays_are_packed_as_they_are(pixels):
+    for split in ("validation", "unlabelled"):  # Here the first has the name "val".
+        expected, got = (
+            open_source(name, split) for name in ("bundled:climate", str(pixels))
+        )
+        images = np.stack([got[i]["image"] for i in range(len(got))])
+        np.testing.assert_array_equal(images, expected.images)
+        assert got.class_names == expected.class_names
+        assert "path" not in got[0]
+    assert got.labels is None
+    assert got[0]["label"] == -1
+    labels = open_source(str(pixels), "validation").labels
+    np.testing.assert_array_equal(
+        labels, open_source("bundled:climate", "validation").labels
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "path"),
+    [
+        (b"bytes of a file", "china/\udcff é.jpg"),
+        (b"bytes of a file", ""),
+        (np.arange(30, dtype=np.uint8).reshape(2, 3, 5), "a"),
+    ],
+)
+def test_a_record_gives_the_example_back(image, path):
+    record = packed.to_record(image, -1, path)
+    example = packed.from_record(record)
+    np.testing.assert_array_equal(example["image"], image)
+    assert example["label"] == -1
+    assert example.get("path", "") == path
+    for part in (record[:14], record[: -len(image)]):
+        with pytest.raises(ValueError, match="record"):
+            packed.from_record(part)
+
+
+# ---- Reading -------------------------------------------------------------------------
+
+
+def test_shards_are_for_random_access(jpegs):
+    train = open_source(str(jpegs), "train")
+    assert len(train.shards) > 3
+    for shard in train.shards:
+        options = packed.open_shard(str(jpegs / shard)).writer_options_string()
+        assert "group_size:1," in options
+        assert "uncompressed" in options
+
+
+def test_threads_and_pickled_sources_read_the_same(jpegs):
+    train = open_source(str(jpegs), "train")
+    expected = [train[i]["image"] for i in range(len(train))]
+    assert len(train.labels) == len(train)
+    copy = pickle.loads(pickle.dumps(train))
+    assert len(pickle.dumps(copy)) < 4000
+    order = np.random.default_rng(0).integers(0, len(train), 4000)
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        found = threads.map(lambda i: copy[i]["image"], order)
+        assert list(found) == [expected[i] for i in order]
+    for index in (-1, len(train)):
+        with pytest.raises(IndexError):
+            train[index]
+
+
+def test_training_batches_are_the_same_from_workers(jpegs):
+    def batches(num_workers):
+        iterator = train_iterator(
+            open_source(str(jpegs), "train"),
+            batch_size=32,
+            image_size=(32, 32),
+            channels=3,
+            scale=(0.5, 1.0),
+            ratio=(3 / 4, 4 / 3),
+            interpolation="bicubic",
+            fast_decode=True,
+            seed=0,
+            num_workers=num_workers,
+        )
+        taken = [next(iterator) for _ in range(4)]
+        iterator.close()
+        return taken
+
+    for one, other in zip(batches(0), batches(2), strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["label"], other["label"])
+        assert one["image"].std() > 20
+
+
+def test_splits_that_are_not_there_are_errors(pixels):
+    for function in (check_source, open_source):
+        with pytest.raises(ValueError, match=r"split='test'.*val, unlabelled"):
+            function(str(pixels), "test")
+
+
+def test_other_folders_with_a_dataset_json_are_folders_of_images(tmp_path):
+    write_photographs(tmp_path, ["a.jpg", "b.jpg", "c.jpg"])
+    (tmp_path / "dataset.json").write_text('{"labels": [["a.jpg", 1]]}')
+    assert len(open_source(str(tmp_path), "train")) == 2
+
+
+def test_later_formats_are_refused(pixels, tmp_path):
+    index = json.loads((pixels / "dataset.json").read_text())
+    index["format_version"] += 1
+    (tmp_path / "dataset.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="newer simmim_jax"):
+        open_source(str(tmp_path), "val")
+
+
+# ---- Damage --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(pixels, tmp_path):
+    """A copy to be damaged, and two shards of equally many examples."""
+    copy = tmp_path / "copy"
+    shutil.copytree(pixels, copy)
+    _, first, second, *_ = sorted(copy.glob("unlabelled*.array_record"))
+    return copy, first, second
+
+
+def test_a_flipped_bit_is_found_when_verified_and_when_read(damaged):
+    folder, shard, _ = damaged
+    data = bytearray(shard.read_bytes())
+    data[300_000] ^= 1
+    shard.write_bytes(data)
+    error = fails(folder)
+    assert shard.name in error
+    assert re.search("corrupt.*pack anew", error)
+    source = open_source(str(folder), "unlabelled")
+    bad = []
+    for i in range(len(source)):
+        try:
+            source[i]
+        except OSError as error:
+            bad.append(error.filename)
+    assert bad == [str(shard)]
+
+
+def test_shards_in_each_others_place_are_found(damaged):
+    folder, first, second = damaged
+    sizes = {path.stat().st_size for path in (first, second)}
+    assert len(sizes) == 1
+    first.rename(folder / "x")
+    second.rename(first)
+    (folder / "x").rename(second)
+    assert "checksum" in fails(folder)
+
+
+def test_labels_that_are_not_those_of_the_records_are_found(damaged):
+    folder, *_ = damaged
+    labels = np.load(folder / "val-labels.npy")
+    labels[0] += 1
+    np.save(folder / "val-labels.npy", labels)
+    assert "other labels" in fails(folder)
+
+
+def test_half_a_copy_is_not_opened(damaged):
+    folder, shard, second = damaged
+    os.truncate(shard, 1000)
+    for function in (open_source, check_source):
+        with pytest.raises(FileNotFoundError, match=r"has 1,000 bytes.*Copy it again"):
+            function(str(folder), "unlabelled")
+    with pytest.raises(OSError, match="not a whole shard"):
+        packed.open_shard(str(shard))
+    second.unlink()
+    assert "FileNotFoundError" in fails(folder)

@@ -1,0 +1,120 @@
+"""Folders and manifests at a URL, in fsspec's file system in memory."""
+
+import pickle
+from importlib.util import find_spec
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from simmim_jax.data.sources.registry import check_source, open_source
+from tests.images import PHOTOS, write_photographs
+
+CHINA, FLOWER = (photo.read_bytes() for photo in PHOTOS)
+
+
+@pytest.fixture
+def bucket():
+    """Write {path: bytes} below memory://bucket/set/."""
+    files = fsspec.filesystem("memory")
+
+    def write(contents):
+        for path, data in contents.items():
+            files.pipe(f"/bucket/set/{path}", data)
+        return "memory://bucket/set"
+
+    yield write
+    if files.exists("/bucket"):
+        files.rm("/bucket", recursive=True)
+
+
+def test_folders_are_read_as_local_ones_are(bucket, tmp_path):
+    names = [f"{'ab'[i % 2]}/{i}.jpg" for i in range(30)]
+    write_photographs(tmp_path, names)
+    url = bucket({name: (tmp_path / name).read_bytes() for name in names})
+    bucket({"a/notes.txt": b"", ".hidden/1.jpg": b""})
+    for split in ("train", "validation"):
+        check_source(f"{url}/", split)
+        there, here = open_source(f"{url}/", split), open_source(str(tmp_path), split)
+        assert [*there.paths] == [*here.paths]
+        assert there.labels.tolist() == here.labels.tolist()
+        assert there.class_names == here.class_names == ("a", "b")
+        sent = pickle.loads(pickle.dumps(there))
+        assert sent[0]["image"] == here[0]["image"]
+        assert sent[0]["path"] == f"{url}/{there.paths[0]}"
+
+
+def test_split_folders(bucket):
+    url = bucket(
+        {"train/a/1.jpg": CHINA, "train/b/2.jpg": CHINA, "val/b/3.jpg": FLOWER}
+    )
+    assert open_source(url, "train").labels.tolist() == [0, 1]
+    validation = open_source(url, "validation")
+    assert validation.labels.tolist() == [1]
+    assert validation[0]["image"] == FLOWER
+    with pytest.raises(FileNotFoundError, match=r"split='test'.*found train, val"):
+        open_source(url, "test")
+    with pytest.raises(FileNotFoundError, match=r"memory://bucket/no.* has no images"):
+        open_source("memory://bucket/none", "train")
+
+
+def test_manifests(bucket, tmp_path):
+    (tmp_path / "here.jpg").write_bytes(FLOWER)
+    rows = ["path,label,split", "img/1.jpg,cat,train", f"{tmp_path}/here.jpg,dog,train"]
+    url = bucket({"img/1.jpg": CHINA, "list.csv": "\n".join(rows).encode()})
+    check_source(f"{url}/list.csv", "train")
+    source = open_source(f"{url}/list.csv", "train")
+    assert [source[i]["image"] for i in range(2)] == [CHINA, FLOWER]
+    assert source.labels.tolist() == [0, 1]
+    # One here, of images there.
+    (tmp_path / "list.txt").write_text(f"{url}/img/1.jpg 0\nhere.jpg 1\n")
+    images = {
+        (example := open_source(str(tmp_path / "list.txt"), split)[0])["label"]: example
+        for split in ("train", "validation")
+    }
+    assert [images[i]["image"] for i in (0, 1)] == [CHINA, FLOWER]
+    assert images[0]["path"] == f"{url}/img/1.jpg"
+
+
+def test_files_that_are_gone(bucket):
+    source = open_source(bucket({"train/1.jpg": CHINA}), "train")
+    fsspec.filesystem("memory").rm("/bucket/set/train/1.jpg")
+    with pytest.raises(FileNotFoundError):
+        source[0]
+
+
+class Refused(Exception):
+    """What gcsfs and aiohttp raise is no OSError either."""
+
+
+class Flaky(MemoryFileSystem):
+    """A place that lists its files and gives none."""
+
+    protocol = "flaky"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("flaky://", "memory://"))
+
+    def cat_file(self, path, **options):
+        raise Refused("503, try again later")
+
+
+def test_errors_of_any_kind_are_os_errors(bucket):
+    bucket({"train/1.jpg": CHINA})
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    source = open_source("flaky://bucket/set", "train")
+    with pytest.raises(OSError, match="503, try again later") as raised:
+        source[0]
+    assert raised.value.filename == "flaky://bucket/set/train/1.jpg"
+
+
+@pytest.mark.parametrize(("protocol", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
+def test_what_has_to_be_installed(protocol, package):
+    if find_spec(package):
+        pytest.skip(f"{package} is installed")
+    for function in (check_source, open_source):
+        with pytest.raises(
+            ValueError, match=rf"{protocol}://bucket/x.*install {package}"
+        ):
+            function(f"{protocol}://bucket/x", "train")

@@ -1,0 +1,290 @@
+"""Sets prepared by TFDS: found, read without TensorFlow, and what errors say."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from simmim_jax.data.codecs.image import decode
+from simmim_jax.data.sources import cache
+from simmim_jax.data.sources.base import subset
+from simmim_jax.data.sources.registry import check_source, open_source
+from simmim_jax.data.sources.tfds_sets import TfdsSource, find_prepared
+
+# Encoded bytes and a builder in a folder of its own: TFDS needs no TensorFlow then.
+BUILDER = '''
+import io
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+SIZES = {"train": 20, "test": 4}
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Squares in the gray of their index."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=["even", "odd"]),
+        })
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(n) for split, n in SIZES.items()}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            file = io.BytesIO()
+            Image.new("RGB", (6, 5), (i, i, i)).save(file, "PNG")
+            yield i, {"image": io.BytesIO(file.getvalue()), "label": i % 2}
+'''
+
+# Images and labels under other names, nested, several of them, or none.
+FEATURES_BUILDER = """
+import io
+import tensorflow_datasets as tfds
+from PIL import Image
+
+
+def file(i):
+    content = io.BytesIO()
+    Image.new("L", (6, 5), i).save(content, "PNG")
+    return io.BytesIO(content.getvalue())
+
+
+def image():
+    return tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+
+
+def classes():
+    return tfds.features.ClassLabel(names=["even", "odd"])
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name=name)
+        for name in ("nested", "masks", "two_images", "two_labels", "no_labels", "text")
+    ]
+
+    def _info(self):
+        features = {
+            "nested": {
+                "sample": {"photo": image(), "kind": classes()},
+                "id": tfds.features.Text(),
+            },
+            "masks": {
+                "mask": tfds.features.LabeledImage(labels=3, shape=(None, None, 1)),
+                "photo": image(),
+                "label": classes(),
+            },
+            "two_images": {"left": image(), "right": image()},
+            "two_labels": {
+                "image": image(),
+                "other": image(),
+                "coarse": classes(),
+                "fine": classes(),
+            },
+            "no_labels": {"image": image(), "label": classes()},
+            "text": {"text": tfds.features.Text(), "label": classes()},
+        }[self.builder_config.name]
+        features = tfds.features.FeaturesDict(features)
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(4):
+            yield i, {
+                "nested": lambda: {
+                    "sample": {"photo": file(i), "kind": i % 2}, "id": "x"
+                },
+                "masks": lambda: {
+                    "mask": file(0), "photo": file(i), "label": i % 2
+                },
+                "two_images": lambda: {"left": file(i), "right": file(i)},
+                "two_labels": lambda: {
+                    "image": file(i), "other": file(99), "coarse": 0, "fine": i % 2
+                },
+                "no_labels": lambda: {"image": file(i), "label": -1},
+                "text": lambda: {"text": "x", "label": 0},
+            }[self.builder_config.name]()
+"""
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    """Prepare the set in a process of its own, as a user would, away from this one."""
+    code_dir = tmp_path_factory.mktemp("code")
+    for name, builder in (("squares", BUILDER), ("features", FEATURES_BUILDER)):
+        (code_dir / name).mkdir()
+        (code_dir / name / "__init__.py").touch()
+        (code_dir / name / f"{name}_dataset_builder.py").write_text(builder)
+    data_dir = tmp_path_factory.mktemp("tfds")
+    code = textwrap.dedent(f"""
+        import sys
+        sys.path.insert(0, {str(code_dir)!r})
+        from squares.squares_dataset_builder import Builder
+        from features.features_dataset_builder import Builder as FeaturesBuilder
+
+        where = dict(data_dir={str(data_dir)!r}, file_format="array_record")
+        Builder(**where).download_and_prepare()
+        for config in FeaturesBuilder.BUILDER_CONFIGS:
+            FeaturesBuilder(config=config.name, **where).download_and_prepare()
+        assert "tensorflow" not in sys.modules
+    """)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return str(data_dir)
+
+
+@pytest.mark.parametrize("name", ["tfds:squares", "tfds:squares:1.0.0"])
+def test_tfds_reads_encoded_images_without_the_code_that_made_them(tfds_dir, name):
+    check_source(name, "train", data_dir=tfds_dir)
+    source = open_source(name, "train", data_dir=tfds_dir)
+    assert len(source) == 20
+    assert source.class_names == ("even", "odd")
+    examples = [source[i] for i in range(20)]
+    assert all(isinstance(example["image"], bytes) for example in examples)
+    values = [int(decode(example["image"], 3)[0, 0, 0]) for example in examples]
+    assert sorted(values) == list(range(20))
+    assert [e["label"] for e in examples] == [value % 2 for value in values]
+    assert source.labels.tolist() == [value % 2 for value in values]
+
+
+@pytest.mark.parametrize(
+    ("config", "labelled"),
+    [("nested", True), ("masks", True), ("two_labels", False), ("no_labels", False)],
+)
+def test_features_of_any_name(config, labelled, tfds_dir):
+    source = open_source(f"tfds:features/{config}", "train", data_dir=tfds_dir)
+    examples = [source[i] for i in range(4)]
+    assert all(isinstance(example["image"], bytes) for example in examples)
+    values = [int(decode(example["image"], 1)[0, 0, 0]) for example in examples]
+    assert sorted(values) == [0, 1, 2, 3]
+    labels = [value % 2 if labelled else -1 for value in values]
+    assert [example["label"] for example in examples] == labels
+    if labelled:
+        assert source.labels.tolist() == labels
+        assert source.class_names == ("even", "odd")
+    else:
+        assert source.labels is None
+
+
+def test_sets_without_one_image_are_refused(tfds_dir):
+    for config, names in (("two_images", "left, right"), ("text", "label, text")):
+        with pytest.raises(ValueError, match=rf"features {names}: expected one image"):
+            open_source(f"tfds:features/{config}", "train", data_dir=tfds_dir)
+
+
+def test_labels_are_read_once_and_kept(tfds_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cache, "_MIN_IMAGES", 1)
+
+    def source(split):
+        return open_source("tfds:squares", split, data_dir=tfds_dir)
+
+    labels = {split: source(split).labels.tolist() for split in ("train", "train[:10]")}
+    assert [len(some) for some in labels.values()] == [20, 10]
+    monkeypatch.setattr(TfdsSource, "__getitem__", None)  # No record is read again.
+    for split, expected in labels.items():
+        assert source(split).labels.tolist() == expected
+
+
+def test_a_tilde_is_the_home_folder(tfds_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "sets").symlink_to(tfds_dir)
+    check_source("tfds:squares", "train", data_dir="~/sets")
+    assert len(open_source("tfds:squares", "train", data_dir="~/sets")) == 20
+
+
+def test_tfds_slices_and_subsets(tfds_dir):
+    def length(split):
+        return len(open_source("tfds:squares", split, data_dir=tfds_dir))
+
+    assert length("test") == 4
+    assert length("train[:10%]") == 2
+    assert length("train[:50%]+test") == 14
+    train = open_source("tfds:squares", "train", data_dir=tfds_dir)
+    few = subset(train, 6, seed=0)
+    assert np.bincount(few.labels).tolist() == [3, 3]
+    assert [few[i]["label"] for i in range(6)] == few.labels.tolist()
+
+
+def test_tfds_sources_can_be_sent_to_workers(tfds_dir):
+    source = open_source("tfds:squares", "train", data_dir=tfds_dir)
+    assert pickle.loads(pickle.dumps(source))[5] == source[5]
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut off", "overwritten"])
+def test_records_that_cannot_be_read_are_os_errors(damage, tfds_dir, tmp_path):
+    shutil.copytree(f"{tfds_dir}/squares", tmp_path / "squares")
+    source = open_source("tfds:squares", "train", data_dir=str(tmp_path))
+    (file,) = (tmp_path / "squares" / "1.0.0").glob("*-train.array_record*")
+    if damage == "removed":
+        file.unlink()
+    elif damage == "cut off":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        data = file.read_bytes()
+        at = data.index(b"\x89PNG")
+        file.write_bytes(data[:at] + b"\xff" * 200 + data[at + 200 :])
+    with pytest.raises(OSError, match=r"train: example 0: .*squares") as raised:
+        source[0]
+    assert raised.value.filename == source.folder
+
+
+def test_tfds_finds_its_folder_by_environment(tfds_dir, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", tfds_dir)
+    assert len(open_source("tfds:squares", "test")) == 4
+
+
+def fake_prepared(folder, suffix="array_record"):
+    folder.mkdir(parents=True)
+    splits = [{"name": "train"}, {"name": "test"}]
+    (folder / "dataset_info.json").write_text(json.dumps({"splits": splits}))
+    (folder / f"x-train.{suffix}-00000-of-00001").touch()
+
+
+def test_tfds_errors(tmp_path, tfds_dir):
+    data_dir = str(tmp_path)
+    fake_prepared(tmp_path / "records" / "1.0.0", "tfrecord")
+    fake_prepared(tmp_path / "many" / "one" / "1.0.0")
+    fake_prepared(tmp_path / "many" / "two" / "1.0.0")
+    for function in (check_source, open_source):
+        with pytest.raises(
+            FileNotFoundError,
+            match=r"'tfds:imagenet2012' is not prepared[\s\S]*pip install tensorflow "
+            r"[\s\S]*builder\('imagenet2012'.*array_record[\s\S]*download_and_prepare[\s\S]*"
+            rf"ImageNet's, go to {data_dir}/downloads/manual first",
+        ):
+            function("tfds:imagenet2012", "train", data_dir=data_dir)
+        with pytest.raises(ValueError, match=r"data_dir='gs://x'.*Mount the bucket"):
+            function("tfds:squares", "train", data_dir="gs://x")
+        with pytest.raises(FileNotFoundError, match=r"squares:9.9.9.*not prepared"):
+            function("tfds:squares:9.9.9", "train", data_dir=tfds_dir)
+        with pytest.raises(FileNotFoundError, match=r"not in the array_record format"):
+            function("tfds:records", "train", data_dir=data_dir)
+        with pytest.raises(
+            ValueError, match=r"several configs.*many/one, tfds:many/tw"
+        ):
+            function("tfds:many", "train", data_dir=data_dir)
+        with pytest.raises(ValueError, match=r"split='valid\[:10%\]'.*train, test"):
+            function("tfds:many/one", "valid[:10%]", data_dir=data_dir)
+
+
+def test_tfds_takes_the_newest_version_and_the_only_config(tmp_path):
+    for version in ("2.0.0", "10.0.0", "9.1.0"):
+        fake_prepared(tmp_path / "set" / "config" / version)
+    found = find_prepared("set", "train", str(tmp_path))
+    assert found == str(tmp_path / "set" / "config" / "10.0.0")

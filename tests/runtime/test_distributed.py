@@ -1,0 +1,380 @@
+"""Runs of several processes on this machine, with Gloo, and what becomes of them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import commands
+import numpy as np
+import pytest
+from PIL import Image
+
+from simmim_jax.runtime import distributed
+
+# Wide enough for matrices to be split, and an average beside the latest parameters.
+WIDE = ("model.embed_dim=512", "model.depth=1", "ema_decay=0.5", "pictures=0")
+# No processes beside those of the run.
+THREADS = ("data.num_workers=0", "data.num_threads=1")
+# No evaluation but at the end: each one is a program to compile.
+LONG = (
+    *WIDE,
+    *THREADS,
+    "duration=24 steps",
+    "eval_every=0 steps",
+    "checkpoint_every=8 steps",
+)
+
+
+def dataset(folder, *, bad):
+    """Images, the first `bad` of each split garbage.
+
+    Evaluation ends with a batch in which the second of two processes has none.
+    """
+    for split, count in (("train", 48), ("val", 20)):
+        (folder / split).mkdir(parents=True)
+        for i in range(count):
+            file = folder / split / f"{i:02}.png"
+            noise = np.random.default_rng(i).integers(0, 256, (28, 28), np.uint8)
+            Image.fromarray(noise).save(file)
+            if i < bad:
+                file.write_bytes(b"garbage")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Few, so that processes do not spend their time in evaluation."""
+    return dataset(tmp_path_factory.mktemp("images") / "data", bad=0)
+
+
+@pytest.fixture(scope="module")
+def long(images):
+    return (*LONG, f"data.dataset={images}")
+
+
+def losses(workdir, name="loss"):
+    return [line[name] for line in commands.metrics(workdir) if name in line]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, long):
+    """A run of two processes with two devices each that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("whole")
+    args = commands.tiny("pretrain", workdir, *long, "mesh.fsdp=4")
+    return workdir, commands.outputs(commands.start_together(2, *args, devices=2))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, long):
+    """The same in one process with one device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    commands.run(*commands.tiny("pretrain", workdir, *long))
+    return workdir
+
+
+def test_two_processes_give_the_numbers_of_one(whole, alone):
+    workdir, said = whole
+    assert "process 0 of 2, 2 of 4 devices" in said[0]
+    assert "process 1 of 2, 2 of 4 devices" in said[1]
+    assert "loss" not in said[1]  # the first one tells
+    for name in ("loss", "eval_loss", "avg_dist"):
+        assert losses(workdir, name) == pytest.approx(losses(alone, name), rel=1e-5)
+    commands.assert_same(
+        commands.params(workdir, 24), commands.params(alone, 24), atol=2e-5
+    )
+
+
+def test_their_checkpoint_goes_on_in_one_process(whole, alone, long, tmp_path):
+    """Onto another mesh: four parts of each matrix become one."""
+    workdir, _ = whole
+    commands.copy_run(workdir, tmp_path, step=16)
+    output = commands.run(*commands.tiny("pretrain", tmp_path, *long))
+    assert "resumed at step 16 of 24" in output
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-5)
+
+
+def test_sigterm_and_a_kill_and_the_run_goes_on_bit_for_bit(whole, long, tmp_path):
+    """One process gets the signal, all of them save the same step."""
+    args = commands.tiny("pretrain", tmp_path, *long, "mesh.fsdp=4")
+
+    def start():
+        return commands.start_together(2, *args, devices=2)
+
+    def wait_for(step, processes):
+        while not (tmp_path / f"checkpoints/{step}").exists():
+            assert processes[0].poll() is None, commands.outputs(processes)
+            time.sleep(0.01)
+
+    processes = start()
+    wait_for(8, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    said = commands.outputs(processes, 75, 75)
+    assert "a signal to another process at step" in said[0]
+    (last,) = losses(tmp_path, "step")[-1:]
+    assert 8 < last < 24
+    assert (tmp_path / f"checkpoints/{last}").is_dir()
+
+    processes = start()
+    wait_for(16, processes)
+    processes[1].kill()
+    begin = time.monotonic()
+    output, _ = processes[0].communicate(timeout=120)
+    processes[1].communicate()
+    # Gloo notices, or else JAX does when heartbeats stop.
+    assert processes[0].returncode in (distributed.EXIT_LOST, -signal.SIGABRT), output
+    assert "another one is gone" in output or "another task died" in output
+    assert time.monotonic() - begin < 60
+
+    said = commands.outputs(start())
+    assert "resumed at step" in said[0]
+    commands.assert_same(commands.params(tmp_path, 24), commands.params(whole[0], 24))
+    assert commands.metrics(tmp_path) == commands.metrics(whole[0])
+
+
+TOGETHER = """
+import sys, time
+from simmim_jax import distributed
+
+process, port, failing = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+distributed.start(
+    coordinator_address=f"localhost:{port}", num_processes=2, process_id=process
+)
+distributed.meet()
+asked = distributed.AnyProcess()
+print([asked.ask(process == 1 and step >= 2) for step in range(5)])
+counts = {"empty": process + 1, "missing": process}
+print(distributed.total(counts, ("missing", "empty", "corrupt")), flush=True)
+if failing == process:
+    distributed.fail("ValueError: no good", 1)
+time.sleep(600 if failing >= 0 else 0)
+"""
+
+
+@pytest.mark.parametrize("failing", [-1, 0, 1])
+def test_all_hear_the_same_and_of_a_failure(failing):
+    port = str(commands.free_port())
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, str(process), port, str(failing)],
+            cwd=commands.ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    status = 0 if failing < 0 else 1
+    said = commands.outputs(processes, status, status)
+    for process, output in enumerate(said):
+        assert "[False, False, False, True, True]" in output
+        assert "{'missing': 1, 'empty': 3}" in output
+        if failing >= 0:
+            assert "ValueError: no good" in output
+            heard = f"stopped, because another process failed. process {failing}: "
+            assert (heard in output) == (process != failing)
+
+
+def test_a_process_that_nobody_joins_says_so(tmp_path):
+    begin = time.monotonic()
+    output = commands.run(
+        *commands.tiny("pretrain", tmp_path),
+        *("--coordinator_address=localhost:1", "--num_processes=2", "--process_id=1"),
+        "--initialization_timeout=1",
+        status=distributed.EXIT_LOST,
+    )
+    assert "not all processes met at localhost:1 within 1 s" in output
+    assert time.monotonic() - begin < 60
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--process_id=1",), "--process_id=1: expected all three"),
+        (
+            ("--coordinator_address=host", "--num_processes=2", "--process_id=1"),
+            "such as 10.0.0.1:8476",
+        ),
+        (
+            ("--coordinator_address=host:1", "--num_processes=2", "--process_id=2"),
+            "Got process_id=2, num_processes=2",
+        ),
+        (("--distributed=on",), "or --distributed=off"),
+    ],
+)
+def test_flags_that_make_no_run(flags, says, tmp_path):
+    output = commands.run(*commands.tiny("pretrain", tmp_path), *flags, status=1)
+    assert says in output
+    assert "Traceback" not in output
+
+
+SLURM = {"SLURM_STEP_NODELIST": "n[1-4]", "SLURM_PROCID": "0"}
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("env", "alone"),
+    [
+        ({}, False),  # nothing told: JAX asks a TPU VM's metadata server
+        (SLURM | {"SLURM_NTASKS": "4"}, False),
+        (SLURM | {"SLURM_NTASKS": "1"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, False),
+        ({"TPU_PROCESS_ADDRESSES": "local"}, True),
+        (POD, True),
+        (POD | {"JOB_COMPLETION_INDEX": "0"}, False),
+        (POD | {"TPU_WORKER_HOSTNAMES": "pod-0,pod-1"}, False),
+    ],
+)
+def test_who_was_started_alone(env, alone):
+    assert distributed.runs_alone(env) == alone
+
+
+def test_one_process_sums_and_asks_by_itself():
+    assert distributed.total({"empty": 2}, ("empty", "corrupt")) == {"empty": 2}
+    asked = distributed.AnyProcess()
+    assert [asked.ask(says) for says in (False, True)] == [False, True]
+
+
+# ---- What takes minutes --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_four(tmp_path_factory, long):
+    """A run of four processes with two devices each that a signal to one has ended."""
+    workdir = tmp_path_factory.mktemp("four")
+    args = commands.tiny("pretrain", workdir, *long, "mesh.fsdp=4")
+    processes = commands.start_together(4, *args, devices=2)
+    while not (workdir / "checkpoints/8").exists():
+        assert processes[0].poll() is None, commands.outputs(processes)
+        time.sleep(0.01)
+    processes[3].send_signal(signal.SIGTERM)
+    commands.outputs(processes, *[75] * 4)
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "fsdp"), [(1, 1), (2, 2)])
+def test_a_checkpoint_of_four_processes_goes_on_in_fewer(
+    processes, fsdp, of_four, alone, long, tmp_path
+):
+    shutil.copytree(of_four, tmp_path, dirs_exist_ok=True)
+    args = commands.tiny("pretrain", tmp_path, *long, f"mesh.fsdp={fsdp}")
+    if processes == 1:
+        said = [commands.run(*args)]
+    else:
+        said = commands.outputs(commands.start_together(processes, *args, devices=2))
+    assert "resumed at step" in said[0]
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_fine_tuning_from_their_encoder_gives_the_numbers_of_one(whole, tmp_path):
+    fields = (
+        *("model.embed_dim=512", "model.depth=1", "pictures=2", "duration=4 steps"),
+        f"init_from={whole[0]}",
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    commands.run(*commands.tiny("finetune", one, *fields))
+    args = commands.tiny("finetune", two, *fields, "mesh.fsdp=2")
+    said = commands.outputs(commands.start_together(2, *args, devices=2))
+    assert "restored" in said[0]
+    assert "restored" not in said[1]
+    assert (two / "augmented.png").exists()
+    for name in ("loss", "eval_loss", "top1"):
+        assert losses(two, name) == pytest.approx(losses(one, name), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_compare(tmp_path):
+    args = ("--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}")
+    said = commands.outputs(commands.start_together(2, *args))
+    assert "with SimMIM" in said[0]
+    assert "with SimMIM " not in said[1]
+    assert 0 <= commands.summary(tmp_path)["simmim_top1"] <= 1
+
+
+@pytest.mark.slow
+def test_bad_images_of_all_processes_are_counted(tmp_path):
+    data = dataset(tmp_path / "data", bad=3)
+    fields = (
+        *THREADS,
+        f"data.dataset={data}",
+        "pictures=0",
+        "data.max_bad_fraction=0.5",
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    commands.run(*commands.tiny("pretrain", one, *fields))
+    args = commands.tiny("pretrain", two, *fields)
+    commands.outputs(commands.start_together(2, *args))
+    for name in ("bad_images/not an image", "eval_bad_images/not an image"):
+        assert losses(two, name) == losses(one, name)
+        assert losses(two, name)[-1] >= 3
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_too_many_bad_images_in_one_process_end_all(tmp_path):
+    """Those of evaluation, which all lie in the part of the first process."""
+    data = dataset(tmp_path / "data", bad=0)
+    for i in range(4):
+        (data / "val" / f"{i:02}.png").write_bytes(b"garbage")
+    args = commands.tiny("pretrain", tmp_path / "run", *THREADS, f"data.dataset={data}")
+    for output in commands.outputs(commands.start_together(2, *args), 1, 1):
+        assert "4 of 20 examples of the validation split" in output
+        assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_the_others(tmp_path):
+    """A file that only the second process will find to be a folder."""
+    workdir = tmp_path / "run"
+    (workdir / "bad_images.1.tsv").mkdir(parents=True)
+    data = dataset(tmp_path / "data", bad=3)
+    args = commands.tiny("pretrain", workdir, *THREADS, f"data.dataset={data}")
+    begin = time.monotonic()
+    said = commands.outputs(commands.start_together(2, *args), 1, 1)
+    assert "stopped, because another process failed. process 1: IsADirectory" in said[0]
+    assert "Traceback" in said[1]
+    assert time.monotonic() - begin < 120
+
+
+@pytest.mark.slow
+def test_the_first_process_is_killed(long, tmp_path):
+    args = commands.tiny("pretrain", tmp_path, *long)
+    processes = commands.start_together(2, *args, devices=2)
+    while not (tmp_path / "checkpoints/8").exists():
+        assert processes[0].poll() is None, commands.outputs(processes)
+        time.sleep(0.01)
+    processes[0].kill()
+    output, _ = processes[1].communicate(timeout=60)
+    processes[0].communicate()
+    assert processes[1].returncode in (distributed.EXIT_LOST, -signal.SIGABRT), output
+    said = commands.outputs(commands.start_together(2, *args, devices=2))
+    assert "resumed at step" in said[0]
+
+
+@pytest.mark.slow
+def test_each_process_measures_its_own_input(tmp_path):
+    args = commands.tiny("pretrain", tmp_path, "mode=bench_input")
+    said = commands.outputs(commands.start_together(2, *args))
+    assert "Bottleneck" in said[0]
+    assert "Bottleneck" not in said[1]
+
+
+@pytest.mark.slow
+def test_folders_that_are_not_the_same(tmp_path):
+    port = commands.free_port()
+    processes = [
+        commands.start(
+            *commands.tiny("pretrain", tmp_path / str(process)),
+            *commands.joining(2, process, port),
+        )
+        for process in range(2)
+    ]
+    for output in commands.outputs(processes, 1, 1):
+        assert "is not the same folder for all processes: [1] do not see" in output

@@ -1,0 +1,184 @@
+"""The same numbers on 1 device and on 8, whole or split (virtual CPU devices)."""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+
+import commands
+import jax
+import numpy as np
+import optax
+import pytest
+from simmim_jax.configs import common
+
+from simmim_jax.runtime import sharding
+from simmim_jax.tasks import pretrain
+
+# Wide enough for its matrices to be split; checkpoints hold averages and the latest.
+WIDE = ("model.embed_dim=512", "model.depth=1", "duration=4 steps", "ema_decay=0.5")
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one")
+    commands.run(*commands.tiny("pretrain", workdir, *WIDE))
+    return workdir
+
+
+def losses(workdir):
+    return [line["loss"] for line in commands.metrics(workdir) if "loss" in line]
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_eight_devices_give_the_losses_of_one(fsdp, one_device, tmp_path):
+    args = commands.tiny("pretrain", tmp_path, *WIDE, f"mesh.fsdp={fsdp}")
+    commands.run(*args, devices=8, dump=tmp_path / "hlo")
+    assert losses(tmp_path) == pytest.approx(losses(one_device), rel=1e-5)
+    commands.assert_same(
+        commands.params(tmp_path, 4), commands.params(one_device, 4), atol=2e-5
+    )
+    assert_only_parameters_move(tmp_path, fsdp)
+
+
+def assert_only_parameters_move(workdir, fsdp):
+    """Split ones are gathered, activations stay where their images are."""
+    (program,) = (workdir / "hlo").glob("*jit_train_step*after_optimizations.txt")
+    text = program.read_text()
+    moved = re.findall(
+        r"= (\S+).* (all-gather|all-to-all|collective-permute)\(",
+        text,
+    )
+    shapes = {
+        tuple(sorted(x.shape)) for x in jax.tree.leaves(commands.params(workdir, 4))
+    }
+    for shape, name in moved:
+        assert name == "all-gather"
+        sizes = re.search(r"\[([\d,]+)\]", shape)[1].split(",")
+        assert tuple(sorted(map(int, sizes))) in shapes, shape
+    assert bool(moved) == (fsdp > 1)
+    assert "all-reduce" in text
+
+
+def test_checkpoint_of_eight_devices_goes_on_on_one(one_device, tmp_path):
+    args = commands.tiny("pretrain", tmp_path, *WIDE)
+    commands.kill(
+        commands.start(*args, "--config.checkpoint_every=2 steps", devices=8),
+        lambda: (tmp_path / "checkpoints/2").exists(),
+    )
+    assert "resumed at step" in commands.run(*args)
+    assert losses(tmp_path) == pytest.approx(losses(one_device), rel=1e-5)
+
+
+def test_large_arrays_are_split_over_fsdp_and_small_ones_are_not():
+    mesh = jax.sharding.AbstractMesh(
+        (2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    shapes = {
+        "wide": jax.ShapeDtypeStruct((512, 1536), "float32"),
+        "odd": jax.ShapeDtypeStruct((514, 1537), "float32"),
+        "bias": jax.ShapeDtypeStruct((1536,), "float32"),
+    }
+    specs = {name: s.spec for name, s in sharding.state_sharding(shapes, mesh).items()}
+    assert specs["wide"] == jax.P(None, "fsdp")
+    assert not any(specs["odd"])
+    assert not any(specs["bias"])
+
+
+@pytest.mark.parametrize("variant", ["vit_huge", "swin_large", "swin_v2_huge"])
+def test_nearly_all_of_a_model_and_its_moments_is_split(variant):
+    mesh = jax.sharding.AbstractMesh(
+        (1, 8), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    config = common.pretrain(variant)
+    init = functools.partial(pretrain.init, config, pretrain.model_of(config))
+    params = jax.eval_shape(init, jax.random.key(0))
+    moments = jax.eval_shape(optax.adamw(1e-3).init, params)
+    for tree in (params, moments):
+        shardings = jax.tree.leaves(sharding.state_sharding(tree, mesh))
+        sizes = [leaf.size for leaf in jax.tree.leaves(tree)]
+        split = [any(layout.spec) for layout in shardings]
+        assert sum(np.multiply(sizes, split)) > 0.99 * sum(sizes)
+
+
+def test_mesh_that_does_not_fit_names_the_numbers():
+    with pytest.raises(ValueError, match=r"data=3 x fsdp=1 devices, but there are 1"):
+        sharding.make_mesh(data=3)
+    for fsdp in (0, 7):
+        with pytest.raises(ValueError, match=rf"fsdp={fsdp} devices, but there are 1"):
+            sharding.make_mesh(fsdp=fsdp)
+
+
+GRADIENTS = """
+import jax, jax.numpy as jnp
+from simmim_jax import sharding
+
+mesh = sharding.make_mesh(fsdp=4)
+params = {"large": jnp.ones((512, 1024)), "small": jnp.ones(1024)}
+layout = sharding.state_sharding(params, mesh)
+params = jax.device_put(params, layout)
+batch = jax.device_put(jnp.ones((8, 512)), sharding.batch_sharding(mesh))
+
+@jax.jit
+@jax.grad
+def gradients(params, batch):
+    params = sharding.gathered(params, mesh)
+    return jnp.square(batch @ params["large"] + params["small"]).sum()
+
+found = gradients(params, batch)
+for name, x in found.items():
+    assert x.sharding.is_equivalent_to(layout[name], x.ndim), (name, x.sharding)
+    assert float(jnp.abs(x - 8 * 2 * 513).max()) < 1e-2, (name, x)
+print(found["large"].addressable_shards[0].data.shape)
+"""
+
+
+def test_gradients_are_split_as_their_parameters_are():
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", GRADIENTS],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(512, 256)"
+
+
+AUGMENTED = """
+import re, jax, numpy as np
+from simmim_jax import sharding, steps
+
+batch = {
+    "image": np.random.default_rng(0).integers(0, 256, (8, 12, 16, 3), np.uint8),
+    "label": np.arange(8, dtype=np.int32) % 3,
+}
+prepare = steps.finetune_prepare(
+    num_classes=3, label_smoothing=0.1, mean=(0.5,) * 3, std=(0.2,) * 3, flip=True,
+    num_ops=2, magnitude=9.0, magnitude_std=0.5, erase_prob=0.5, mixup_alpha=0.0,
+    cutmix_alpha=1.0, mix_prob=1.0, mix_switch_prob=0.5,
+)
+mesh = sharding.make_mesh()
+split = sharding.to_devices(batch, mesh)
+jitted = jax.jit(prepare, out_shardings=sharding.batch_sharding(mesh))
+many = jitted.lower(split, jax.random.key(0)).compile()
+one = jax.jit(prepare)(batch, jax.random.key(0))
+for name, x in many(split, jax.random.key(0)).items():
+    np.testing.assert_allclose(x, one[name], atol=1e-6)
+# No all-gather, all-reduce, all-to-all.
+moves = r" (all-[a-z-]+|collective-[a-z-]+|reduce-scatter)\\("
+print(len(x.devices()), set(re.findall(moves, many.as_text())))
+"""
+
+
+def test_augmentation_is_the_same_on_many_devices_and_only_mixing_moves_images():
+    run = subprocess.run(
+        [sys.executable, "-c", AUGMENTED],
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        cwd=commands.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout.strip() == "4 {'collective-permute'}", run.stderr

@@ -1,0 +1,301 @@
+"""Fine-tuning: what is restored, what is counted, what is refused."""
+
+import dataclasses
+
+import commands
+import jax
+import numpy as np
+import pytest
+import tiny_config
+from PIL import Image
+from simmim_jax.configs import common
+
+from simmim_jax.augment import basic
+from simmim_jax.checkpoints.transfer import interpolate_offsets
+from simmim_jax.data.sources.base import ArraySource
+from simmim_jax.data.sources.registry import open_source
+from simmim_jax.models import build_classifier
+from simmim_jax.tasks.classify import (
+    check_classes,
+    draw_augmented,
+    evaluation,
+    finetune,
+    finetune_task,
+    window_notice,
+)
+from simmim_jax.training import compilation, inputs
+from tests.images import write_photographs
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("pretrained")
+    commands.run(*commands.tiny("pretrain", workdir, "duration=4 steps"))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    config = tiny_config.get_config("finetune")
+    model = build_classifier(num_classes=10, dtype="float32", **config.model)
+    images = np.zeros((1, 28, 28, 1), np.float32)
+    params = jax.jit(model.init)(jax.random.key(1), images)["params"]
+    # A head that tells classes apart.
+    params["head"]["kernel"] *= 1000
+    return config, model, params
+
+
+@pytest.mark.parametrize("examples", [1, 16, 37])
+def test_accuracy_counts_every_image_once(examples, classifier):
+    config, model, params = classifier
+    rng = np.random.default_rng(examples)
+    source = ArraySource(
+        rng.integers(0, 256, (examples, 28, 28, 1), np.uint8),
+        rng.integers(0, 10, examples),
+        tuple("abcdefghij"),
+    )
+    metrics = evaluation(config, model, inputs.eval_pass(config, source))(params, 0)
+
+    pixels = basic.normalize(source.images, config.data.mean, config.data.std)
+    logits = np.asarray(model.apply({"params": params}, pixels), np.float64)
+    order = np.argsort(-logits, axis=1)
+    labels = np.asarray(source.labels)[:, None]
+    log_sum = np.log(np.exp(logits).sum(1))
+    loss = log_sum - np.take_along_axis(logits, labels, 1)[:, 0]
+    assert metrics["top1"] == pytest.approx((order[:, :1] == labels).mean())
+    assert metrics["top5"] == pytest.approx((order[:, :5] == labels).any(1).mean())
+    assert metrics["eval_loss"] == pytest.approx(loss.mean(), rel=1e-5)
+
+
+def test_starts_from_the_pre_trained_encoder(pretrained, tmp_path, capsys):
+    config = tiny_config.get_config("finetune")
+    config.init_from = str(pretrained)
+    config.duration = "1 steps"
+    config.optim.lr = config.optim.warmup_lr = 0.0
+    trained = finetune(config, tmp_path)
+    before = commands.params(pretrained, 4)["encoder"]["blocks_0"]["mlp"]
+    after = jax.device_get(trained.params["encoder"]["blocks_0"]["mlp"])
+    commands.assert_same(after, before)
+    said = capsys.readouterr().out
+    assert "restored" in said
+    assert "left out: decoder" in said
+
+
+def test_draws_what_the_model_sees_where_a_run_starts(tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.duration = "1 steps"
+    config.augment = common.finetune().augment
+    config.pictures = 5
+    finetune(config, tmp_path)
+    with Image.open(tmp_path / "augmented.png") as picture:
+        assert picture.width > picture.height > 300  # three rows of four columns
+        pixels = np.asarray(picture.convert("RGB"))
+    assert pixels.std() > 10
+    (tmp_path / "augmented.png").unlink()
+    finetune(config, tmp_path)  # goes on from its checkpoint
+    assert not (tmp_path / "augmented.png").exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording(ArraySource):
+    """Knows which of its images were asked for."""
+
+    asked: set[int] = dataclasses.field(default_factory=set)
+
+    def __getitem__(self, index):
+        self.asked.add(index)
+        return super().__getitem__(index)
+
+
+def test_drawing_reads_the_images_that_are_drawn_and_no_others(tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.pictures = 3
+    config.data.num_workers = 1  # in whose process nothing would be recorded here
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8)
+    source = Recording(images, np.arange(40) % 10, tuple("abcdefghij"))
+    path = draw_augmented(
+        config, tmp_path, source, finetune_task(config, tmp_path).prepare
+    )
+    assert source.asked == {0, 19, 39}
+    assert path.exists()
+
+
+def test_other_image_size_and_fewer_blocks(pretrained, tmp_path, capsys):
+    config = tiny_config.get_config("finetune")
+    config.init_from = str(pretrained)
+    config.data.image_size = (42, 28)  # a grid of 3x4 patches instead of 2x4
+    config.model.depth = 1
+    config.init_first_blocks = True
+    config.duration = "1 steps"
+    config.optim.lr = config.optim.warmup_lr = 0.0
+    trained = finetune(config, tmp_path)
+    name = "relative_position_bias_table"
+    old = commands.params(pretrained, 4)["encoder"]["rel_pos_bias"][name]
+    expected = interpolate_offsets(old[:-3].reshape(3, 7, 2), (5, 7)).reshape(-1, 2)
+    table = np.asarray(trained.params["encoder"]["blocks_0"]["attn"][name])
+    np.testing.assert_allclose(table[:-3], expected, atol=1e-6)
+    np.testing.assert_array_equal(table[-3:], old[-3:])
+    assert f"interpolated: 1 {name} from 3x7 to 5x7" in capsys.readouterr().out
+
+
+def test_frozen_encoder_stays_and_the_head_learns(pretrained, tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.init_from = str(pretrained)
+    config.freeze_encoder = True
+    config.duration = "4 steps"
+    heads = []
+    for rate in (0.9, 0.0):  # a frozen encoder drops no paths
+        config.model.drop_path_rate = rate
+        trained = finetune(config, tmp_path / str(rate))
+        after = jax.device_get(trained.params)
+        heads.append(after["head"])
+    commands.assert_same(*heads)
+    before = commands.params(pretrained, 4)["encoder"]["blocks_1"]
+    for name in ("mlp", "norm1", "gamma_1"):
+        commands.assert_same(after["encoder"]["blocks_1"][name], before[name])
+    assert np.abs(after["fc_norm"]["bias"]).min() > 0  # it was 0
+    config.freeze_encoder = False
+    with pytest.raises(ValueError, match="freeze_encoder was True, is False"):
+        finetune(config, tmp_path / "0.0")
+
+
+def test_random_encoder_is_not_frozen(tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.freeze_encoder = True
+    with pytest.raises(ValueError, match="would keep a random encoder"):
+        finetune(config, tmp_path)
+
+
+def test_average_is_what_is_evaluated_and_kept(pretrained, tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.init_from = str(pretrained)
+    config.duration = "1 steps"
+    config.optim.warmup_lr = 1e-1
+    config.ema_decay = 0.25
+    trained = finetune(config, tmp_path)
+    saved = commands.params(tmp_path, 1)
+    commands.assert_same(jax.device_get(trained.params), saved)
+    model = build_classifier(num_classes=10, dtype="float32", **config.model)
+    source = inputs.open_split(config, config.data.eval_split)
+    evaluate = evaluation(config, model, inputs.eval_pass(config, source))
+    assert evaluate(saved, 1) == trained.last
+
+    latest = commands.latest_params(tmp_path, 1)
+    restored, average, last = (
+        np.asarray(p["encoder"]["blocks_0"]["mlp"]["fc1"]["kernel"])
+        for p in (commands.params(pretrained, 4), saved, latest)
+    )
+    assert np.abs(last - restored).max() > 1e-3
+    # It began with what was restored, not with the fresh encoder.
+    np.testing.assert_allclose(average, 0.25 * restored + 0.75 * last, atol=1e-6)
+
+
+SWIN_V2 = {
+    "data": {"image_size": (192, 192)},
+    "model": {
+        "patch_size": (4, 4),
+        "depths": (2, 2, 18, 2),
+        "window_size": 12,
+        "pretrained_window_sizes": (),
+    },
+}
+
+
+def swin_v2(size=192, **model):
+    fields = {"data": {"image_size": (size, size)}, "model": SWIN_V2["model"] | model}
+    return SWIN_V2 | fields
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (SWIN_V2, swin_v2(), ""),
+        (SWIN_V2, swin_v2(224, window_size=14), "_sizes=(12, 12, 12, 6)"),
+        (SWIN_V2, swin_v2(384), "(12, 12, 12, 6), stretched to (12, 12, 12, 12)"),
+        (
+            SWIN_V2,
+            swin_v2(224, window_size=14, pretrained_window_sizes=(12, 12, 12, 6)),
+            "",
+        ),
+        (
+            swin_v2(224, window_size=14, pretrained_window_sizes=(12, 12, 12, 6)),
+            swin_v2(224, window_size=14),
+            "_sizes=(12, 12, 12, 6)",
+        ),
+    ],
+)
+def test_windows_of_swin_v2_that_change_are_told(old, new, says):
+    notice = window_notice(old, new)
+    assert says in notice
+    assert bool(notice) == bool(says)
+
+
+def test_vit_has_no_windows_to_tell_of():
+    config = tiny_config.get_config("finetune")
+    assert window_notice(config.to_dict(), config) == ""
+
+
+def test_another_shape_of_model_is_refused(pretrained, tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.init_from = str(pretrained)
+    config.model.embed_dim = 32
+    with pytest.raises(ValueError, match=r"\(16,\) in the checkpoint, \(32,\) here"):
+        finetune(config, tmp_path)
+
+
+def test_images_without_classes_are_refused():
+    config = tiny_config.get_config("finetune")
+    source = ArraySource(np.zeros((2, 28, 28, 1), np.uint8), None, ())
+    with pytest.raises(ValueError, match="labelled images of at least two classes"):
+        check_classes(config, source)
+
+
+def test_what_makes_images_unlabelled_is_told(tmp_path):
+    write_photographs(tmp_path, ["cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "4.jpg"])
+    config = tiny_config.get_config("finetune")
+    config.data.dataset = str(tmp_path)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/4\.jpg' lies in no class"):
+        check_classes(config, open_source(str(tmp_path), "train"))
+
+
+def test_other_model_in_the_same_workdir_is_refused(tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.duration = "1 steps"
+    finetune(config, tmp_path)
+    config.model.depth = 3
+    with pytest.raises(ValueError, match=r"model\.depth was 2, is 3"):
+        finetune(config, tmp_path)
+
+
+def test_finished_run_does_not_pretend_to_have_another_config(pretrained, tmp_path):
+    config = tiny_config.get_config("finetune")
+    config.duration = "1 steps"
+    finetune(config, tmp_path)
+    config.log_every = "2 steps"
+    finetune(config, tmp_path)  # changes nothing of what was learned
+    config.init_from = str(pretrained)
+    with pytest.raises(ValueError, match="a finished run of another config") as error:
+        finetune(config, tmp_path)
+    assert f"is '{pretrained}/checkpoints/4'" in str(error.value)
+
+
+def test_held_out_images_need_labels(classifier):
+    config, model, params = classifier
+    source = ArraySource(np.zeros((3, 28, 28, 1), np.uint8), None, ())
+    evaluate = evaluation(config, model, inputs.eval_pass(config, source))
+    with pytest.raises(ValueError, match="images without labels"):
+        evaluate(params, 0)
+
+
+def test_a_frozen_encoder_costs_no_backpropagation(tmp_path):
+    config = tiny_config.get_config("finetune")
+    task = finetune_task(config, tmp_path)
+    frozen = dataclasses.replace(task, frozen=("encoder",))
+    tokens, patches, width, pixels, classes = 9, 8, 16, 14 * 7, 10
+    blocks = 2 * (12 * tokens * width**2 + 2 * tokens**2 * width)
+    into_patches, head = patches * width * pixels, classes * width
+    forward = 2 * (into_patches + blocks + head)
+    # Backpropagation costs twice the forward pass, but ends at the patches and, with a
+    # frozen encoder, at the norm before the head.
+    assert compilation.flops_per_image(config, task) == 3 * forward - 2 * into_patches
+    assert compilation.flops_per_image(config, frozen) == forward + 4 * head

@@ -1,0 +1,222 @@
+"""Runs that are killed, stopped, or go wrong, and what is left of them."""
+
+import os
+import signal
+
+import commands
+import jax
+import pytest
+import tiny_config
+
+from simmim_jax.errors import Interrupted
+from simmim_jax.monitoring.writer import read_metrics
+from simmim_jax.runtime import sharding
+from simmim_jax.tasks.classify import finetune
+from simmim_jax.tasks.pretrain import pretrain
+from simmim_jax.training.inputs import num_steps
+from simmim_jax.training.step_log import StepLog
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    commands.run(*commands.tiny("pretrain", workdir))
+    return workdir
+
+
+def assert_equal_runs(workdir, uninterrupted):
+    commands.assert_same(
+        commands.params(workdir, 12), commands.params(uninterrupted, 12)
+    )
+    assert commands.metrics(workdir) == commands.metrics(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["checkpoints/4", "checkpoints/*.orbax-checkpoint-tmp", "reconstructions"],
+)
+def test_killed_run_resumes_bit_for_bit(moment, uninterrupted, tmp_path):
+    args = commands.tiny("pretrain", tmp_path)
+    commands.kill(commands.start(*args), lambda: any(tmp_path.glob(moment)))
+    output = commands.run(*args)
+    assert "resumed at step" in output or not moment.startswith("checkpoints/4")
+    assert_equal_runs(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_killed_finetuning_with_an_average_resumes_bit_for_bit(
+    frozen, uninterrupted, tmp_path
+):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    fields = (
+        "ema_decay=0.9",
+        f"init_from={uninterrupted}",
+        f"freeze_encoder={frozen}",
+    )
+    commands.run(*commands.tiny("finetune", whole, *fields))
+    args = commands.tiny("finetune", killed, *fields)
+    commands.kill(commands.start(*args), lambda: (killed / "checkpoints/4").exists())
+    assert "resumed at step" in commands.run(*args)
+    assert_equal_runs(killed, whole)
+    averages, latest = commands.params(whole, 12), commands.latest_params(whole, 12)
+    commands.assert_same(commands.latest_params(killed, 12), latest)
+    assert (averages["head"]["kernel"] != latest["head"]["kernel"]).any()
+    assert ("encoder" in latest) == (not frozen)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_ends_the_run_at_once(number, tmp_path):
+    process = commands.start(*commands.tiny("pretrain", tmp_path))
+    for line in process.stdout:
+        if "compiling the training step" in line:
+            process.send_signal(number)
+            break
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == -number
+    assert "Traceback" not in output
+
+
+def test_sigterm_saves_exits_75_and_the_next_run_goes_on(uninterrupted, tmp_path):
+    late = ("profile.num_steps=1", "profile.start_step=100")
+    args = commands.tiny("pretrain", tmp_path, *late)
+    process = commands.start(*args)
+    metrics = tmp_path / "metrics.jsonl"
+    output = commands.interrupt(
+        process,
+        lambda: metrics.exists() and metrics.read_text().count("\n") >= 2,
+        signal.SIGTERM,
+    )
+    assert process.returncode == 75, output
+    assert "SIGTERM at step" in output
+    assert "no profile: of the 12 steps to go, none comes after" in output
+    assert "resumed at step" in commands.run(*args)
+    commands.assert_same(
+        commands.params(tmp_path, 12), commands.params(uninterrupted, 12)
+    )
+
+
+def test_finished_run_does_nothing_more(uninterrupted):
+    before = commands.metrics(uninterrupted)
+    output = commands.run(*commands.tiny("pretrain", uninterrupted))
+    assert "resumed at step 12 of 12" in output
+    assert commands.metrics(uninterrupted) == before
+
+
+def test_nan_stops_the_run_and_names_step_rate_and_checkpoint(tmp_path):
+    output = commands.run(
+        *commands.tiny("pretrain", tmp_path, "optim.lr=1e20", "optim.warmup=8 steps"),
+        status=1,
+    )
+    # The first two updates are made at warmup_lr, the third one is far too large.
+    assert "param_norm not finite at step 3, with learning rate" in output
+    assert "Last good checkpoint: none yet" in output
+
+
+def test_other_seed_is_another_run(uninterrupted, tmp_path):
+    commands.run(*commands.tiny("pretrain", tmp_path, "seed=1"))
+    assert commands.metrics(tmp_path) != commands.metrics(uninterrupted)
+
+
+def test_keeps_the_last_checkpoints(tmp_path):
+    commands.run(*commands.tiny("pretrain", tmp_path, "keep_checkpoints=1"))
+    kept = {p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()}
+    best = min(
+        (line for line in commands.metrics(tmp_path) if "eval_loss" in line),
+        key=lambda line: line["eval_loss"],
+    )
+    assert kept == {"12", str(best["step"])}
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [
+        ("800 epochs", 500_000),  # the official ImageNet run: 625 steps an epoch
+        ("10 steps", 10),
+        ("4096 examples", 2),
+        ("0 epochs", 0),
+        ("1 examples", 1),
+    ],
+)
+def test_durations(duration, steps):
+    assert num_steps(duration, batch_size=2048, num_examples=1_281_167) == steps
+
+
+def test_epochs_of_less_than_a_batch():
+    assert num_steps("10 epochs", batch_size=64, num_examples=32) == 5
+
+
+@pytest.mark.parametrize("duration", ["10", "ten epochs", "-1 steps", "10 days"])
+def test_bad_duration_says_what_is_expected(duration):
+    with pytest.raises(ValueError, match="expected a number and a unit"):
+        num_steps(duration, 64, 1000)
+
+
+# ---- Nothing is wasted ---------------------------------------------------------------
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """step -> programs that were compiled between its log and that of the next one."""
+    counts, now = {}, [0]
+
+    def listen(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            counts[now[0]] = counts.get(now[0], 0) + 1
+
+    add = StepLog.add
+
+    def logged(self, step, *args):
+        add(self, step, *args)
+        now[0] = step
+
+    monkeypatch.setattr(StepLog, "add", logged)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield counts
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize(
+    ("mode", "run"), [("pretrain", pretrain), ("finetune", finetune)]
+)
+def test_nothing_is_compiled_after_step_1_and_the_first_evaluation(
+    mode, run, compiled, tmp_path, monkeypatch
+):
+    config = tiny_config.get_config(mode)
+    config.checkpoint_every, config.eval_every = "2 steps", "4 steps"
+    logged = StepLog.add
+
+    def interrupted(self, step, *args):
+        logged(self, step, *args)
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepLog, "add", interrupted)
+        with pytest.raises(Interrupted):
+            run(config, tmp_path)
+    # Before step 1, and in the evaluation after step 4.
+    assert set(compiled) == {0, 4}
+    compiled.clear()
+    run(config, tmp_path)
+    # Ten steps are done: what comes before step 11, and the evaluation after step 12.
+    assert set(compiled) == {10, 12}
+
+
+def test_a_batch_that_is_not_on_the_devices_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharding, "to_devices", lambda batch, mesh: dict(batch))
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        pretrain(tiny_config.get_config("pretrain"), tmp_path)
+
+
+def test_lines_tell_rates_the_start_and_what_checkpoints_took(uninterrupted):
+    lines = [x for x in read_metrics(uninterrupted / "metrics.jsonl") if "loss" in x]
+    first, *others = lines
+    assert first["first_step_seconds"] > first["compile_seconds"] > 0
+    for line in others:
+        assert "compile_seconds" not in line
+        if "images_per_second" in line:
+            assert line["images_per_second_per_chip"] == line["images_per_second"]
+            assert 0 <= line["input_wait"] <= 1
+    assert [x["step"] for x in lines if "checkpoint_seconds" in x] == [5, 9]
+    # The peak of a CPU is not known, nor does it tell its memory.
+    assert not any({"mfu", "device_memory"} & set(line) for line in lines)
