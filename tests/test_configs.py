@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simmim_jax.configs import ablations, common, models, swin_base_100ep
 
-from simmim_jax.checkpoints.store import config_changes
+from simmim_jax.checkpoints.record import config_changes
 from simmim_jax.checkpoints.transfer import transfer
 from simmim_jax.cli.train import check
+from simmim_jax.configs import ablations, common, models, swin_base_100ep
 from simmim_jax.data.sources.registry import check_source
 from simmim_jax.models import build_classifier, build_simmim
 from simmim_jax.tasks.classify import patch_grid, window_notice

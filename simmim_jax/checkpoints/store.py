@@ -9,18 +9,13 @@ parameters as well, to go on from.
 import json
 import logging
 import math
-import platform
-import shutil
-import subprocess
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from simmim_jax.errors import Interrupted, NotFoundError, UserError
@@ -38,14 +33,6 @@ logging.getLogger("absl").addFilter(
     )
 )
 
-PACKAGES = (
-    "simmim_jax",
-    "jax",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-)
 ITEMS = ("params", "optimizer", "data", "meta")
 # Stored with the metrics of a checkpoint: more is better.
 _QUALITY = "quality"
@@ -233,34 +220,3 @@ def find(path: str | Path) -> Path:
         return metrics.get(_QUALITY, -math.inf), int(step.name)
 
     return max(steps, key=rank)
-
-
-def describe_software() -> dict[str, Any]:
-    """Versions, and the git commit where the code runs from a clone."""
-    clone, commit = Path(__file__).parents[2], ""
-    if shutil.which("git") and (clone / ".git").exists():
-        commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=clone,
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.strip()
-    versions = {name: version(name) for name in PACKAGES}
-    versions["python"] = platform.python_version()
-    return {"versions": versions, "git_commit": commit or None}
-
-
-def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """Fields whose values differ: {"optim.lr": "was 0.1, is 0.2"}.
-
-    Lists and tuples count as the same: JSON has no tuples.
-    """
-    before, now = (
-        flatten_dict(json.loads(json.dumps(config)), sep=".") for config in (old, new)
-    )
-    return {
-        name: f"was {before.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted(before | now)
-        if before.get(name) != now.get(name)
-    }

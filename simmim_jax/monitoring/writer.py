@@ -4,11 +4,8 @@ import importlib
 import json
 import math
 import os
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,29 +13,7 @@ import numpy as np
 from PIL import Image
 
 from simmim_jax.errors import MissingPackageError, UserError
-
-LOG_LINE_SECONDS = 10.0  # at most one line as often, where there is no terminal
-MAX_BAR_WIDTH = 24
-MIN_BAR_WIDTH = 6
-
-# How the usual values read in the progress line, in this order; others follow
-# as "name 1.234".
-_FORMATS: dict[str, Callable[[float], str]] = {
-    "loss": "loss {:.4f}".format,
-    "images_per_second_per_chip": lambda rate: f"{_short(rate)} images/s/chip",
-    "mfu": "MFU {:.0%}".format,
-    "input_wait": "wait {:.0%}".format,
-    "learning_rate": "lr {:.2e}".format,
-    "device_memory": lambda size: f"{size / 2**30:.1f} GiB",
-}
-# What metrics.jsonl has and the line does without.
-_NOT_SHOWN = {
-    "images_per_second",
-    "param_norm",
-    "first_step_seconds",
-    "compile_seconds",
-    "checkpoint_seconds",
-}
+from simmim_jax.monitoring.progress import Progress
 
 
 class MetricWriter:
@@ -77,15 +52,8 @@ class MetricWriter:
         is_main: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        self._total_steps = total_steps
-        self._title = title
-        self._stream = sys.stdout if stream is None else stream
         self._is_main = is_main
-        self._clock = clock
-        self._start: tuple[int, float] | None = None  # step and time first shown
-        self._live_line = ""  # on the terminal now, without a line end
-        self._held_line = ""  # a log line that came too soon after the one before
-        self._last_log_time = -math.inf
+        self._shown = Progress(total_steps, title=title, stream=stream, clock=clock)
         self._tensorboard: Any = None
         self._wandb: Any = None
         if not is_main:
@@ -133,45 +101,19 @@ class MetricWriter:
         """
         if not self._is_main:
             return
-        now = self._clock()
-        if self._start is None:
-            self._start = (step, now)
-        fields = [f"{step}/{self._total_steps}", f"eta {self._eta(step, now)}"]
-        fields += _format(values)
-
-        if self._stream.isatty():
-            # One column stays free: some terminals wrap a line that fills the last.
-            width = shutil.get_terminal_size().columns - 1
-            done = step / max(self._total_steps, 1)
-            line = _fit(f"{self._title} {done:4.0%}", done, fields, width)
-            self._stream.write("\r" + line.ljust(len(self._live_line))[:width])
-            self._stream.flush()
-            self._live_line = line
-            return
-        self._held_line = "  ".join([self._title, *fields])
-        is_last = step >= self._total_steps
-        if is_last or now - self._last_log_time >= LOG_LINE_SECONDS:
-            self._last_log_time = now
-            self._print_held_line()
+        self._shown.progress(step, values)
 
     def message(self, text: str) -> None:
         """Print `text` on a line of its own, above the live line if there is one."""
         if not self._is_main:
             return
-        if self._live_line:
-            self._stream.write("\r" + " " * len(self._live_line) + "\r")
-        self._stream.write(f"{text}\n{self._live_line}")
-        self._stream.flush()
+        self._shown.message(text)
 
     def close(self) -> None:
         """End the live line, print a log line still held back, close the files."""
         if not self._is_main:
             return
-        if self._live_line:
-            self._stream.write("\n")
-            self._live_line = ""
-        self._print_held_line()
-        self._stream.flush()
+        self._shown.close()
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
@@ -183,58 +125,6 @@ class MetricWriter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _eta(self, step: int, now: float) -> str:
-        """Time left at the mean pace since the first progress, as h:mm:ss."""
-        assert self._start is not None
-        first_step, first_time = self._start
-        left = self._total_steps - step
-        if left > 0 and step <= first_step:
-            return "-:--:--"
-        pace = (now - first_time) / max(step - first_step, 1)
-        seconds = round(pace * max(left, 0))
-        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-    def _print_held_line(self) -> None:
-        if self._held_line:
-            self._stream.write(self._held_line + "\n")
-            self._stream.flush()
-            self._held_line = ""
-
-
-class StepTimer:
-    """Measures images per second and the share of time spent waiting for input."""
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        self._clock = clock
-        self.reset()
-
-    def reset(self) -> None:
-        """Start anew: after a compilation or evaluation that should not count."""
-        self._start = self._clock()
-        self._waited = 0.0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting: `with timer.waiting(): next(batches)`."""
-        start = self._clock()
-        try:
-            yield
-        finally:
-            self._waited += self._clock() - start
-
-    def rates(self, images: int) -> dict[str, float]:
-        """Rates since the last call, for `images` images seen since; then resets.
-
-        Returns: {"images_per_second": 1/s, "input_wait": share of time, 0..1}.
-        """
-        seconds = max(self._clock() - self._start, 1e-9)
-        rates = {
-            "images_per_second": images / seconds,
-            "input_wait": min(self._waited / seconds, 1.0),
-        }
-        self.reset()
-        return rates
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -300,37 +190,6 @@ def _start_wandb(workdir: Path, resume_step: int) -> Any:
         resume="auto" if resume_step else None,
     )
     return wandb
-
-
-def _format(values: Mapping[str, float]) -> list[str]:
-    """Values as short texts: the usual ones first, in the order of `_FORMATS`."""
-    usual = [text(float(values[n])) for n, text in _FORMATS.items() if n in values]
-    others = [
-        f"{n} {float(v):.4g}"
-        for n, v in values.items()
-        if n not in _FORMATS and n not in _NOT_SHOWN
-    ]
-    return usual + others
-
-
-def _short(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-
-
-def _fit(head: str, done: float, fields: list[str], width: int) -> str:
-    """One line of at most `width` characters, with a bar if there is room for it.
-
-    Fields that do not fit are left out from the right. ASCII alone: a terminal's
-    encoding must not be able to stop a training run.
-    """
-    while len(fields) > 1 and len("  ".join([head, *fields])) > width:
-        fields = fields[:-1]
-    room = width - len("  ".join([head, *fields])) - len(" []")
-    bar_width = min(room, MAX_BAR_WIDTH)
-    if bar_width >= MIN_BAR_WIDTH:
-        filled = min(int(done * bar_width), bar_width)
-        head += " [" + "=" * filled + " " * (bar_width - filled) + "]"
-    return "  ".join([head, *fields])[:width]
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from simmim_jax.checkpoints.store import Checkpointer, describe_software
+from simmim_jax.checkpoints.record import describe_software
+from simmim_jax.checkpoints.store import Checkpointer
 from simmim_jax.data.loader.bad_examples import REASONS
 from simmim_jax.data.sources.base import Source
 from simmim_jax.errors import Interrupted

@@ -9,7 +9,8 @@ import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from simmim_jax.checkpoints.store import Checkpointer, config_changes
+from simmim_jax.checkpoints.record import config_changes
+from simmim_jax.checkpoints.store import Checkpointer
 from simmim_jax.data.loader.pipeline import TrainIterator
 from simmim_jax.errors import UserError
 from simmim_jax.training.steps import TrainState

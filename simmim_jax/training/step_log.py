@@ -8,7 +8,8 @@ import numpy as np
 
 from simmim_jax.checkpoints.store import Checkpointer
 from simmim_jax.errors import NonFiniteError
-from simmim_jax.monitoring.writer import MetricWriter, StepTimer
+from simmim_jax.monitoring.timer import StepTimer
+from simmim_jax.monitoring.writer import MetricWriter
 from simmim_jax.runtime import accelerators
 from simmim_jax.training import optim
 

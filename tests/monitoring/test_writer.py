@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simmim_jax.monitoring.writer import MetricWriter, StepTimer, read_metrics
+from simmim_jax.monitoring.timer import StepTimer
+from simmim_jax.monitoring.writer import MetricWriter, read_metrics
 
 
 class Terminal(io.StringIO):

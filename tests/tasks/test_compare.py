@@ -6,7 +6,7 @@ import pytest
 import tiny_config
 from ml_collections import ConfigDict
 
-from simmim_jax.checkpoints.store import config_changes
+from simmim_jax.checkpoints.record import config_changes
 from simmim_jax.tasks.compare import arms, check, compare
 
 

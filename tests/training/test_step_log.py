@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from simmim_jax.checkpoints.store import Checkpointer
-from simmim_jax.monitoring.writer import MetricWriter, StepTimer, read_metrics
+from simmim_jax.monitoring.timer import StepTimer
+from simmim_jax.monitoring.writer import MetricWriter, read_metrics
 from simmim_jax.runtime import accelerators
 from simmim_jax.training.step_log import NonFiniteError, StepLog, utilization
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simmim_jax.checkpoints import store
+from simmim_jax.checkpoints import record, store
 from simmim_jax.checkpoints.convert import infer
 from simmim_jax.checkpoints.convert.official import from_official, to_official
 from simmim_jax.errors import UserError
@@ -135,7 +135,7 @@ class Model:
             },
             "step": 0,
             "converted_from": source,
-            **store.describe_software(),
+            **record.describe_software(),
         }
         if self.class_names:
             meta["class_names"] = list(self.class_names)
