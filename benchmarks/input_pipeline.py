@@ -104,18 +104,22 @@ def ours(folder: Path, fast_decode: bool = True) -> Callable[[], int]:
     from simmim_jax.data.loader.pipeline import train_iterator
     from simmim_jax.data.sources.base import SubsetSource
     from simmim_jax.data.sources.registry import open_source
+    from simmim_jax.data.views.image import RandomCropView
 
     source = open_source(str(folder), "train")
     source = SubsetSource(source, np.arange(len(source) // BATCH * BATCH))
-    iterator = train_iterator(
-        source,
-        batch_size=BATCH,
-        image_size=(SIZE, SIZE),
+    view = RandomCropView(
+        size=(SIZE, SIZE),
         channels=3,
         scale=SCALE,
         ratio=RATIO,
         interpolation="bilinear",
-        fast_decode=fast_decode,
+        fast=fast_decode,
+    )
+    iterator = train_iterator(
+        source,
+        view,
+        batch_size=BATCH,
         seed=0,
         num_workers=0,
         num_threads=1,

@@ -18,6 +18,7 @@ the setting. benchmarks/ablations.py tries all of them.
 from typing import Any
 
 from ml_collections import ConfigDict
+
 from simmim_jax.configs import common, swin_base_100ep
 
 

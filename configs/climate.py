@@ -13,6 +13,7 @@ the noise of 618 images.
 """
 
 from ml_collections import ConfigDict
+
 from simmim_jax.configs import common
 
 

@@ -11,6 +11,7 @@ holds its four .gz files, by --config.pretrain.data.dataset=FOLDER and
 """
 
 from ml_collections import ConfigDict
+
 from simmim_jax.configs import common
 
 

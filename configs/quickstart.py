@@ -10,6 +10,7 @@ same model from scratch beside it. Tested on 2,000 other images: see README.md.
 """
 
 from ml_collections import ConfigDict
+
 from simmim_jax.configs import common
 
 

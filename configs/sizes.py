@@ -12,6 +12,7 @@ ones' blocks again, or a chip would hold few images. The paper's Swin V2-H reach
 """
 
 from ml_collections import ConfigDict
+
 from simmim_jax.configs import common, models
 
 # Windows at 192 pixels: those of the configs of the base and large sizes.

@@ -11,6 +11,7 @@ github.com/microsoft/SimMIM).
 """
 
 from ml_collections import ConfigDict
+
 from simmim_jax.configs import common
 
 

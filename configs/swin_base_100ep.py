@@ -12,6 +12,7 @@ configs/swin_base_100ep_finetune224.py: 83.5 % (README of github.com/microsoft/S
 """
 
 from ml_collections import ConfigDict
+
 from simmim_jax.configs import common
 
 

@@ -12,6 +12,7 @@ with 128 images each, for its batch of 2048. Expected: 83.5 % top-1 after the of
 """
 
 from ml_collections import ConfigDict
+
 from simmim_jax.configs import common
 
 

@@ -12,6 +12,7 @@ epochs (data scaling study, MODELHUB of github.com/microsoft/Swin-Transformer).
 """
 
 from ml_collections import ConfigDict
+
 from simmim_jax.configs import common
 
 

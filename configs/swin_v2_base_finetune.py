@@ -11,6 +11,7 @@ scaling study, MODELHUB of github.com/microsoft/Swin-Transformer).
 """
 
 from ml_collections import ConfigDict
+
 from simmim_jax.configs import common
 
 

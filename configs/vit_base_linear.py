@@ -14,6 +14,7 @@ see that everything runs.
 """
 
 from ml_collections import ConfigDict
+
 from simmim_jax.configs import common
 
 

@@ -1,4 +1,4 @@
-"""What batches consist of: which examples, in which order, and how they are filled."""
+"""Which examples make up a batch, in which order, and how its rows are filled."""
 
 import abc
 import concurrent.futures
@@ -10,28 +10,27 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from simmim_jax.data.codecs.image import BadImage, decode
+from simmim_jax.data.codecs.image import BadImage
 from simmim_jax.data.loader.bad_examples import BadExample, reason_of
-from simmim_jax.data.loader.memory import Batch
+from simmim_jax.data.loader.memory import Batch, Fields
 from simmim_jax.data.sources.base import NO_LABEL, ArraySource, Source
-from simmim_jax.data.views.crop import random_crop, resize_center_crop
+from simmim_jax.data.views.base import View
 from simmim_jax.errors import UserError
 
-# A place in the stream for which so many examples in a row are bad ends the run: what
-# held the data is gone. Where half of the examples are bad, one place in 2**100 is.
+# Give up after this many consecutive failures: the storage is probably gone. Where half
+# of the examples are bad, one place in 2**100 meets as many by chance.
 ATTEMPTS = 100
-_SMALL_PIXELS = 96 * 96
+# Values of a row that a single thread fills as fast as several would.
+_SMALL_ROW = 96 * 96 * 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batches(abc.ABC):
-    """What both kinds share; see `train_iterator` for the fields."""
+    """What the stream and the pass share; see `train_iterator` for the fields."""
 
     source: Source
+    view: View
     batch_size: int
-    image_size: tuple[int, int]
-    channels: int
-    interpolation: str
     process_index: int
     process_count: int
     num_threads: int
@@ -43,39 +42,40 @@ class Batches(abc.ABC):
 
     @property
     def global_batch_size(self) -> int:
-        """Of all processes together."""
+        """Examples of a batch over all processes."""
         return self.batch_size * self.process_count
 
     @property
-    def fields(self) -> dict[str, tuple[tuple[int, ...], type]]:
-        """What a batch consists of."""
+    def fields(self) -> Fields:
+        """Shape and dtype of each array of a batch."""
         n = self.batch_size
-        return {
-            "image": ((n, *self.image_size, self.channels), np.uint8),
-            "label": ((n,), np.int32),
-            "weight": ((n,), np.float32),
+        rows = {
+            name: ((n, *spec.shape), spec.dtype)
+            for name, spec in self.view.spec.items()
         }
+        return rows | {"weight": ((n,), np.float32)}
 
     def positions(self, step: int) -> np.ndarray:
-        """int[b]: where in the stream this process's part of a global batch is."""
+        """Return int[b]: places in the stream of this process's part of a batch."""
         start = self.first + step * self.global_batch_size
         start += self.process_index * self.batch_size
         return np.arange(start, start + self.batch_size)
 
     @functools.cached_property
     def _threads(self) -> concurrent.futures.ThreadPoolExecutor:
-        # Made on first use: it could not be sent to a worker process.
+        # Made on first use: it cannot be pickled for a worker.
         return concurrent.futures.ThreadPoolExecutor(self._num_runs)
 
     @property
     def _num_runs(self) -> int:
         # Small raw images are cropped in so little time that threads would mostly
         # wait for the interpreter lock: 8 of them make 13k images/s, one makes 34k.
-        small = math.prod(self.image_size) <= _SMALL_PIXELS
-        return 1 if small and isinstance(self.source, ArraySource) else self.num_threads
+        values = sum(math.prod(spec.shape) for spec in self.view.spec.values())
+        small = values <= _SMALL_ROW and isinstance(self.source, ArraySource)
+        return 1 if small else self.num_threads
 
     def fill(self, step: int, rows: range, batch: Batch) -> list[BadExample]:
-        """Write these rows of a batch; returns the examples that cannot be had."""
+        """Write these rows of a batch; return the examples that cannot be used."""
         positions = self.positions(step)
         indices = self._indices(positions)
 
@@ -89,22 +89,22 @@ class Batches(abc.ABC):
                     break
             return found
 
-        # A run of rows a thread: handing them over singly costs as much as a crop
+        # One run of rows a thread: submitting rows one by one costs as much as a crop
         # of a small image.
         runs = np.array_split(np.array(rows), self._num_runs)
         return [bad for found in self._threads.map(fill_run, runs) for bad in found]
 
     @abc.abstractmethod
     def _indices(self, positions: np.ndarray) -> np.ndarray:
-        """int[b]: the examples at these positions, -1 where there is none."""
+        """Return int[b]: the examples at these positions, -1 where there is none."""
 
     def _replacements(self, position: int) -> Iterator[int]:
-        """Examples that take a place, one after the other while they are bad, too."""
+        """Yield examples that replace a bad one, until one of them is good."""
         return iter(())
 
-    @abc.abstractmethod
-    def _crop(self, image: bytes | np.ndarray, position: int) -> np.ndarray:
-        """uint8[h w c] of the batch, for that place."""
+    def _rng(self, position: int) -> np.random.Generator:
+        """Return the randomness of a position."""
+        return np.random.default_rng(position)
 
     def _fill_row(
         self, batch: Batch, row: int, position: int, index: int
@@ -117,7 +117,8 @@ class Batches(abc.ABC):
             try:
                 example = self.source[index]
                 path = example.get("path", "")
-                batch["image"][row] = self._crop(example["image"], position)
+                for name, value in self.view(example, self._rng(position)).items():
+                    batch[name][row] = value
             except (OSError, BadImage) as error:
                 path = path or str(getattr(error, "filename", None) or "")
                 found.append(BadExample(index, reason_of(error), path, attempt))
@@ -125,11 +126,12 @@ class Batches(abc.ABC):
                 error.add_note(f"Example {index}: {path or self.source}")
                 raise
             else:
-                batch["label"][row] = example["label"]
                 batch["weight"][row] = 1
                 return found
-        batch["image"][row], batch["label"][row] = 0, NO_LABEL
-        batch["weight"][row] = 0
+        for array in batch.values():
+            array[row] = 0
+        if "label" in batch:
+            batch["label"][row] = NO_LABEL
         return found
 
 
@@ -137,18 +139,13 @@ class Batches(abc.ABC):
 class StreamBatches(Batches):
     """Batches of the endless stream of shuffled epochs, from its example `first` on."""
 
-    scale: tuple[float, float] | None
-    ratio: tuple[float, float]
-    fast_decode: bool
     seed: int
 
     def fill(self, step: int, rows: range, batch: Batch) -> list[BadExample]:
-        """Write these rows of a batch; returns the examples that cannot be had."""
+        """Write these rows of a batch; return the examples that cannot be used."""
         source = self.source
-        if (
-            self.scale is not None
-            or not isinstance(source, ArraySource)
-            or source.images.shape[1:] != batch["image"].shape[1:]
+        if not isinstance(source, ArraySource) or not self.view.is_identity(
+            source.images
         ):
             return super().fill(step, rows, batch)
         # One gather a batch is 100 times faster than image by image.
@@ -173,27 +170,13 @@ class StreamBatches(Batches):
             rng = np.random.default_rng([self.seed, position, attempt])
             yield int(rng.integers(len(self.source)))
 
-    def _crop(self, image: bytes | np.ndarray, position: int) -> np.ndarray:
-        if self.scale is None:
-            pixels = decode(image, self.channels)
-            return resize_center_crop(pixels, self.image_size, 1.0, self.interpolation)
-        return random_crop(
-            image,
-            channels=self.channels,
-            size=self.image_size,
-            rng=np.random.Generator(np.random.Philox(key=[self.seed, position])),
-            scale=self.scale,
-            ratio=self.ratio,
-            interpolation=self.interpolation,
-            fast=self.fast_decode,
-        )
+    def _rng(self, position: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self.seed, position]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PassBatches(Batches):
     """Batches of one pass over all examples, in order."""
-
-    crop_fraction: float
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.global_batch_size)
@@ -201,18 +184,9 @@ class PassBatches(Batches):
     def _indices(self, positions: np.ndarray) -> np.ndarray:
         return np.where(positions < len(self.source), positions, -1)
 
-    def _crop(self, image: bytes | np.ndarray, position: int) -> np.ndarray:
-        del position
-        return resize_center_crop(
-            decode(image, self.channels),
-            self.image_size,
-            self.crop_fraction,
-            self.interpolation,
-        )
-
 
 # Two epochs are in use at once where a batch runs on into the next one.
 @functools.lru_cache(maxsize=2)
 def _epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """int[n]: the examples of one epoch in their random order."""
+    """Return int[n]: the examples of one epoch in their random order."""
     return np.random.default_rng([seed, epoch]).permutation(num_examples)

@@ -6,8 +6,8 @@ which examples and crops make up a global batch depends on neither the number of
 processes nor on threads and workers. The last stretch of an epoch runs on into the
 next one: no example is left out and no batch is short.
 
-An image that cannot be read or decoded does not end the run. In the stream another
-example stands in for it, and which one depends on the seed and the place alone; in an
+An example that cannot be read or decoded does not end the run. In the stream another
+example replaces it, and which one depends on the seed and the position alone; in an
 evaluation it has no weight.
 """
 
@@ -21,19 +21,15 @@ from simmim_jax.data.loader.batches import ATTEMPTS, PassBatches, StreamBatches
 from simmim_jax.data.loader.memory import Batch
 from simmim_jax.data.loader.workers import Threads, Workers, run_ahead
 from simmim_jax.data.sources.base import Source
+from simmim_jax.data.views.base import View
 from simmim_jax.errors import UserError
 
 
 def train_iterator(
     source: Source,
+    view: View,
     *,
     batch_size: int,
-    image_size: tuple[int, int],
-    channels: int,
-    scale: tuple[float, float] | None,
-    ratio: tuple[float, float],
-    interpolation: str,
-    fast_decode: bool,
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -41,25 +37,19 @@ def train_iterator(
     num_threads: int = 8,
     bad: BadImages | None = None,
 ) -> "TrainIterator":
-    """Iterate for ever over shuffled batches of randomly cropped images.
+    """Return an endless iterator over shuffled batches.
 
-    batch_size: of this process; scale, ratio, fast_decode: see `random_crop`, with
-    scale=None the whole image is resized instead, exactly; num_workers: processes that
-    decode, 0 = threads of this one; num_threads: threads that decode, in each of them;
-    bad: keeps account of images that cannot be had.
-    yields: {"image": uint8[b h w c], "label": int32[b]}, label -1 where there is none.
-    raises: ValueError if the source is empty, if too many images are bad, or if raw
-    images do not fit.
+    batch_size: of this process; num_workers: processes that decode, 0 = threads of this
+    one; num_threads: threads that decode, in each of them; bad: keeps account of
+    examples that cannot be used.
+    yields: the arrays of view.spec with a batch axis in front.
+    raises: UserError if the source is empty, if too many examples are bad, or if an
+    example does not fit the view.
     """
     batches = StreamBatches(
         source=source,
+        view=view,
         batch_size=batch_size,
-        image_size=image_size,
-        channels=channels,
-        scale=scale,
-        ratio=ratio,
-        interpolation=interpolation,
-        fast_decode=fast_decode,
         seed=seed,
         process_index=process_index,
         process_count=process_count,
@@ -70,36 +60,29 @@ def train_iterator(
 
 def eval_batches(
     source: Source,
+    view: View,
     *,
     batch_size: int,
-    image_size: tuple[int, int],
-    channels: int,
-    crop_fraction: float,
-    interpolation: str,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 8,
     bad: BadImages | None = None,
     total: Total = lambda counts, names: counts,
 ) -> "EvalBatches":
-    """Pass once over all examples, in order, as often as the result is iterated.
+    """Return one pass over all examples, in order, as often as it is iterated.
 
-    batch_size: of this process; crop_fraction: see `resize_center_crop`; bad: keeps
-    account of images that cannot be had, anew in each pass; total: sums up its counts
-    over all processes when a pass is over.
-    yields: {"image": uint8[b h w c], "label": int32[b], "weight": float32[b]}; weight
-    is 1 for an example, 0 for one that cannot be had and for the padding of the last
-    batch, and every process yields equally many batches, if need be of padding.
-    raises: ValueError if the source is empty, if too many images are bad, or if raw
-    images do not fit.
+    batch_size: of this process; bad: keeps account of examples that cannot be used,
+    anew in each pass; total: sums up its counts over all processes when a pass is over.
+    yields: the arrays of view.spec with a batch axis in front, and "weight" float32[b]:
+    1 for an example, 0 for one that cannot be used and for the padding of the last
+    batch. Every process yields equally many batches, if need be of padding.
+    raises: UserError if the source is empty, if too many examples are bad, or if an
+    example does not fit the view.
     """
     batches = PassBatches(
         source=source,
+        view=view,
         batch_size=batch_size,
-        image_size=image_size,
-        channels=channels,
-        crop_fraction=crop_fraction,
-        interpolation=interpolation,
         process_index=process_index,
         process_count=process_count,
         num_threads=num_threads,
@@ -108,11 +91,11 @@ def eval_batches(
 
 
 class TrainIterator(Iterator[Batch]):
-    """An iterator whose state is the number of examples that all processes saw.
+    """An iterator whose state is the number of examples that all processes have seen.
 
-    A position in the stream fits any number of threads, workers and processes and any
-    batch size: with all processes at the same position, a run that goes on with other
-    numbers of them neither repeats nor skips an example.
+    A position in the stream is valid for any number of threads, workers and processes
+    and any batch size: a run that resumes with other numbers neither repeats nor skips
+    an example.
     """
 
     def __init__(self, batches: "StreamBatches", num_workers: int, bad: BadImages):
@@ -148,7 +131,7 @@ class TrainIterator(Iterator[Batch]):
         return batch
 
     def is_ready(self) -> bool:
-        """Whether the next batch is there; asked between batches."""
+        """Whether the next batch needs no waiting; to be asked between batches."""
         return self._pool is not None and self._pool.is_ready()
 
     @property
@@ -158,8 +141,8 @@ class TrainIterator(Iterator[Batch]):
     def get_state(self) -> dict[str, Any]:
         """Return the position, a JSON-able dict.
 
-        It is the same in every process, but for "bad_images", the number of places so
-        far whose example was bad, by reason: that is each process's own.
+        It is the same in every process, except for "bad_images", the number of
+        positions so far whose example was bad, by reason.
         """
         return {
             "examples_seen": self._examples_seen,
@@ -169,13 +152,13 @@ class TrainIterator(Iterator[Batch]):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go to a position; raises ValueError if it is one in another stream."""
+        """Go to a position; raises UserError if it belongs to another stream."""
         now = self.get_state()
         for key in ("num_examples", "seed"):
             if state[key] != now[key]:
                 raise UserError(
                     f"The checkpoint's data position has {key}={state[key]}, this run "
-                    f"has {key}={now[key]}: expected the same data and seed. Go on "
+                    f"has {key}={now[key]}: expected the same data and seed. Resume "
                     "with those, or start a new run from the checkpoint's weights."
                 )
         self.close()
@@ -194,7 +177,8 @@ class EvalBatches:
 
     def __init__(self, batches: PassBatches, bad: BadImages, total: Total):
         self._batches, self._total = batches, total
-        self.bad = bad  # of the last pass, as far as it went
+        # Bad examples of the last pass, as far as it went.
+        self.bad = bad
 
     def __len__(self) -> int:
         return len(self._batches)

@@ -163,10 +163,11 @@ def _resize(
     if is_whole and image.shape[:2] == size:
         return image
     shrink = max(box[2] / size[0], box[3] / size[1])
-    if fast and interpolation == "bilinear" and shrink <= _MAX_SHRINK:
+    is_uint8 = image.dtype == np.uint8
+    if fast and is_uint8 and interpolation == "bilinear" and shrink <= _MAX_SHRINK:
         return _resize_fast(image, box, size, is_whole)
     channels = image.shape[2]
-    if channels not in _PILLOW_CHANNELS:
+    if channels not in _PILLOW_CHANNELS or not is_uint8:
         parts = [
             _resize_by_pillow(image[:, :, c], box, size, interpolation)
             for c in range(channels)

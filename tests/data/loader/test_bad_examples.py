@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from simmim_jax.data.loader.bad_examples import BadExample, BadImages
-from simmim_jax.data.loader.pipeline import eval_batches, train_iterator
 from simmim_jax.data.sources.base import ArraySource
 from simmim_jax.data.sources.registry import check_source, open_source
+from tests.batches import eval_batches, train_iterator
 
 SIZE = {"image_size": (8, 8), "channels": 3, "interpolation": "bilinear"}
 STREAM = {

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from simmim_jax.data.loader import workers
-from simmim_jax.data.loader.pipeline import train_iterator
 from simmim_jax.data.loader.workers import Threads, Workers, run_ahead, share_out
 from simmim_jax.data.sources.base import ArraySource
 from simmim_jax.data.sources.folders import FolderSource
+from tests.batches import train_iterator
 
 ROOT = Path(__file__).parents[3]
 
@@ -143,16 +143,19 @@ def test_a_worker_that_is_killed_is_noticed_and_explained():
 SCRIPT = """
 import sys, time
 import numpy as np
-from simmim_jax.data.folders import FolderSource
-from simmim_jax.data.pipeline import train_iterator
-from simmim_jax.data.source import ArraySource
+from simmim_jax.data.loader.pipeline import train_iterator
+from simmim_jax.data.sources.base import ArraySource
+from simmim_jax.data.views.image import RandomCropView
 
 def main():
     images = np.zeros((64, 300, 300, 3), np.uint8)
+    view = RandomCropView(
+        size=(224, 224), channels=3, scale=(0.5, 1.0), ratio=(1.0, 1.0),
+        interpolation="bicubic", fast=False,
+    )
     iterator = train_iterator(
-        ArraySource(images, None, ()), batch_size=64, image_size=(224, 224),
-        channels=3, scale=(0.5, 1.0), ratio=(1.0, 1.0), interpolation="bicubic",
-        fast_decode=False, seed=0, num_workers=2, num_threads=2,
+        ArraySource(images, None, ()), view, batch_size=64, seed=0, num_workers=2,
+        num_threads=2,
     )
     for step in range(3):
         batch = next(iterator)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from simmim_jax.cli.pack import main
-from simmim_jax.data.loader.pipeline import train_iterator
 from simmim_jax.data.sources import packed
 from simmim_jax.data.sources.registry import check_source, open_source
+from tests.batches import train_iterator
 from tests.images import crops, write_photographs
 from tests.packing import fails
 

@@ -1,0 +1,792 @@
+"""Every config field: type, unit, allowed values, default and meaning.
+
+Config files start from `config_dict(Pretrain())` or `config_dict(Finetune())` (see
+configs/common.py), command lines change fields, and `parse` turns the result into these
+dataclasses. `simmim fields` and the reference page print them.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from simmim_jax.config import durations
+from simmim_jax.config.parsing import (
+    Duration,
+    field,
+    leaves,
+    meaning,
+    parse_group,
+    section,
+    to_dict,
+)
+from simmim_jax.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+PIXELS = "height and width in pixels"
+MODES = ("pretrain", "finetune", "compare", "bench", "bench_input")
+
+
+# ---- What goes in --------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """How devices share the work: the product of both is the number of devices."""
+
+    data: int = field(
+        -1,
+        "Devices along which the batch is split; -1 takes what the other axis leaves.",
+        low=-1,
+        harmless=True,
+    )
+    fsdp: int = field(
+        1,
+        "Devices along which large parameters and their moments are split as well.",
+        low=-1,
+        harmless=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where images come from, and how they are cropped and resized."""
+
+    dataset: str = field(
+        "tfds:imagenet2012",
+        'Data set: "tfds:NAME", "bundled:NAME", or a path: a folder of images, of .npy '
+        "arrays or of .tar shards, a .tar, .zip or .npy, or a list of images (.txt, "
+        ".csv, .tsv, .parquet). Folders and lists may be at a URL, such as gs:// or "
+        "s3://.",
+    )
+    data_dir: str = field(
+        "",
+        'Where TFDS keeps prepared sets; "" is ~/tensorflow_datasets.',
+        harmless=True,
+    )
+    train_split: str = field(
+        "train", 'Split to train on; for TFDS also a slice, "train[:10%]".'
+    )
+    eval_split: str = field("validation", "Split to evaluate on.")
+    batch_size: int = field(
+        2048, "Images a step, over all devices of all hosts.", unit="images", low=1
+    )
+    dtype: str = field(
+        "uint8",
+        'Type of pixels: "uint8" for images, "float32" for arrays of measured values.',
+        choices=("uint8", "float32"),
+    )
+    image_size: tuple[int, int] = field(
+        (224, 224), "Size that the model sees.", unit=PIXELS, low=1
+    )
+    channels: int = field(
+        3,
+        "Channels of an image: 3 for colour, 1 for grey; any number for arrays.",
+        low=1,
+    )
+    crop_scale: tuple[float, ...] = field(
+        (0.67, 1.0),
+        "Random crops cover this range of an image's area; (): the whole image.",
+        unit="share of the area, smallest and largest",
+        low=0,
+        high=1,
+    )
+    crop_ratio: tuple[float, float] = field(
+        (3 / 4, 4 / 3),
+        "Range of width to height of random crops.",
+        unit="width / height",
+        low=0,
+    )
+    interpolation: str = field(
+        "bilinear",
+        "How images are resized; both are antialiased.",
+        choices=("bilinear", "bicubic"),
+    )
+    fast_decode: bool = field(
+        True,
+        "Decode training images at a lower resolution where the crop allows, and "
+        "resize with OpenCV: faster, pixels differ by about 1 of 255 on average. "
+        "False: the pixels of Pillow and torchvision. Evaluation is always exact.",
+    )
+    eval_crop: float = field(
+        224 / 256,
+        "Evaluation resizes the short side to image_size / eval_crop and crops the "
+        "centre; 1.0 resizes the whole image instead.",
+        low=0,
+        high=1,
+    )
+    flip: bool = field(True, "Mirror half of the images left to right.")
+    mean: tuple[float, ...] = field(
+        IMAGENET_MEAN,
+        "Mean of the pixels, one a channel: the model sees (pixel - mean) / std.",
+        unit="pixels in 0..1 with dtype uint8, the values themselves with float32",
+    )
+    std: tuple[float, ...] = field(
+        IMAGENET_STD,
+        "Standard deviation of the pixels, one a channel.",
+        unit="as mean",
+        low=0,
+    )
+    max_bad_fraction: float = field(
+        0.1,
+        "Images that cannot be read or decoded are skipped, counted and listed in "
+        "bad_images.tsv; a larger share of a split than this ends the run.",
+        unit="share of the images, rounded up to whole images",
+        low=0,
+        high=1,
+        harmless=True,
+    )
+    num_workers: int = field(
+        -1,
+        "Processes that decode images; 0: threads of the main process; -1: as many as "
+        "the CPUs of this process can feed.",
+        low=-1,
+        harmless=True,
+    )
+    num_threads: int = field(
+        -1,
+        "Threads that decode images, in each process; -1: likewise.",
+        low=-1,
+        harmless=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneData(Data):
+    """Data of fine-tuning: stronger crops, and a choice of labels."""
+
+    crop_scale: tuple[float, ...] = field(
+        (0.08, 1.0),
+        "Random crops cover this range of an image's area; (): the whole image.",
+        unit="share of the area, smallest and largest",
+        low=0,
+        high=1,
+    )
+    interpolation: str = field(
+        "bicubic",
+        "How images are resized; both are antialiased.",
+        choices=("bilinear", "bicubic"),
+    )
+    num_labels: int = field(
+        0,
+        "Train on this many examples, equally many a class; 0: on all.",
+        unit="examples",
+        low=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment:
+    """What else happens to training images, in this order, after crop and flip."""
+
+    num_ops: int = field(
+        2,
+        'RandAugment, timm\'s "rand-m9-mstd0.5-inc1": number of operations drawn for '
+        "each image, each carried out with probability 1/2; 0: none.",
+        low=0,
+    )
+    magnitude: float = field(
+        9.0, "Mean strength of the operations.", unit="0 to 10", low=0, high=10
+    )
+    magnitude_std: float = field(
+        0.5, "Standard deviation of the strength.", unit="as magnitude", low=0
+    )
+    erase_prob: float = field(
+        0.25,
+        "Random erasing fills a box with noise in this share of images; 0: none.",
+        low=0,
+        high=1,
+    )
+    mixup_alpha: float = field(
+        0.8,
+        "Mixup averages pairs of images with weights from Beta(alpha, alpha); 0: off.",
+        low=0,
+    )
+    cutmix_alpha: float = field(
+        1.0,
+        "CutMix takes a box from the other image, its area from Beta(alpha, alpha); "
+        "0: off.",
+        low=0,
+    )
+    mix_prob: float = field(
+        1.0,
+        "Share of batches that are mixed; labels are mixed with the images.",
+        low=0,
+        high=1,
+    )
+    mix_switch_prob: float = field(
+        0.5, "Share of those that CutMix mixes, where Mixup is on, too.", low=0, high=1
+    )
+
+
+# ---- The model -----------------------------------------------------------------------
+
+_ATTENTION = (
+    'How attention is computed: "xla", or "pallas" for a kernel of our own on TPUs, '
+    "for at most 256 tokens (of a window, for Swin). No chip has run it yet: compare "
+    "both before a long run."
+)
+_REMAT = (
+    'What the backward pass computes again, to save memory: "none", "full" (whole '
+    'blocks) or "dots" (all but the matrix products of projections and MLPs).'
+)
+_DROP_PATH = (
+    "Probability that the last block's residual branches are dropped; it grows "
+    "linearly from the first block."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViT:
+    """Vision Transformer; the defaults are ViT-B/16 [86M parameters]."""
+
+    name: str = field("vit", "Encoder; the other fields are those of its class.")
+    patch_size: tuple[int, int] = field(
+        (16, 16), "Size of a patch.", unit=PIXELS, low=1
+    )
+    embed_dim: int = field(768, "Width of the residual stream.", low=1)
+    depth: int = field(12, "Number of blocks.", low=1)
+    num_heads: int = field(12, "Attention heads; embed_dim is a multiple.", low=1)
+    mlp_ratio: float = field(4.0, "Width of the MLP.", unit="embed_dim", low=0)
+    qkv_bias: bool = field(True, "Biases of queries and values.")
+    use_abs_pos_emb: bool = field(
+        False, "Learned absolute positions, added to the tokens."
+    )
+    layer_scale: float = field(
+        0.1, "Initial value of LayerScale; 0: no LayerScale.", low=0
+    )
+    drop_path_rate: float = field(0.1, _DROP_PATH, low=0, high=1)
+    norm_eps: float = field(1e-6, "Added to the variance in layer norms.", low=0)
+    init_std: float = field(
+        0.02, "Standard deviation of initial weights; narrow models want more.", low=0
+    )
+    attention: str = field("xla", _ATTENTION, choices=("xla", "pallas"), harmless=True)
+    remat: str = field("none", _REMAT, choices=("none", "full", "dots"), harmless=True)
+    scan_layers: bool = field(
+        False,
+        "Compile one block and loop over it: compiles sooner. Needs remat, without "
+        "which a loop keeps more than unrolled blocks do.",
+        harmless=True,
+    )
+    use_rel_pos_bias: bool = field(
+        False, "Relative position bias with a table for each block."
+    )
+    use_shared_rel_pos_bias: bool = field(
+        True, "Relative position bias with one table that all blocks share."
+    )
+    final_norm: bool = field(True, "Normalise the encoder's output.")
+    init_cut: float = field(
+        1.0,
+        "Initial weights are truncated at this many standard deviations; 0: not.",
+        low=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Swin:
+    """Swin Transformer; the defaults are Swin-B [88M parameters]."""
+
+    name: str = field("swin", "Encoder; the other fields are those of its class.")
+    patch_size: tuple[int, int] = field((4, 4), "Size of a patch.", unit=PIXELS, low=1)
+    embed_dim: int = field(
+        128, "Width of the first stage; it doubles from stage to stage.", low=1
+    )
+    depths: tuple[int, ...] = field(
+        (2, 2, 18, 2), "Number of blocks in each stage.", low=1
+    )
+    num_heads: tuple[int, ...] = field(
+        (4, 8, 16, 32), "Attention heads in each stage.", low=1
+    )
+    window_size: int = field(
+        7,
+        "Side of an attention window; a smaller grid is one window.",
+        unit="tokens",
+        low=1,
+    )
+    mlp_ratio: float = field(4.0, "Width of the MLP.", unit="the stage's width", low=0)
+    qkv_bias: bool = field(True, "Biases of queries, keys (Swin alone) and values.")
+    patch_norm: bool = field(True, "Normalise patches after their embedding.")
+    use_abs_pos_emb: bool = field(
+        False, "Learned absolute positions, added to the tokens."
+    )
+    drop_path_rate: float = field(0.0, _DROP_PATH, low=0, high=1)
+    norm_eps: float = field(1e-5, "Added to the variance in layer norms.", low=0)
+    init_std: float = field(0.02, "Standard deviation of initial weights.", low=0)
+    attention: str = field("xla", _ATTENTION, choices=("xla", "pallas"), harmless=True)
+    remat: str = field("none", _REMAT, choices=("none", "full", "dots"), harmless=True)
+    scan_layers: bool = field(
+        False,
+        "Compile two blocks of a stage and loop over them, as for the ViT.",
+        harmless=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SwinV2(Swin):
+    """Swin Transformer V2; the defaults are Swin V2-B [88M parameters]."""
+
+    name: str = field("swin_v2", "Encoder; the other fields are those of its class.")
+    pretrained_window_sizes: tuple[int, ...] = field(
+        (),
+        "Windows of the stages when positions were learned, if another size; (): the "
+        "same.",
+        unit="tokens",
+        low=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Head:
+    """What a classifier has beside its encoder."""
+
+    pool: str = field(
+        "mean",
+        'Classify the "mean" of the patch tokens or, with a ViT, the "cls" token.',
+        choices=("mean", "cls"),
+    )
+    pool_norm: bool = field(True, "Normalise what was pooled; Swin normalises before.")
+    head_scale: float = field(
+        0.001, "The head's initial weights are multiplied by it.", low=0
+    )
+
+
+# Fields of each encoder, by config.model.name; a new encoder adds its own.
+ENCODERS: dict[str, type] = {"vit": ViT, "swin": Swin, "swin_v2": SwinV2}
+
+
+def classifier(encoder: type) -> type:
+    """Return the fields of an encoder and of a classifier's head, as one dataclass."""
+    bases = (Head, encoder)
+    make = dataclasses.make_dataclass
+    return make(f"{encoder.__name__}Classifier", [], bases=bases, frozen=True)
+
+
+def head_of(model: Any) -> Head:
+    """Return the head's part of a classifier's fields."""
+    names = [each.name for each in dataclasses.fields(Head)]
+    return Head(**{name: getattr(model, name) for name in names})
+
+
+def encoder_of(model: Any) -> dict[str, Any]:
+    """Return the fields of the encoder, a classifier's head left out."""
+    head = {each.name for each in dataclasses.fields(Head)}
+    return {name: value for name, value in to_dict(model).items() if name not in head}
+
+
+# ---- The objective of pre-training ---------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mask:
+    """What is hidden."""
+
+    kind: str = field(
+        "random",
+        'Units at "random" places, in rectangular "block"s (BEiT), in one "square" at '
+        'a random place, or in one in the "center".',
+        choices=("random", "block", "square", "center"),
+    )
+    unit_size: tuple[int, int] = field(
+        (32, 32), "Size of what is hidden together.", unit=PIXELS, low=1
+    )
+    ratio: float = field(
+        0.6,
+        "Share of units that are hidden, rounded up to whole units.",
+        low=0,
+        high=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is predicted."""
+
+    kind: str = field(
+        "pixels",
+        '"pixels", or "normalized": each by mean and standard deviation of a window '
+        "around it (Swin V2's recipe).",
+        choices=("pixels", "normalized"),
+    )
+    window: int = field(47, "Side of that window, odd.", unit="pixels", low=1)
+    downsample: int = field(
+        1,
+        "The target is this many times smaller than the image: its pixels are means "
+        "of cells.",
+        low=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+    """How errors of the prediction count."""
+
+    kind: str = field(
+        "l1",
+        '"l1", "l2", "smooth_l1", or "bins": a classification of every value of a '
+        "pixel.",
+        choices=("l1", "l2", "smooth_l1", "bins"),
+    )
+    bins: int = field(
+        8, 'Number of bins that "bins" sorts the values 0..255 into.', low=2, high=256
+    )
+    area: str = field("masked", "Pixels that count.", choices=("masked", "all"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """What predicts the target from the encoder's features."""
+
+    kind: str = field(
+        "linear",
+        '"linear", or "mlp": two layers, the first as wide as the features.',
+        choices=("linear", "mlp"),
+    )
+
+
+# ---- Optimisation --------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW and its learning rate; the defaults are those of pre-training."""
+
+    lr: float = field(
+        1e-4, "Peak learning rate; the rate used is lr x batch_size / 512.", low=0
+    )
+    warmup_lr: float = field(
+        5e-7, "Where the linear warm-up starts.", unit="as lr", low=0
+    )
+    min_lr: float = field(0.0, "Where the cosine ends.", unit="as lr", low=0)
+    warmup: Duration = field("10 epochs", "Length of the warm-up.", unit="duration")
+    decay: str = field(
+        "cosine",
+        "Learning rate after the warm-up.",
+        choices=("cosine", "multistep", "constant"),
+    )
+    milestones: tuple[Duration, ...] = field(
+        (),
+        '"multistep" divides the learning rate by ten at each of these.',
+        unit="durations",
+    )
+    schedule: str = field(
+        "official",
+        '"official": rates one update late, cosine counted from step 0, as SimMIM '
+        'published it. "official_prefix": late as well, cosine counted from the end of '
+        'the warm-up (the Swin-Transformer repository). "plain": so, and on time.',
+        choices=("official", "official_prefix", "plain"),
+    )
+    b1: float = field(0.9, "AdamW beta1.", low=0, below=1)
+    b2: float = field(0.999, "AdamW beta2.", low=0, below=1)
+    eps: float = field(1e-8, "AdamW epsilon.", low=0)
+    weight_decay: float = field(
+        0.05, "AdamW weight decay, times the learning rate.", low=0
+    )
+    decay_groups: str = field(
+        "official",
+        '"official" decays the mask token and relative position tables, as the '
+        'official code does by accident; "intended" spares them.',
+        choices=("official", "intended"),
+    )
+    clip_norm: float = field(
+        5.0, "Clip gradients to this global norm; 0: do not.", low=0
+    )
+    accumulation: int = field(
+        1, "Split a batch into this many micro-batches, to save memory.", low=1
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneOptim(Optim):
+    """AdamW and its learning rate; the defaults are those of fine-tuning."""
+
+    lr: float = field(
+        1.25e-3, "Peak learning rate; the rate used is lr x batch_size / 512.", low=0
+    )
+    warmup_lr: float = field(
+        2.5e-7, "Where the linear warm-up starts.", unit="as lr", low=0
+    )
+    min_lr: float = field(2.5e-7, "Where the cosine ends.", unit="as lr", low=0)
+    warmup: Duration = field("20 epochs", "Length of the warm-up.", unit="duration")
+    layer_decay: float = field(
+        0.65,
+        "Each layer's peak learning rate is this times that of the layer above it.",
+        low=0,
+    )
+
+
+# ---- Runs ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A trace of some steps for xprof and TensorBoard, in <workdir>/profile."""
+
+    start_step: int = field(
+        10,
+        "Steps before it begins: the first ones are unlike the rest.",
+        unit="steps",
+        low=0,
+        harmless=True,
+    )
+    num_steps: int = field(
+        0, "Steps that it covers; 0: no trace.", unit="steps", low=0, harmless=True
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What the modes "bench" and "bench_input" measure, and for what."""
+
+    steps: int = field(
+        20, '"bench": steps that count.', unit="steps", low=1, harmless=True
+    )
+    num_classes: int = field(
+        1000,
+        '"bench": classes of the synthetic images, in fine-tuning.',
+        low=2,
+        harmless=True,
+    )
+    checkpoint: bool = field(
+        False,
+        '"bench": save a checkpoint as well, and tell what it costs.',
+        harmless=True,
+    )
+    accelerators: str = field(
+        "v5e-1, v5e-8, v4-8, v6e-8, a100, h100x8",
+        '"bench_input": TPU slices as Google Cloud spells them, and GPUs of a host, '
+        'such as "h100" and "h100x8".',
+        harmless=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """Fields that pre-training and fine-tuning share."""
+
+    mode: str = field(
+        "pretrain",
+        '"pretrain", "finetune", or "compare" for both. With any config "bench" '
+        'measures how fast a training step is and "bench_input" how fast its images '
+        "come; neither changes anything.",
+        choices=MODES,
+    )
+    seed: int = field(
+        0,
+        "Everything random follows from it: weights, order of the data, crops, masks.",
+        low=0,
+    )
+    dtype: str = field(
+        "bfloat16",
+        "Type of activations and matrix products. Parameters, optimiser state, norm "
+        "statistics, softmax and losses are float32 in any case.",
+        choices=("bfloat16", "float32"),
+    )
+    duration: Duration = field("100 epochs", "How long to train.", unit="duration")
+    mesh: Mesh = section(Mesh, "How devices share the work.")
+    data: Data = section(Data, "What goes in.")
+    optim: Optim = section(Optim, "How parameters are updated.")
+    ema_decay: float = field(
+        0.0,
+        "Keep a moving average of the parameters, average = ema_decay * average + "
+        "(1 - ema_decay) * parameters after each step; 0: none. The average is what "
+        "is evaluated, and what predictions and fine-tuning load.",
+        low=0,
+        below=1,
+    )
+    log_every: Duration = field(
+        "50 steps",
+        "Interval of lines in metrics.jsonl.",
+        unit="duration",
+        harmless=True,
+    )
+    eval_every: Duration = field(
+        "10 epochs",
+        "Interval of evaluations, each of which saves a checkpoint.",
+        unit="duration",
+    )
+    checkpoint_every: Duration = field(
+        "1 epochs",
+        "Interval of checkpoints between evaluations.",
+        unit="duration",
+        harmless=True,
+    )
+    keep_checkpoints: int = field(
+        3, "Newest checkpoints to keep, beside the best one.", low=1, harmless=True
+    )
+    profile: Profile = section(Profile, "A trace of some steps.")
+    bench: Bench = section(Bench, "What benchmarks measure.")
+    wandb: bool = field(
+        False, "Send metrics to Weights & Biases (pip install wandb).", harmless=True
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrain(Base):
+    """Pre-training; the defaults are the official ViT-B/16 run."""
+
+    model: ViT | Swin = section(ViT, "The encoder.")
+    mask: Mask = section(Mask, "What is hidden.")
+    target: Target = section(Target, "What is predicted.")
+    loss: Loss = section(Loss, "How errors count.")
+    decoder: Decoder = section(Decoder, "What predicts the target.")
+    pictures: int = field(
+        8, "Reconstructions drawn at each evaluation.", low=0, harmless=True
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finetune(Base):
+    """Fine-tuning; the defaults are the official ViT-B/16 run."""
+
+    mode: str = field("finetune", 'As in pre-training; here "finetune".', choices=MODES)
+    init_from: str = field(
+        "",
+        "Workdir or checkpoint of a pre-training run, whose encoder, architecture "
+        'included, is the start; "": from scratch, as config.model says.',
+    )
+    init_first_blocks: bool = field(
+        False,
+        "The checkpoint may have more blocks than config.model: take the first ones.",
+    )
+    freeze_encoder: bool = field(
+        False,
+        "Leave the encoder as it is, without drop path; the head and its norm learn "
+        "alone.",
+    )
+    data: FinetuneData = section(FinetuneData, "What goes in.")
+    augment: Augment = section(Augment, "What else happens to training images.")
+    # The fields of an encoder and those of Head.
+    model: Any = section(
+        classifier(ViT),
+        "The encoder and its head.",
+        use_rel_pos_bias=True,
+        use_shared_rel_pos_bias=False,
+        final_norm=False,
+        init_cut=0.0,
+    )
+    optim: FinetuneOptim = section(FinetuneOptim, "How parameters are updated.")
+    label_smoothing: float = field(
+        0.1,
+        "Share of each target that is spread over all classes.",
+        low=0,
+        high=1,
+    )
+    pictures: int = field(
+        8,
+        "Augmented training images drawn at the start, beside their originals.",
+        low=0,
+        harmless=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Pre-training, then fine-tuning from scratch and from what was learned."""
+
+    mode: str
+    pretrain: Pretrain
+    finetune: Finetune
+
+
+Config = Pretrain | Finetune | Compare
+
+
+# ---- From and to ConfigDicts ---------------------------------------------------------
+
+
+def config_dict(config: Any) -> ConfigDict:
+    """Return the ConfigDict of a group of fields; config files change and return it."""
+    return ConfigDict(to_dict(config))
+
+
+def parse(config: Mapping[str, Any] | ConfigDict) -> Config:
+    """Return the typed form of a config; fields that are missing get their defaults.
+
+    raises: UserError for an unknown field and for values that mean nothing.
+    """
+    values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    mode = values.get("mode")
+    if mode not in MODES:
+        raise UserError(f"config.mode={mode!r}: expected one of {MODES}.")
+    if (mode == "compare") != ("pretrain" in values) and not mode.startswith("bench"):
+        kind = "a comparison" if "pretrain" in values else "no comparison"
+        raise UserError(
+            f"config.mode={mode!r}: this config is {kind}. Leave its mode as it is."
+        )
+    if "pretrain" in values:
+        return Compare(
+            mode=mode,
+            pretrain=_parse_run(Pretrain, values["pretrain"], "config.pretrain"),
+            finetune=_parse_run(Finetune, values["finetune"], "config.finetune"),
+        )
+    return _parse_run(Pretrain if "mask" in values else Finetune, values, "config")
+
+
+def single(config: Config) -> Pretrain | Finetune:
+    """Return the config itself, or a comparison's pre-training."""
+    return config.pretrain if isinstance(config, Compare) else config
+
+
+def _parse_run(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    rest = dict(values)
+    model = dict(rest.pop("model", {}))
+    encoder = model.get("name", "vit")
+    if encoder not in ENCODERS:
+        raise UserError(
+            f"{path}.model.name={encoder!r}: expected one of {sorted(ENCODERS)}."
+        )
+    fields = ENCODERS[encoder]
+    if cls is Finetune:
+        fields = classifier(fields)
+    parsed = parse_group(cls, rest, path)
+    run = dataclasses.replace(parsed, model=parse_group(fields, model, f"{path}.model"))
+    _check(run, path)
+    return run
+
+
+def _check(run: Pretrain | Finetune, path: str) -> None:
+    """Raise UserError for values that do not go together."""
+    data = run.data
+    for name in ("mean", "std"):
+        if len(getattr(data, name)) != data.channels:
+            raise UserError(
+                f"{path}.data.{name}={getattr(data, name)!r}: expected one number for "
+                f"each of {path}.data.channels={data.channels}."
+            )
+    if 0 in data.std:
+        raise UserError(f"{path}.data.std={data.std!r}: expected more than 0.")
+    if len(data.crop_scale) not in (0, 2):
+        raise UserError(
+            f"{path}.data.crop_scale={data.crop_scale!r}: expected smallest and "
+            "largest share of the area, or () for the whole image."
+        )
+    if data.num_threads == 0:
+        raise UserError(
+            f"{path}.data.num_threads=0: expected 1 or more, or -1 for as many as the "
+            "machine has CPUs for."
+        )
+    if data.eval_crop == 0:
+        raise UserError(f"{path}.data.eval_crop=0: expected more than 0, up to 1.")
+
+
+def harmless(config: Pretrain | Finetune) -> set[str]:
+    """Return the names of fields that have no effect on what a run learns."""
+    return {name for name, each, _, _ in leaves(config) if meaning(each).harmless}
+
+
+def num_steps(config: Pretrain | Finetune, name: str, num_examples: int) -> int:
+    """Return the duration in the field of that name, such as "optim.warmup", in steps.
+
+    raises: UserError that names the field.
+    """
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    try:
+        return durations.num_steps(value, config.data.batch_size, num_examples)
+    except UserError as error:
+        raise UserError(re.sub("^", f"config.{name}: ", str(error))) from None
