@@ -13,13 +13,13 @@ class StepTimer:
         self.reset()
 
     def reset(self) -> None:
-        """Start anew: after a compilation or evaluation that should not count."""
+        """Start over, for example after a compilation or an evaluation."""
         self._start = self._clock()
         self._waited = 0.0
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting: `with timer.waiting(): next(batches)`."""
+        """Count the body as waiting: `with timer.waiting(): next(batches)`."""
         start = self._clock()
         try:
             yield
@@ -27,7 +27,7 @@ class StepTimer:
             self._waited += self._clock() - start
 
     def rates(self, images: int) -> dict[str, float]:
-        """Rates since the last call, for `images` images seen since; then resets.
+        """Return rates over `images` images since the last reset, then reset.
 
         Returns: {"images_per_second": 1/s, "input_wait": share of time, 0..1}.
         """

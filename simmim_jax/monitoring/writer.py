@@ -1,4 +1,4 @@
-"""What a run tells: metrics to files, progress to the person who watches."""
+"""Metrics of a run: metrics.jsonl, TensorBoard, Weights & Biases and the terminal."""
 
 import importlib
 import json
@@ -13,31 +13,30 @@ import numpy as np
 from PIL import Image
 
 from simmim_jax.errors import MissingPackageError, UserError
-from simmim_jax.monitoring.progress import Progress
+from simmim_jax.monitoring.progress import make_progress
 
 
 class MetricWriter:
-    """Writes metrics to `<workdir>/metrics.jsonl` and shows progress.
+    """Writes metrics to `<workdir>/metrics.jsonl` and displays progress.
 
-    `metrics.jsonl` has one JSON object a line, which always has "step". A value
-    that is not finite is written as null: JSON has no NaN. TensorBoard files go to
-    `<workdir>/tensorboard` when tensorboardX is installed; Weights & Biases gets
-    them too when `wandb` asks for it.
+    `metrics.jsonl` has one JSON object a line, always with "step". Non-finite values
+    become null because JSON has no NaN. If tensorboardX is installed, TensorBoard files
+    go to `<workdir>/tensorboard`. Weights & Biases gets the same with `wandb=True`.
 
-    A resumed run leaves the file that an uninterrupted one would have left: lines
-    after `resume_step`, and a last line cut short by a crash, are dropped. With
-    `resume_step=0` the run starts from the beginning, and so does the file.
+    A resumed run leaves the same file as an uninterrupted one: lines after
+    `resume_step`, and a last line cut short by a crash, are dropped. With
+    `resume_step=0` the file starts empty.
 
     Args:
-      workdir: the run's folder, created when missing.
+      workdir: folder of the run; created if missing.
       total_steps: steps of the whole run, for the bar and the time left.
-      resume_step: the step that was restored; 0 for a new run.
-      title: the word that starts each progress line.
-      stream: where progress and messages go; standard output when None.
-      wandb: also log to Weights & Biases; raises ImportError when not installed.
-      is_main: False in all but one process of a multi-host run: nothing is
-        written and nothing shown.
-      clock: seconds that only go forward.
+      resume_step: the restored step; 0 for a new run.
+      title: first word of each progress line.
+      stream: where progress and messages go; None for standard output.
+      wandb: log to Weights & Biases; raises ImportError if it is not installed.
+      is_main: False in all but one process of a multi-host run, where nothing is
+        written or displayed.
+      clock: monotonic time [seconds].
     """
 
     def __init__(
@@ -53,12 +52,14 @@ class MetricWriter:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self._is_main = is_main
-        self._shown = Progress(total_steps, title=title, stream=stream, clock=clock)
         self._tensorboard: Any = None
         self._wandb: Any = None
         if not is_main:
             return
 
+        self._display = make_progress(
+            total_steps, title=title, stream=stream, clock=clock
+        )
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         if wandb:
@@ -84,7 +85,7 @@ class MetricWriter:
             self._wandb.log(numbers, step=step)
 
     def picture(self, step: int, name: str, path: str | Path) -> None:
-        """Show the image file `path` in TensorBoard and W&B, where they are on."""
+        """Add the image file `path` to TensorBoard and W&B, if they are on."""
         if self._tensorboard:
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
@@ -92,28 +93,32 @@ class MetricWriter:
         if self._wandb:
             self._wandb.log({name: self._wandb.Image(str(path))}, step=step)
 
-    def progress(self, step: int, values: Mapping[str, float]) -> None:
-        """Show where the run is: a live line in a terminal, else a log line.
+    def tick(self, step: int) -> None:
+        """Count `step` as finished, without metrics; cheap enough for every step.
 
-        Log lines come at most every 10 s; the first and the last always come.
-        What `_FORMATS` names is shown in that order, then whatever else there is
-        but `_NOT_SHOWN`.
+        It keeps the bar and the time left up to date between two calls of `progress`.
         """
-        if not self._is_main:
-            return
-        self._shown.progress(step, values)
+        if self._is_main:
+            self._display.tick(step)
+
+    def progress(self, step: int, values: Mapping[str, float]) -> None:
+        """Count `step` as finished, and display it with its metrics.
+
+        A terminal shows a live bar, a log file at most one line every 10 s.
+        """
+        if self._is_main:
+            self._display.show(step, values)
 
     def message(self, text: str) -> None:
-        """Print `text` on a line of its own, above the live line if there is one."""
-        if not self._is_main:
-            return
-        self._shown.message(text)
+        """Print `text` on its own line, above the bar if there is one."""
+        if self._is_main:
+            self._display.message(text)
 
     def close(self) -> None:
-        """End the live line, print a log line still held back, close the files."""
+        """Leave the last step on display, and close the files."""
         if not self._is_main:
             return
-        self._shown.close()
+        self._display.close()
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
@@ -128,12 +133,20 @@ class MetricWriter:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, oldest first; null values come back as None.
+    """Return the lines of a `metrics.jsonl`, oldest first, with None for null.
 
-    A last line that a crash cut short is left out. Raises ValueError when any
-    other line is not a metrics line, FileNotFoundError when there is no file.
+    A last line cut short by a crash is dropped. Raises UserError if any other line is
+    invalid, and FileNotFoundError if the file is missing.
     """
     return [record for _, record in _read_lines(Path(path))]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: a crash leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
 
 
 def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -146,14 +159,14 @@ def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if number == len(lines):
                 return
             raise UserError(
-                f"{path}, line {number} is {line[:60]!r}: expected a JSON object with"
-                ' "step"; delete the line, or start in a new folder'
+                f"{path}, line {number} is {line[:60]!r}. Expected a JSON object with "
+                '"step". Delete the line, or start in a new folder.'
             ) from error
         yield line, record
 
 
 def _truncate(path: Path, resume_step: int) -> None:
-    """Drop what a run that goes on after `resume_step` will write again."""
+    """Drop the lines that a run resumed at `resume_step` will write again."""
     if not path.exists():
         return
     kept = []
@@ -169,7 +182,7 @@ def _start_tensorboard(workdir: Path, resume_step: int) -> Any:
         tensorboard = importlib.import_module("tensorboardX")
     except ImportError:
         return None
-    # TensorBoard hides what an interrupted run had logged from purge_step on.
+    # TensorBoard hides events of the interrupted run from purge_step on.
     return tensorboard.SummaryWriter(
         str(workdir / "tensorboard"), purge_step=resume_step + 1
     )
@@ -180,8 +193,8 @@ def _start_wandb(workdir: Path, resume_step: int) -> Any:
         wandb = importlib.import_module("wandb")
     except ImportError as error:
         raise MissingPackageError(
-            "Logging to Weights & Biases was asked for, but wandb is not installed:"
-            " run `pip install wandb`, or switch it off."
+            "config.wandb=True, but wandb is not installed. Run `pip install wandb`, "
+            "or set config.wandb=False."
         ) from error
     wandb.init(
         project="simmim_jax",
@@ -190,11 +203,3 @@ def _start_wandb(workdir: Path, resume_step: int) -> Any:
         resume="auto" if resume_step else None,
     )
     return wandb
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
