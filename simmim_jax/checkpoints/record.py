@@ -1,4 +1,4 @@
-"""Record of how a run came to be: software versions, and what changed in its config."""
+"""Record of a run's origin: software versions, and differences between configs."""
 
 import json
 import platform
@@ -22,7 +22,7 @@ PACKAGES = (
 
 
 def describe_software() -> dict[str, Any]:
-    """Versions, and the git commit where the code runs from a clone."""
+    """Return package versions, and the git commit if the code runs from a clone."""
     clone, commit = Path(__file__).parents[2], ""
     if shutil.which("git") and (clone / ".git").exists():
         commit = subprocess.run(
@@ -38,9 +38,9 @@ def describe_software() -> dict[str, Any]:
 
 
 def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """Fields whose values differ: {"optim.lr": "was 0.1, is 0.2"}.
+    """Return the fields whose values differ: {"optim.lr": "was 0.1, is 0.2"}.
 
-    Lists and tuples count as the same: JSON has no tuples.
+    A list equals a tuple because JSON has no tuples.
     """
     before, now = (
         flatten_dict(json.loads(json.dumps(config)), sep=".") for config in (old, new)

@@ -1,6 +1,6 @@
-"""Pre-trained parameters into a fine-tuning model, of other image and window sizes too.
+"""Transfer of pre-trained encoder parameters to other image and window sizes.
 
-Swin V2 has nothing to interpolate: its MLP makes a bias for any offset.
+Swin V2 needs no interpolation: its MLP computes a bias for any offset.
 """
 
 import math
@@ -22,7 +22,7 @@ _TABLE = "relative_position_bias_table"
 _SHARED_TABLE = f"encoder/rel_pos_bias/{_TABLE}"
 _BLOCK = re.compile(r"encoder/(?:layers_(\d+)/)?blocks_\d+")
 _POSITIONS = re.compile(rf"encoder/(.+/{_TABLE}|pos_embed|absolute_pos_embed)")
-# What may be in one of the encoders alone.
+# Parameters that only one of the encoders may have.
 _OPTIONAL = re.compile(rf"{_POSITIONS.pattern}|encoder/(mask_token|norm/.+)")
 
 
@@ -34,34 +34,37 @@ def transfer(
     target_grid: Size | None = None,
     first_blocks: bool = False,
 ) -> tuple[dict[str, Any], str]:
-    """Replaces the encoder's parameters in `params` by pre-trained ones.
+    """Replace the encoder's parameters in `params` by pre-trained ones.
 
-    pretrained: parameters of a pre-training run, or of another classifier; params:
-    those of the new model. A table that the pre-trained blocks share is copied to each
-    block (official `remap_pretrained_keys_vit`), or added to the block's own. Where the
-    grids of patches or the windows differ, positions are interpolated: see
-    `interpolate_offsets` and `interpolate_positions`. A grid that is not given is
-    square. first_blocks: the checkpoint may have more blocks than the model, which
-    takes the first ones.
+    A relative position table shared by the pre-trained blocks is copied to each block
+    (official `remap_pretrained_keys_vit`), or added to the block's own table. If the
+    patch grids or windows differ, positions are interpolated: see `interpolate_offsets`
+    and `interpolate_positions`.
 
-    Returns the new parameters and a report of what matched, what was interpolated, what
-    is new and what was left out. ValueError that names both shapes where the encoders
-    are not the same otherwise.
+    Args:
+      pretrained: parameters of a pre-training model or a classifier.
+      params: parameters of the new model.
+      source_grid: patch grid of the checkpoint; None for a square one.
+      target_grid: patch grid of the new model; None for a square one.
+      first_blocks: allow a checkpoint with more blocks, and take the first ones.
+
+    Returns: the new parameters, and a report of what was restored, interpolated, new
+    and left out. Raises UserError with both shapes if the encoders differ otherwise.
     """
     old, new = (flatten_dict(tree, sep="/") for tree in (pretrained, params))
-    _share_out_table(old, new)
+    _distribute_shared_table(old, new)
     matching = [name for name in new if name in old and name.startswith("encoder/")]
     if not matching:
         raise UserError(
             "nothing in the checkpoint matches the model's encoder. It holds "
             f"{', '.join(sorted(old)[:3])}, …; expected "
             f"{', '.join(sorted(new)[:3])}, …. "
-            "Is config.model the encoder that config.init_from was trained with?"
+            "Set config.model to the encoder that config.init_from was trained with."
         )
     if differences := _differences(old, new, first_blocks):
         raise UserError(
-            "the checkpoint's encoder is not that of config.model; make them the "
-            "same:\n  " + "\n  ".join(differences)
+            "the checkpoint's encoder is not that of config.model. Change config.model "
+            "so that they are the same:\n  " + "\n  ".join(differences)
         )
     merged = new | {name: old[name] for name in matching}
     resized = Counter[str]()
@@ -72,32 +75,18 @@ def transfer(
             merged[name] = _resize(name, old[name], before, after)
             kind = name.split("/")[-1]
             resized[f"{kind} from {_text(before)} to {_text(after)}"] += 1
-    groups = dict.fromkeys(name.split("/")[1] for name in matching)
-    fresh = [name for name in new if name not in matching]
-    # A block that is left out is named as a whole.
-    blocks = _blocks(new)
-    unused = dict.fromkeys(
-        name if _block(name) in blocks else _block(name) or name
-        for name in old
-        if name not in matching
-    )
-    report = [
-        f"restored {len(matching)} of the encoder's parameters: {', '.join(groups)}",
-        *(f"interpolated: {count} {what}" for what, count in resized.items()),
-        f"new: {', '.join(fresh) or 'nothing'}",
-        f"left out: {', '.join(unused) or 'nothing'}",
-    ]
-    return unflatten_dict(merged, sep="/"), "\n".join(report)
+    return unflatten_dict(merged, sep="/"), _report(old, new, matching, resized)
 
 
 def interpolate_offsets(table: np.ndarray, size: Size) -> np.ndarray:
-    """Biases of relative positions for another window.
+    """Resample a table of relative position biases for another window.
 
-    table: float[h w heads], one row or column an offset, 0 in the middle; size: h and w
-    to be, odd as well. Along each axis a cubic spline goes through
-    `geometric_coordinates` and is evaluated at whole offsets; beyond the outermost
-    coordinate it stays as it is there (official `load_pretrained`, from BEiT). An axis
-    of the same size is left alone.
+    Along each axis, a cubic spline through `geometric_coordinates` is evaluated at
+    integer offsets, and clamped outside of them (official `load_pretrained`, from
+    BEiT). An axis of equal size is unchanged.
+
+    table: [h, w, heads] float, one row or column an offset, 0 in the middle.
+    size: new h and w, both odd. Returns: [*size, heads].
     """
     for axis, (before, after) in enumerate(zip(table.shape, size, strict=False)):
         if before == after:
@@ -110,10 +99,10 @@ def interpolate_offsets(table: np.ndarray, size: Size) -> np.ndarray:
 
 
 def geometric_coordinates(before: int, after: int) -> np.ndarray:
-    """Where `before` trained offsets lie among `after` new ones: float64[before].
+    """Return positions of `before` trained offsets among `after` new ones.
 
     Steps outwards from 0 grow as 1, q, q², …: near offsets keep their meaning, and the
-    outermost reach the new ones.
+    outermost reach the new outermost. Returns: [before] float64.
     """
     steps = spacing(before // 2, after // 2) ** np.arange(before // 2)
     half = np.cumsum(steps)
@@ -121,7 +110,7 @@ def geometric_coordinates(before: int, after: int) -> np.ndarray:
 
 
 def spacing(steps: int, distance: int) -> float:
-    """q in 1.01..1.5 with 1 + q + … + q^(steps-1) = distance, by bisection to 1e-6."""
+    """Solve 1 + q + … + q^(steps-1) = distance for q in 1.01..1.5, to 1e-6."""
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         q = (low + high) / 2
@@ -133,19 +122,19 @@ def spacing(steps: int, distance: int) -> float:
 
 
 def interpolate_positions(positions: np.ndarray, size: Size) -> np.ndarray:
-    """Absolute positions for another grid, bicubic: float[h w d] -> float[*size d].
+    """Resample absolute positions for another grid: [h, w, d] -> [*size, d].
 
-    The cubic is Keys', a = -0.5, and wider where a grid shrinks, as in Pillow and in
-    PyTorch with antialias=True. (The official code does not interpolate them.)
+    Bicubic (Keys, a = -0.5) with antialiasing, as in Pillow and in PyTorch with
+    antialias=True. The official code does not interpolate them.
     """
     shape = (*size, positions.shape[-1])
     return np.asarray(jax.image.resize(positions, shape, "cubic"))
 
 
-def _share_out_table(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Gives each block the table that all share in `old`, if each has one in `new`.
+def _distribute_shared_table(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Give each block in `old` the shared table, if the blocks in `new` have their own.
 
-    Where a block has its own as well, their sum is its bias.
+    A block that already has a table gets the sum.
     """
     blocks = _blocks(old)
     names = [n for n in new if n.endswith(f"/attn/{_TABLE}") and _block(n) in blocks]
@@ -154,16 +143,44 @@ def _share_out_table(old: dict[str, Any], new: dict[str, Any]) -> None:
         old.update({n: old[n] + shared if n in old else shared for n in names})
 
 
+def _report(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    matching: list[str],
+    resized: Mapping[str, int],
+) -> str:
+    """Lines that list what was restored, interpolated, new and left out.
+
+    resized: number of interpolated parameters, by description.
+    """
+    groups = dict.fromkeys(name.split("/")[1] for name in matching)
+    fresh = [name for name in new if name not in matching]
+    # A block that is left out is listed as one entry.
+    blocks = _blocks(new)
+    unused = dict.fromkeys(
+        name if _block(name) in blocks else _block(name) or name
+        for name in old
+        if name not in matching
+    )
+    lines = [
+        f"restored {len(matching)} of the encoder's parameters: {', '.join(groups)}",
+        *(f"interpolated: {count} {what}" for what, count in resized.items()),
+        f"new: {', '.join(fresh) or 'nothing'}",
+        f"left out: {', '.join(unused) or 'nothing'}",
+    ]
+    return "\n".join(lines)
+
+
 def _differences(
     old: dict[str, Any], new: dict[str, Any], first_blocks: bool
 ) -> list[str]:
-    """In what the encoders differ beyond what is interpolated, new or left out."""
+    """Differences of the encoders that interpolation and new parts do not explain."""
     there, here = _depths(old), _depths(new)
-    if there != here and not (first_blocks and _begins(here, there)):
+    if there != here and not (first_blocks and _is_prefix(here, there)):
         hint = "; config.init_first_blocks=True takes the first ones"
         return [
             f"blocks: {_text(there, ', ')} in the checkpoint, {_text(here, ', ')} here"
-            + (hint if _begins(here, there) else "")
+            + (hint if _is_prefix(here, there) else "")
         ]
     differences = []
     taken = {None, *_blocks(new)}
@@ -186,7 +203,7 @@ def _differences(
 
 
 def _block(name: str) -> str | None:
-    """The block that a parameter belongs to, such as encoder/layers_0/blocks_1."""
+    """Block of a parameter, such as encoder/layers_0/blocks_1, or None."""
     match = _BLOCK.match(name)
     return match and match[0]
 
@@ -196,13 +213,13 @@ def _blocks(names: Iterable[str]) -> set[str]:
 
 
 def _depths(names: Iterable[str]) -> tuple[int, ...]:
-    """Number of blocks, in each stage where there are stages."""
+    """Number of blocks, per stage if there are stages."""
     stages = Counter(re.sub(r"\bblocks_\d+", "", block) for block in _blocks(names))
     return tuple(stages[stage] for stage in sorted(stages))
 
 
-def _begins(here: tuple[int, ...], there: tuple[int, ...]) -> bool:
-    """Whether an encoder with these depths has the first blocks of one with those."""
+def _is_prefix(here: tuple[int, ...], there: tuple[int, ...]) -> bool:
+    """Whether an encoder of depths `here` is the start of one of depths `there`."""
     last = len(here) - 1
     return (
         0 <= last < len(there)
@@ -212,9 +229,9 @@ def _begins(here: tuple[int, ...], there: tuple[int, ...]) -> bool:
 
 
 def _on_grid(name: str, value: Any) -> slice:
-    """The rows of a table, or of absolute positions, that are not the class token's.
+    """Rows of a table, or of absolute positions, without those of the class token.
 
-    A grid has an odd number of offsets, to which a class token adds three.
+    A grid has an odd number of offsets; a class token adds three.
     """
     rows = np.shape(value)[-2]
     if name.endswith(_TABLE):
@@ -223,10 +240,9 @@ def _on_grid(name: str, value: Any) -> slice:
 
 
 def _size(name: str, value: Any, grid: Size | None) -> Size:
-    """Height and width of a table, in offsets, or of absolute positions, in patches.
+    """Height and width of a table [offsets], or of absolute positions [patches].
 
-    grid: that of the patches. Tables without a class token are those of windows, which
-    are square.
+    grid: patch grid. A table without a class token belongs to a window and is square.
     """
     rows, cells = np.shape(value)[-2], _on_grid(name, value)
     count = cells.stop - cells.start
@@ -238,14 +254,15 @@ def _size(name: str, value: Any, grid: Size | None) -> Size:
     if math.prod(size) != count:
         raise UserError(
             f"{name} has {rows} rows, which fit no "
-            f"{_text(grid) if grid else 'square'} grid of patches: expected the grid "
-            "that it was made for."
+            f"{_text(grid) if grid else 'square'} grid of patches. Set "
+            "config.data.image_size and config.model.patch_size to those of the "
+            "checkpoint."
         )
     return size
 
 
 def _resize(name: str, value: Any, before: Size, after: Size) -> np.ndarray:
-    """Interpolates what lies on the grid, and leaves the class token's rows alone."""
+    """Interpolate the rows of the grid, and keep those of the class token."""
     value, cells = np.asarray(value), _on_grid(name, value)
     rows = value.reshape(-1, value.shape[-1])
     interpolate = (

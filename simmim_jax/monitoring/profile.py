@@ -1,4 +1,4 @@
-"""A trace of some steps, for xprof or TensorBoard."""
+"""Profiler trace of a few steps, for xprof or TensorBoard."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,26 +9,26 @@ import jax
 
 
 class Profile:
-    """Traces `num_steps` steps after the first `start_step` of this start of a run.
+    """Traces `num_steps` steps, after skipping the first `start_step` since the start.
 
-    It is written to <workdir>/profile, by process 0 alone; 0 steps: there is none. At
-    its end the host waits for the device once.
+    Process 0 writes the trace to <workdir>/profile. With num_steps=0 there is none. The
+    host waits for the device once, at the end of the trace.
     """
 
     def __init__(self, workdir: Path, *, start_step: int, num_steps: int):
         self.path = workdir / "profile"
-        self._before = start_step  # steps until the trace begins
+        self._skip = start_step  # steps until the trace starts
         self._left = num_steps if jax.process_index() == 0 else 0
         self._is_on = False
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Around the work of one step, which the trace shows under its number."""
-        if self._left and not self._before and not self._is_on:
+        """Wrap the work of one step, which the trace shows under its number."""
+        if self._left and not self._skip and not self._is_on:
             jax.profiler.start_trace(self.path)
             self._is_on = True
-        if self._before:
-            self._before -= 1
+        if self._skip:
+            self._skip -= 1
         if not self._is_on:
             yield
             return
@@ -36,9 +36,9 @@ class Profile:
             yield
 
     def after(self, results: Any) -> str:
-        """Ends the trace after its last step, whose results these are.
+        """Stop the trace after its last step, once `results` of that step are ready.
 
-        returns: what to tell the user then, else "".
+        Returns: a message for the user when the trace is complete, otherwise "".
         """
         if not self._is_on:
             return ""
@@ -52,7 +52,7 @@ class Profile:
         )
 
     def close(self) -> None:
-        """Ends a trace that is on."""
+        """Stop the trace if it is on."""
         if self._is_on:
             jax.profiler.stop_trace()
         self._is_on = False
