@@ -15,18 +15,29 @@ ERASE_TRIES = 10
 
 
 def normalize(
-    images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]
+    images: jax.Array | np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    scale: float = 255.0,
 ) -> jax.Array:
-    """uint8[b h w c] -> float32, (x/255 - mean) / std; one mean and std a channel."""
-    pixels = jnp.asarray(images, jnp.float32) / 255
+    """Return (x / scale - mean) / std as float32 [b h w c]; one mean and std a channel.
+
+    images: uint8[b h w c], or float32 with scale=1.
+    """
+    pixels = jnp.asarray(images, jnp.float32)
+    if scale != 1:
+        pixels = pixels / scale
     return (pixels - jnp.array(mean)) / jnp.array(std)
 
 
 def denormalize(
-    images: jax.Array, mean: Sequence[float], std: Sequence[float]
+    images: jax.Array,
+    mean: Sequence[float],
+    std: Sequence[float],
+    scale: float = 255.0,
 ) -> jax.Array:
-    """The inverse of `normalize`, to float32 in 0..255 where the image allows it."""
-    return (images * jnp.array(std) + jnp.array(mean)) * 255
+    """Return the inverse of `normalize`, float32[b h w c] in units of the pixels."""
+    return (images * jnp.array(std) + jnp.array(mean)) * scale
 
 
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:

@@ -12,10 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from simmim_jax.cli import arguments
-from simmim_jax.cli.train import check_values
+from simmim_jax.config import schema
+from simmim_jax.config.schema import Finetune, Pretrain
 from simmim_jax.errors import UserError
 from simmim_jax.performance import slices
 from simmim_jax.runtime.accelerators import Accelerator, accelerator
@@ -42,30 +41,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object instead of tables"
     )
-    args, config = arguments.parse(parser, argv)
-    if config.get("mode") not in ("pretrain", "finetune"):
-        sys.exit(
-            f"config.mode={config.get('mode')!r}: expected 'pretrain' or 'finetune', "
-            "one training step."
-        )
+    args, fields, _ = arguments.parse(parser, argv)
     slices.set_environment()
     try:
-        check_values(config)
-        result = _run(config, accelerator(args.topology), args.search)
+        config = schema.parse(fields)
+        if config.mode not in ("pretrain", "finetune"):
+            raise UserError(
+                f"config.mode={config.mode!r}: expected 'pretrain' or 'finetune', one "
+                "training step."
+            )
+        run = schema.single(config)
+        result = _run(run, accelerator(args.topology), args.search)
     except UserError as error:
         sys.exit(str(error))
     print(json.dumps(result) if args.json else report(result), flush=True)
 
 
-def _run(config: ConfigDict, of: Accelerator, search: bool) -> dict[str, Any]:
+def _run(config: Pretrain | Finetune, of: Accelerator, search: bool) -> dict[str, Any]:
     from simmim_jax.performance import estimate
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def at(batch: int) -> dict[str, Any]:
-        changed = config.copy_and_resolve_references()
-        changed.data.batch_size = batch * of.chips
+        changed = schema.with_batch_size(config, batch * of.chips)
         say(f"{of.name}, {batch} images a chip:")
         return estimate.estimate(changed, of, say)
 

@@ -40,10 +40,11 @@ def add_config(parser: argparse.ArgumentParser, example: str) -> None:
 
 def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None
-) -> tuple[argparse.Namespace, ConfigDict]:
+) -> tuple[argparse.Namespace, ConfigDict, set[str]]:
     """Parse the flags of a command that takes a config, and load the config.
 
     args.config becomes FILE[:ARGUMENT]. Exits with a sentence on mistakes.
+    returns: the flags, the config, and the names of the fields that flags set.
     """
     args, rest = parser.parse_known_args(argv)
     known = re.findall(r"--\w+", parser.format_help())
@@ -59,7 +60,12 @@ def parse(
         args.config = find_config(args.config)
     except UserError as error:
         sys.exit(str(error))
-    return args, _load(args.config, rest)
+    explicit = {
+        argument.partition("=")[0].removeprefix("--config.")
+        for argument in rest
+        if argument.startswith("--config.")
+    }
+    return args, _load(args.config, rest), explicit
 
 
 def config_folder() -> Path:

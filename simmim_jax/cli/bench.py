@@ -19,6 +19,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--input", action="store_true", help="measure the input, not the step"
     )
     train.add_arguments(parser, "vit_base")
-    args, config = arguments.parse(parser, argv)
+    args, config, explicit = arguments.parse(parser, argv)
     config.mode = "bench_input" if args.input else "bench"
-    train.start(args, config)
+    train.start(args, config, explicit)

@@ -12,14 +12,17 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from simmim_jax.cli import arguments
+from simmim_jax.config import schema
+from simmim_jax.config.schema import Compare, Config, Finetune
 from simmim_jax.data.sources.registry import check_source
-from simmim_jax.errors import Interrupted, NonFiniteError, NotFoundError, UserError
+from simmim_jax.errors import Interrupted, NonFiniteError, UserError
+from simmim_jax.tasks import architecture
 
 LOST = "stopped: a collective operation failed"
 # Exit status of a run that was asked to stop and can be resumed (EX_TEMPFAIL).
@@ -30,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check what can be checked at once, start JAX, and run config.mode."""
     parser = arguments.parser("train", __doc__)
     add_arguments(parser, "quickstart")
-    args, config = arguments.parse(parser, argv)
-    start(args, config)
+    args, config, explicit = arguments.parse(parser, argv)
+    start(args, config, explicit)
 
 
 def add_arguments(parser: argparse.ArgumentParser, example: str) -> None:
@@ -69,8 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser, example: str) -> None:
     )
 
 
-def start(args: argparse.Namespace, config: ConfigDict) -> None:
-    """Run `config` as its mode says; ends the process on errors."""
+def start(
+    args: argparse.Namespace, fields: ConfigDict, explicit: Collection[str]
+) -> None:
+    """Run a config as its mode says; ends the process on errors.
+
+    explicit: names of the fields that the command line sets.
+    """
     # Until there is something to save, Ctrl-C ends the process without a traceback.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -78,7 +86,7 @@ def start(args: argparse.Namespace, config: ConfigDict) -> None:
         sys.exit(f"--workdir={args.workdir} is not a local folder: mount the bucket.")
     workdir = Path(args.workdir or default_workdir(args.config)).expanduser().absolute()
     try:
-        check(config)
+        config, said = check(fields, explicit)
         workdir.mkdir(parents=True, exist_ok=True)
     except (UserError, OSError) as error:
         sys.exit(str(error))
@@ -105,19 +113,9 @@ def start(args: argparse.Namespace, config: ConfigDict) -> None:
         # Asynchronous results would exist before their memory is free for the next
         # step.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
-    from simmim_jax.performance.bench import bench
-    from simmim_jax.performance.bench_input import bench_input
-    from simmim_jax.tasks.classify import finetune
-    from simmim_jax.tasks.compare import compare
-    from simmim_jax.tasks.pretrain import pretrain
-
-    run = {
-        "pretrain": pretrain,
-        "finetune": finetune,
-        "compare": compare,
-        "bench": bench,
-        "bench_input": bench_input,
-    }[config.mode]
+    if jax.process_index() == 0:
+        for line in said:
+            print(line, flush=True)
     if jax.device_count() > 1:
         print(distributed.describe(), flush=True)
     try:
@@ -172,89 +170,42 @@ def default_workdir(config: str) -> str:
     return str(Path("runs", "-".join(filter(None, [Path(file).stem, argument]))))
 
 
-def check(config: ConfigDict) -> None:
-    """ValueError or FileNotFoundError for what is wrong before anything is compiled."""
-    mode = config.get("mode")
-    modes = ("pretrain", "finetune", "compare", "bench", "bench_input")
-    if mode not in modes:
-        raise UserError(f"config.mode={mode!r}: expected one of {modes}.")
-    if (mode == "compare") != ("pretrain" in config) and not mode.startswith("bench"):
-        raise UserError(
-            f"config.mode={mode!r}: this config is "
-            f"{'none' if mode == 'compare' else 'that'} of a comparison. Leave its "
-            "mode as it is."
-        )
-    runs = [config.pretrain, config.finetune] if mode == "compare" else [config]
-    if mode in ("bench", "bench_input"):
-        runs = [config.get("pretrain", config)]
+def check(
+    fields: ConfigDict, explicit: Collection[str] = ()
+) -> tuple[Config, list[str]]:
+    """Return the typed config, and what to say of it, before JAX starts.
+
+    raises: UserError for values that mean nothing and data that is not there.
+    """
+    config = schema.parse(fields)
+    said: list[str] = []
+    if config.mode == "bench":
+        return config, said  # without data and without weights
+    of_bench = config.mode.startswith("bench")
+    runs = [schema.single(config)]
+    if isinstance(config, Compare) and not of_bench:
+        runs = [config.pretrain, config.finetune]
     for run in runs:
-        check_values(run)
-        if mode == "bench":
-            continue  # without data and without weights
         for split in (run.data.train_split, run.data.eval_split):
             check_source(run.data.dataset, split, data_dir=run.data.data_dir)
-        init_from = Path(run.get("init_from", "")).expanduser()
-        has_checkpoint = (init_from / "params").is_dir() or any(
-            init_from.glob("checkpoints/*/params")
-        )
-        if run.get("init_from") and not has_checkpoint:
-            raise NotFoundError(
-                f"config.init_from='{init_from}' has no checkpoint: expected the "
-                "workdir of a pre-training run, with checkpoints/<step>/ in it, or one "
-                "of those step folders."
-            )
+    if isinstance(config, Finetune):
+        config, said = architecture.adopt(config, explicit)
+    return config, said
 
 
-def check_values(config: ConfigDict) -> None:
-    """ValueError for a value of the right type that means nothing."""
-    data = config.data
-    sizes = {
-        "data.image_size": data.image_size,
-        "model.patch_size": config.model.patch_size,
-    }
-    if "mask" in config:
-        sizes["mask.unit_size"] = config.mask.unit_size
-    for name, size in sizes.items():
-        if len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-            raise UserError(
-                f"config.{name}={size!r}: expected height and width in pixels, "
-                f"such as --config.{name}='(64, 64)'."
-            )
-    for name in ("mean", "std"):
-        if len(data[name]) != data.channels:
-            raise UserError(
-                f"config.data.{name}={data[name]!r}: expected one number for each of "
-                f"config.data.channels={data.channels}."
-            )
-    choices = {
-        "dtype": (config.dtype, ("bfloat16", "float32")),
-        "data.interpolation": (data.interpolation, ("bilinear", "bicubic")),
-    }
-    for name, (value, expected) in choices.items():
-        if value not in expected:
-            raise UserError(f"config.{name}={value!r}: expected one of {expected}.")
-    for name, number in (
-        ("data.batch_size", data.batch_size),
-        ("optim.accumulation", config.optim.accumulation),
-    ):
-        if number < 1:
-            raise UserError(f"config.{name}={number}: expected 1 or more.")
-    for name, number in config.profile.items():
-        if number < 0:
-            raise UserError(f"config.profile.{name}={number}: expected 0 or more.")
-    if not 0 <= data.max_bad_fraction <= 1:
-        raise UserError(
-            f"config.data.max_bad_fraction={data.max_bad_fraction}: expected 0 to 1."
-        )
-    if data.num_workers < -1 or data.num_threads < -1 or data.num_threads == 0:
-        raise UserError(
-            f"config.data.num_workers={data.num_workers}, num_threads="
-            f"{data.num_threads}: expected numbers of processes and threads, or -1 for "
-            "as many as the machine has CPUs for. num_workers may be 0."
-        )
-    if not 0 < data.eval_crop <= 1:
-        raise UserError(f"config.data.eval_crop={data.eval_crop}: expected 0 to 1.")
-    if not 0 <= config.ema_decay < 1:
-        raise UserError(
-            f"config.ema_decay={config.ema_decay}: expected 0 to 1, such as 0.9999."
-        )
+def run(config: Config, workdir: Path) -> None:
+    """Carry out what config.mode names."""
+    from simmim_jax.performance.bench import bench
+    from simmim_jax.performance.bench_input import bench_input
+    from simmim_jax.tasks import api
+
+    if config.mode == "bench":
+        bench(schema.single(config), workdir)
+    elif config.mode == "bench_input":
+        bench_input(schema.single(config), workdir)
+    elif isinstance(config, Compare):
+        api.compare(config, workdir)
+    elif isinstance(config, Finetune):
+        api.finetune(config, workdir)
+    else:
+        api.pretrain(config, workdir)

@@ -6,6 +6,7 @@ dataclasses. `simmim fields` and the reference page print them.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -358,6 +359,7 @@ class Head:
 ENCODERS: dict[str, type] = {"vit": ViT, "swin": Swin, "swin_v2": SwinV2}
 
 
+@functools.cache
 def classifier(encoder: type) -> type:
     """Return the fields of an encoder and of a classifier's head, as one dataclass."""
     bases = (Head, encoder)
@@ -731,6 +733,12 @@ def single(config: Config) -> Pretrain | Finetune:
     return config.pretrain if isinstance(config, Compare) else config
 
 
+def with_batch_size(config: Any, batch_size: int) -> Any:
+    """Return a run's config with another batch size."""
+    data = dataclasses.replace(config.data, batch_size=batch_size)
+    return dataclasses.replace(config, data=data)
+
+
 def _parse_run(cls: type, values: Mapping[str, Any], path: str) -> Any:
     rest = dict(values)
     model = dict(rest.pop("model", {}))
@@ -768,6 +776,10 @@ def _check(run: Pretrain | Finetune, path: str) -> None:
         raise UserError(
             f"{path}.data.num_threads=0: expected 1 or more, or -1 for as many as the "
             "machine has CPUs for."
+        )
+    if data.dtype != "uint8" and getattr(run, "loss", Loss()).kind == "bins":
+        raise UserError(
+            f"{path}.loss.kind='bins' sorts values 0..255: expected data.dtype='uint8'."
         )
     if data.eval_crop == 0:
         raise UserError(f"{path}.data.eval_crop=0: expected more than 0, up to 1.")

@@ -32,6 +32,7 @@ class Objective:
     area: str = "masked"
     mean: Sequence[float] = (0.0,)
     std: Sequence[float] = (1.0,)
+    scale: float = 255.0
 
     def __post_init__(self) -> None:
         choices = {
@@ -80,7 +81,7 @@ class Objective:
     def of(self, images: jax.Array) -> jax.Array:
         """What is to be predicted: float[b h w c], normalised -> [b h' w' c]."""
         if self.loss == "bins":
-            pixels = jnp.round(basic.denormalize(images, self.mean, self.std))
+            pixels = jnp.round(basic.denormalize(images, self.mean, self.std, self.scale))
             return targets.to_bins(self._smaller(pixels), self.bins)
         if self.target == "normalized":
             images = targets.normalize_windows(images, self.window)
@@ -99,7 +100,7 @@ class Objective:
         if self.target == "normalized":
             mean, std = targets.window_moments(images, self.window)
             pixels = pixels * std + mean
-        return basic.denormalize(pixels, self.mean, self.std)
+        return basic.denormalize(pixels, self.mean, self.std, self.scale)
 
     def check_mask(self, unit: Sequence[int], ratio: float) -> None:
         """ValueError where masks leave no loss, or hide parts of a target's pixels."""

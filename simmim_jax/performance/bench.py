@@ -10,50 +10,42 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from simmim_jax.checkpoints.store import Checkpointer
+from simmim_jax.config.schema import Finetune, Pretrain
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.profile import Profile
 from simmim_jax.monitoring.writer import write_json
 from simmim_jax.runtime import distributed, host_memory, sharding
-from simmim_jax.tasks import classify, pretrain
+from simmim_jax.tasks.learners import learner
 from simmim_jax.training import compilation, resume, steps
+from simmim_jax.training.run import Learner
 from simmim_jax.training.step_log import device_memory, utilization
 from simmim_jax.training.steps import TrainState
 
 # Steps that do not count: memory is found for the first ones.
 _WARM_UP = 2
-# Examples of an epoch: those of ImageNet-1k. Lengths of schedules follow from it.
-_NUM_EXAMPLES = 1_281_167
-
 StepFn = Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]
 
 
-def bench(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def bench(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
     """Measures the training step of `config` on one synthetic batch; prints a table.
 
-    No data set, pre-trained weights or input pipeline take part. Of a comparison it is
-    pre-training's. Returns what it writes to <workdir>/bench.json. With config.profile
-    some more steps are traced.
+    No data set, pre-trained weights or input pipeline take part. Returns what it writes
+    to <workdir>/bench.json. With config.profile some more steps are traced.
     raises: ValueError where `config` makes no sense.
     """
-    config = config.get("pretrain", config)
     say = print if jax.process_index() == 0 else lambda *args, **kwargs: None
-    if "mask" in config:
-        learner = pretrain.learner(config, _NUM_EXAMPLES)
-    else:
-        classes = config.bench.num_classes
-        learner = classify.learner(config, _NUM_EXAMPLES, classes)
+    learns = learner(config, num_classes=config.bench.num_classes)
     if config.bench.checkpoint and jax.process_count() > 1:
         raise UserError(
             "config.bench.checkpoint=True measures a run of one process, and this one "
             f"has {jax.process_count()}: set it to False; checkpoint_seconds in "
             "metrics.jsonl of a training run tells what checkpoints cost there."
         )
-    mesh = sharding.make_mesh(**config.mesh)
-    plan = compilation.plan(config, learner, mesh)
-    flops = compilation.flops_per_image(config, learner)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    plan = compilation.plan(learns, mesh)
+    flops = compilation.flops_per_image(learns)
 
     say("compiling the training step ...", flush=True)
     begin = time.perf_counter()
@@ -63,14 +55,14 @@ def bench(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     seconds = time.perf_counter()
     distributed.meet()
     step_fn: StepFn = compiled
-    params = jax.jit(learner.init, out_shardings=plan.shardings.params)(
+    params = jax.jit(learns.init, out_shardings=plan.shardings.params)(
         jax.random.key(config.seed)
     )
     parameters = sum(p.size for p in jax.tree.leaves(params))
     state = jax.jit(plan.fresh_state, out_shardings=plan.shardings, donate_argnums=0)(
         params
     )
-    batch = sharding.to_devices(synthetic_batch(config), mesh)
+    batch = sharding.to_devices(synthetic_batch(config, learns), mesh)
     host_memory.make_room()
 
     say(f"measuring {config.bench.steps} steps ...", flush=True)
@@ -79,7 +71,7 @@ def bench(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     mean = milliseconds.mean() / 1e3
     rate = config.data.batch_size / mean
     result = {
-        "mode": "pretrain" if "mask" in config else "finetune",
+        "mode": "pretrain" if isinstance(config, Pretrain) else "finetune",
         "model": config.model.name,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "dtype": config.dtype,
@@ -111,13 +103,21 @@ def bench(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return result
 
 
-def synthetic_batch(config: ConfigDict) -> dict[str, np.ndarray]:
-    """This process's part of a batch of noise."""
+def synthetic_batch(
+    config: Pretrain | Finetune, learner: Learner
+) -> dict[str, np.ndarray]:
+    """Return this process's part of a batch of noise."""
     rng = np.random.default_rng(config.seed + jax.process_index())
-    size = config.data.batch_size // jax.process_count()
-    shape = (size, *config.data.image_size, config.data.channels)
-    labels = rng.integers(0, config.bench.num_classes, size, np.int32)
-    return {"image": rng.integers(0, 256, shape, np.uint8), "label": labels}
+    batch = {}
+    for name, like in learner.batch.items():
+        shape = (like.shape[0] // jax.process_count(), *like.shape[1:])
+        if like.dtype == np.uint8:
+            batch[name] = rng.integers(0, 256, shape, np.uint8)
+        elif np.issubdtype(like.dtype, np.integer):
+            batch[name] = rng.integers(0, config.bench.num_classes, shape, like.dtype)
+        else:
+            batch[name] = rng.standard_normal(shape, like.dtype)
+    return batch
 
 
 def run(

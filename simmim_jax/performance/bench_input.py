@@ -11,20 +11,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from simmim_jax.config.schema import Finetune, Pretrain
 from simmim_jax.data.codecs.image import decode
 from simmim_jax.data.loader.memory import Batch
 from simmim_jax.data.loader.workers import num_cpus
 from simmim_jax.data.sources.base import Source
-from simmim_jax.data.views.crop import random_crop, resize_center_crop
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.writer import write_json
 from simmim_jax.runtime import sharding
 from simmim_jax.runtime.accelerators import Accelerator, accelerator
-from simmim_jax.tasks.classify import finetune_task
-from simmim_jax.tasks.pretrain import pretrain_task
-from simmim_jax.training import compilation, inputs
+from simmim_jax.tasks import inputs
+from simmim_jax.tasks.learners import learner
+from simmim_jax.training import compilation
 
 # Share of its peak that an accelerator is taken to reach. What is published for ViT-B
 # to ViT-H comes to 26 to 39 % on TPU v4 (deit3-jax, README).
@@ -58,27 +57,28 @@ class Measured:
     batch_size: int  # of this measurement
 
 
-def bench_input(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def bench_input(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
     """Measures the training input of `config` for some seconds, and prints a table.
 
-    Of a comparison it is pre-training's. config.bench.accelerators names those to
+    config.bench.accelerators names those to
     compare with. Returns what it writes to <workdir>/bench_input.json; nothing else is
     written. Of several processes each measures its own host, and the first one tells.
     raises: ValueError for an unknown accelerator and for data without images.
     """
-    config = config.get("pretrain", config).copy_and_resolve_references()
     names = config.bench.accelerators.replace(",", " ").split()
     accelerators = [accelerator(name) for name in names]
-    inputs.check_batch(config, sharding.make_mesh())
-    task = (pretrain_task if "mask" in config else finetune_task)(config, workdir)
+    mesh = sharding.make_mesh()
+    compilation.check_batch(config.data.batch_size, config.optim.accumulation, mesh)
+    source = inputs.open_split(config.data, config.data.train_split)
+    classes = max(len(source.class_names), 2)
+    flops = compilation.flops_per_image(learner(config, len(source), classes))
     if jax.process_index() == 0:
         print("measuring for about ten seconds ...", flush=True)
-    flops = compilation.flops_per_image(config, task)
-    measured = measure(config, task.source)
+    measured = measure(config, source)
     stage, advice = bottleneck(measured)
     result = {
         "dataset": config.data.dataset,
-        "examples": len(task.source),
+        "examples": len(source),
         "devices": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
         **dataclasses.asdict(measured),
         "flops_per_image": flops,
@@ -96,38 +96,37 @@ def bench_input(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 # ---- Measure -------------------------------------------------------------------------
 
 
-def measure(config: ConfigDict, source: Source) -> Measured:
+def measure(config: Pretrain | Finetune, source: Source) -> Measured:
     """All that is measured, in about ten seconds."""
     order = np.random.default_rng(config.seed).permutation(len(source))
     means = one_thread(config, source, order)
-    workers, threads = inputs.decoders(config, source)
+    workers, threads = inputs.decoders(config.data, source)
     threads *= max(workers, 1)
     cores = num_cpus()
     seconds = means["read_seconds"] + means["crop_seconds"]
-    small = config.copy_and_resolve_references()
-    small.data.batch_size = batch_size(config, min(threads, cores) / seconds)
-    pipeline_rate, batch = pipeline(small, source)
+    size = batch_size(config, min(threads, cores) / seconds)
+    pipeline_rate, batch = pipeline(config, source, size)
     return Measured(
         **means,
-        image_size=tuple(config.data.image_size),
+        image_size=config.data.image_size,
         read_rate=read_rate(source, order, threads),
         pipeline_rate=pipeline_rate,
         copy_rate=copy_rate(batch),
         threads=threads,
         cores=cores,
-        batch_size=small.data.batch_size,
+        batch_size=size,
     )
 
 
 def one_thread(
-    config: ConfigDict, source: Source, order: np.ndarray
+    config: Pretrain | Finetune, source: Source, order: np.ndarray
 ) -> dict[str, float]:
     """Means of the examples `order`, or as many of them as there is time for."""
     names = (
         *("bytes", "pixels"),
         *("read_seconds", "read_cpu_seconds", "decode_seconds", "crop_seconds"),
     )
-    rows, tried = [], 0
+    rows, tried, view = [], 0, inputs.train_view(config.data)
     end = time.perf_counter() + _STAGE_SECONDS
     for index in order:
         if time.perf_counter() > end:
@@ -135,11 +134,12 @@ def one_thread(
         tried += 1
         start, cpu = time.perf_counter(), time.thread_time()
         try:
-            data = source[int(index)]["image"]
+            example = source[int(index)]
+            data = example["image"]
             read, cpu_read = time.perf_counter(), time.thread_time()
             height, width, _ = decode(data, config.data.channels).shape
             decoded = time.perf_counter()
-            crop(config, data, np.random.default_rng(int(index)))
+            view(example, np.random.default_rng(int(index)))
         except (OSError, ValueError):
             continue
         cropped = time.perf_counter()
@@ -154,24 +154,6 @@ def one_thread(
     # The first one loads libraries.
     means = np.mean(rows[len(rows) > 1 :], axis=0).tolist()
     return {**dict(zip(names, means, strict=True)), "skipped": 1 - len(rows) / tried}
-
-
-def crop(config: ConfigDict, data: Any, rng: np.random.Generator) -> np.ndarray:
-    """What training makes of an encoded image."""
-    channels, size = config.data.channels, config.data.image_size
-    interpolation = config.data.interpolation
-    if not config.data.crop_scale:
-        return resize_center_crop(decode(data, channels), size, 1.0, interpolation)
-    return random_crop(
-        data,
-        channels=channels,
-        size=size,
-        rng=rng,
-        scale=config.data.crop_scale,
-        ratio=config.data.crop_ratio,
-        interpolation=interpolation,
-        fast=config.data.fast_decode,
-    )
 
 
 def read_rate(source: Source, order: np.ndarray, threads: int) -> float:
@@ -193,16 +175,20 @@ def read_rate(source: Source, order: np.ndarray, threads: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def batch_size(config: ConfigDict, rate: float) -> int:
+def batch_size(config: Pretrain | Finetune, rate: float) -> int:
     """config.data.batch_size, or what takes about half a second at `rate` if less."""
     devices = jax.device_count()
     fitting = rate * jax.process_count() / 2
     return min(config.data.batch_size, max(1, round(fitting / devices)) * devices)
 
 
-def pipeline(config: ConfigDict, source: Source) -> tuple[float, Batch]:
-    """Images a second that training's own iterator gives this host; its last batch."""
-    with contextlib.closing(inputs.train_batches(config, source)) as batches:
+def pipeline(
+    config: Pretrain | Finetune, source: Source, size: int
+) -> tuple[float, Batch]:
+    """Return images a second that training's iterator gives this host, and a batch."""
+    with contextlib.closing(
+        inputs.train_batches(config, source, batch_size=size)
+    ) as batches:
         for _ in range(_WARM_UP):
             next(batches)
         images, seconds, start = 0, 0.0, time.perf_counter()

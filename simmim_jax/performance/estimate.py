@@ -15,18 +15,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
+from simmim_jax.config import schema
+from simmim_jax.config.schema import Finetune, Pretrain
 from simmim_jax.data.sources.registry import check_source
 from simmim_jax.performance import hlo, kernels, schedule, slices, step_cost
 from simmim_jax.runtime import sharding
 from simmim_jax.runtime.accelerators import CHIPS, Accelerator
-from simmim_jax.tasks import classify, pretrain
-from simmim_jax.training import compilation, inputs
-from simmim_jax.training.compilation import Learner, Plan
+from simmim_jax.tasks import inputs
+from simmim_jax.tasks.learners import NUM_CLASSES, NUM_EXAMPLES, learner
+from simmim_jax.training import compilation
+from simmim_jax.training.compilation import Plan
+from simmim_jax.training.run import Learner
 
-# ImageNet-1k: what is assumed where the data set is elsewhere.
-_EXAMPLES, _CLASSES = 1281167, 1000
 # The largest batch is looked for among multiples of this many images a chip, and of
 # what config.optim.accumulation makes of it.
 BATCH_UNIT = 8
@@ -47,17 +48,19 @@ class Memory:
 
 
 def estimate(
-    config: ConfigDict, of: Accelerator, say: Callable[[str], None]
+    config: Pretrain | Finetune, of: Accelerator, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Compiles the training step of `config` for a slice; what the compiler says of it.
 
     say: gets a line of progress.
     raises: ValueError where `config` makes no sense on that slice.
     """
-    learner, assumptions = learner_of(config)
-    mesh = sharding.make_mesh(**config.mesh, devices=slices.devices(of))
-    plan = compilation.plan(config, learner, mesh)
-    flops = compilation.flops_per_image(config, learner)
+    learns, assumptions = learner_of(config)
+    mesh = sharding.make_mesh(
+        config.mesh.data, config.mesh.fsdp, devices=slices.devices(of)
+    )
+    plan = compilation.plan(learns, mesh)
+    flops = compilation.flops_per_image(learns)
     memory, text, seconds = _compile(plan, mesh, say)
     result = {
         "topology": of.name,
@@ -123,46 +126,44 @@ def rates(
     }
 
 
-def learner_of(config: ConfigDict) -> tuple[Learner, list[str]]:
+def learner_of(config: Pretrain | Finetune) -> tuple[Learner, list[str]]:
     """What learns, and what is assumed of a data set that is not on this machine."""
     data, assumed = config.data, []
     try:
         check_source(data.dataset, data.train_split, data_dir=data.data_dir)
-        source = inputs.open_split(config, data.train_split)
+        source = inputs.open_split(data, data.train_split)
         examples, classes = len(source), len(source.class_names)
     except (OSError, ValueError, ImportError) as error:
-        examples, classes = _EXAMPLES, _CLASSES
+        examples, classes = NUM_EXAMPLES, NUM_CLASSES
         assumed.append(
             f"{data.dataset} does not open here: taken for {examples:,} images"
             + ("" if config.mode == "pretrain" else f" of {classes:,} classes")
             + f" ({str(error).splitlines()[0].rstrip(':.')})"
         )
-    if config.mode == "pretrain":
-        return pretrain.learner(config, examples), assumed
-    return (
-        classify.learner(config, config.data.num_labels or examples, classes),
-        assumed,
-    )
+    if isinstance(config, Finetune):
+        examples = config.data.num_labels or examples
+    return learner(config, examples, classes), assumed
 
 
 def kernel_bundles(
-    config: ConfigDict, of: Accelerator
+    config: Pretrain | Finetune, of: Accelerator
 ) -> dict[kernels.Key, int | None]:
     """Bundles that the Pallas kernels of a step issue, on a chip."""
     # Only a process that starts anew can be told to dump schedules.
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(_kernel_bundles, config, of).result()
+        return pool.submit(_kernel_bundles, schema.to_dict(config), of).result()
 
 
 def _kernel_bundles(
-    config: ConfigDict, of: Accelerator
+    fields: dict[str, Any], of: Accelerator
 ) -> dict[kernels.Key, int | None]:
+    config = schema.single(schema.parse(fields))
     with tempfile.TemporaryDirectory(prefix="schedules-") as dump:
         schedule.dump_to(dump)
         devices = slices.devices(of)
-        mesh = sharding.make_mesh(**config.mesh, devices=devices)
-        plan = compilation.plan(config, learner_of(config)[0], mesh)
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, devices=devices)
+        plan = compilation.plan(learner_of(config)[0], mesh)
         traced = jax.make_jaxpr(plan.step)(plan.state, plan.batch)
         return kernels.bundles(kernels.find(traced.jaxpr), devices[0], Path(dump))
 
@@ -253,7 +254,7 @@ def _bytes_per_chip(tree: Any) -> int:
 # ---- What to change ------------------------------------------------------------------
 
 
-def advice(config: ConfigDict, of: Accelerator, memory: Memory) -> list[str]:
+def advice(config: Pretrain | Finetune, of: Accelerator, memory: Memory) -> list[str]:
     """Flags that would make a step smaller, the best one first."""
     found = []
     # Gradients are as large as the parameters.

@@ -1,43 +1,49 @@
 """Is it worth it? Pre-train, then fine-tune with and without it, side by side."""
 
-import copy
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from simmim_jax.checkpoints.transfer import transfer
+from simmim_jax.config import schema
+from simmim_jax.config.schema import Compare, Finetune
 from simmim_jax.monitoring import pictures
 from simmim_jax.monitoring.writer import read_metrics, write_json
-from simmim_jax.runtime import sharding
-from simmim_jax.tasks.classify import finetune, finetune_task, patch_grid
+from simmim_jax.tasks import classify, inputs, pretrain
+from simmim_jax.tasks.classify import patch_grid
 from simmim_jax.tasks.predict import Predictor
-from simmim_jax.tasks.pretrain import picture_path, pretrain, pretrain_task
-from simmim_jax.training import compilation, inputs
+from simmim_jax.tasks.pretrain import picture_path
+from simmim_jax.training import compilation, loop
+from simmim_jax.training.run import Run
 
 PREDICTIONS = 8
 
 
-def compare(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Runs config.pretrain, then config.finetune from scratch and from what it learned.
+def compare(config: Compare, workdir: Path) -> dict[str, Any]:
+    """Run config.pretrain, then config.finetune from scratch and from what it learned.
 
-    Each goes on with what lies in its folder of `workdir`. Prints a table and returns
-    what it also writes to <workdir>/summary.json; accuracies are those of the last
-    step, not of the best one, since no further images are held out to choose it by.
-    `seconds` are those of this call.
+    Each resumes what its folder of `workdir` holds. Prints a table and returns what it
+    also writes to <workdir>/summary.json; accuracies are those of the last step, not of
+    the best one, since no further images are held out to choose it by. `seconds` are
+    those of this call.
     """
     begin = time.perf_counter()
-    check(config, workdir)
-    announce("pre-training, without labels")
-    pretrained = pretrain(config.pretrain, workdir / "pretrain")
     fresh, restored = arms(config.finetune, workdir / "pretrain")
+    runs = {
+        "pretrain": pretrain.build(config.pretrain, workdir / "pretrain"),
+        "scratch": classify.build(fresh, workdir / "scratch"),
+    }
+    check(config, runs["pretrain"], runs["scratch"])
+    announce("pre-training, without labels")
+    pretrained = loop.train(runs.pop("pretrain"))
     announce("fine-tuning from scratch")
-    scratch = finetune(fresh, workdir / "scratch")
+    scratch = loop.train(runs.pop("scratch"))
     announce("fine-tuning with SimMIM")
-    simmim = finetune(restored, workdir / "simmim")
+    simmim = loop.train(classify.build(restored, workdir / "simmim"))
     if jax.process_index():
         return {}
     summary = {
@@ -62,44 +68,42 @@ def compare(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def announce(part: str) -> None:
-    """A headline above the log of a part."""
+    """Print a headline above the log of a part."""
     if jax.process_index() == 0:
         print(f"\n== {part}")
 
 
-def check(config: ConfigDict, workdir: Path) -> None:
-    """ValueError for what would end fine-tuning, before pre-training begins."""
-    old, (new, _) = config.pretrain, arms(config.finetune, workdir)
-    shapes = [
-        compilation.check(run, make_task(run, workdir), sharding.make_mesh(**run.mesh))
-        for run, make_task in ((old, pretrain_task), (new, finetune_task))
-    ]
+def check(config: Compare, old: Run, new: Run) -> None:
+    """Raise UserError for what would end fine-tuning, before pre-training begins."""
+    shapes = [compilation.check(run.learner, run.mesh) for run in (old, new)]
     # Parameters without memory.
     zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
     transfer(
         *zeros,
-        source_grid=patch_grid(old),
-        target_grid=patch_grid(new),
-        first_blocks=new.init_first_blocks,
+        source_grid=patch_grid(schema.to_dict(config.pretrain)),
+        target_grid=patch_grid(schema.to_dict(config.finetune)),
+        first_blocks=config.finetune.init_first_blocks,
     )
 
 
-def arms(config: ConfigDict, pretrained: Path) -> tuple[ConfigDict, ConfigDict]:
-    """The fine-tuning from scratch, and from the run in `pretrained`.
+def arms(config: Finetune, pretrained: Path) -> tuple[Finetune, Finetune]:
+    """Return the fine-tuning from scratch, and from the run in `pretrained`.
 
     They differ in layer-wise learning-rate decay, too: it protects what lower layers
     have learned, and only holds back those that have yet to learn. Nor is an encoder
     frozen that knows nothing.
     """
-    fresh, restored = copy.deepcopy(config), copy.deepcopy(config)
-    fresh.init_from, fresh.optim.layer_decay = "", 1.0
-    fresh.freeze_encoder = False
-    restored.init_from = str(pretrained)
-    return fresh, restored
+    fresh = dataclasses.replace(
+        config,
+        init_from="",
+        freeze_encoder=False,
+        optim=dataclasses.replace(config.optim, layer_decay=1.0),
+    )
+    return fresh, dataclasses.replace(config, init_from=str(pretrained))
 
 
 def draw_curves(workdir: Path) -> Path:
-    """Losses of pre-training and accuracies of both fine-tunings, in one picture."""
+    """Draw losses of pre-training and both fine-tunings' accuracies in one picture."""
 
     def curve(run: str, metric: str) -> tuple[list[int], list[float]]:
         lines = read_metrics(workdir / run / "metrics.jsonl")
@@ -118,15 +122,15 @@ def draw_curves(workdir: Path) -> Path:
     return pictures.curves(panels, workdir / "curves.png")
 
 
-def num_labels(config: ConfigDict) -> int:
-    """How many labelled images fine-tuning learns from."""
-    source = inputs.open_split(config, config.data.train_split)
+def num_labels(config: Finetune) -> int:
+    """Return the number of labelled images that fine-tuning learns from."""
+    source = inputs.open_split(config.data, config.data.train_split)
     return config.data.num_labels or len(source)
 
 
-def draw_predictions(config: ConfigDict, workdir: Path, step: int) -> Path:
-    """What the SimMIM classifier says of some held-out images."""
-    source = inputs.open_split(config, config.data.eval_split)
+def draw_predictions(config: Finetune, workdir: Path, step: int) -> Path:
+    """Draw what the SimMIM classifier predicts for some held-out images."""
+    source = inputs.open_split(config.data, config.data.eval_split)
     predictor = Predictor.load(workdir / "simmim" / "checkpoints" / str(step))
     chosen = np.random.default_rng(config.seed).choice(
         len(source), min(PREDICTIONS, len(source)), replace=False
@@ -136,5 +140,9 @@ def draw_predictions(config: ConfigDict, workdir: Path, step: int) -> Path:
     names, probabilities = predictor.top(predictor(images))
     true_names = [predictor.class_names[example["label"]] for example in examples]
     return pictures.prediction_grid(
-        images, names, probabilities, workdir / "predictions.png", true_names
+        inputs.displayed(config.data, images),
+        names,
+        probabilities,
+        workdir / "predictions.png",
+        true_names,
     )

@@ -11,11 +11,12 @@ import numpy as np
 
 from simmim_jax.augment import basic
 from simmim_jax.checkpoints import store
-from simmim_jax.data.codecs.image import decode
-from simmim_jax.data.views.crop import resize_center_crop
+from simmim_jax.config import schema
+from simmim_jax.config.schema import Finetune
 from simmim_jax.errors import UserError
 from simmim_jax.models import build_classifier, plain
 from simmim_jax.models.classifier import Classifier
+from simmim_jax.tasks import inputs
 
 TOP = 5  # classes shown
 BATCH = 64  # images classified at once
@@ -23,51 +24,63 @@ BATCH = 64  # images classified at once
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A fine-tuned classifier with all it needs to look at an image."""
+    """A classifier, its parameters, and how its images are prepared."""
 
     model: Classifier
     params: Any
-    data: dict[str, Any]  # config.data of its training run
+    config: Finetune  # of its training run
     class_names: tuple[str, ...]
+    step: int
 
     @classmethod
     def load(cls, path: str | Path) -> "Predictor":
-        """From the workdir of a fine-tuning run (its best checkpoint) or a checkpoint.
+        """Load the workdir of a fine-tuning run (its best checkpoint) or a checkpoint.
 
-        ValueError if the run did not train a classifier.
+        raises: UserError if the run did not train a classifier.
         """
         params, meta = store.load(path)
-        config, class_names = meta["config"], meta.get("class_names")
+        class_names = meta.get("class_names")
         if not class_names:
             raise UserError(
-                f"'{path}' is a {config['mode']} run, which learns no classes: "
+                f"'{path}' is a {meta['config']['mode']} run, which learns no classes: "
                 "expected the workdir of a run with config.mode='finetune'."
             )
+        config = schema.single(schema.parse(meta["config"]))
+        assert isinstance(config, Finetune)
         model = build_classifier(
-            num_classes=len(class_names), dtype=config["dtype"], **config["model"]
+            num_classes=len(class_names),
+            dtype=config.dtype,
+            **schema.to_dict(config.model),
         )
-        # Not as it was trained: a few images are classified anywhere.
-        model = plain(model)
-        return cls(model, params, config["data"], tuple(class_names))
+        # Without what saves memory in training: a few images are classified anywhere.
+        return cls(plain(model), params, config, tuple(class_names), meta["step"])
+
+    def describe(self) -> str:
+        """Return architecture and step of the checkpoint in a line."""
+        height, width = self.config.data.image_size
+        size = sum(np.size(p) for p in jax.tree.leaves(self.params))
+        return (
+            f"{self.config.model.name}, {size:,} parameters, step {self.step}, images "
+            f"of {height}x{width}, {len(self.class_names):,} classes"
+        )
 
     def prepare(self, image: bytes | np.ndarray) -> np.ndarray:
-        """An encoded image or raw pixels -> uint8[h w c] as the model sees them."""
-        pixels = decode(image, self.data["channels"])
-        height, width = self.data["image_size"]
-        return resize_center_crop(
-            pixels, (height, width), self.data["eval_crop"], self.data["interpolation"]
-        )
+        """Return an encoded image, or its pixels, as the model sees it: [h w c]."""
+        view = inputs.eval_view(self.config.data)
+        return view.crop(image, np.random.default_rng(0))
 
     @functools.cached_property
     def _probabilities(self) -> Callable[[Any, np.ndarray], jax.Array]:
+        data = self.config.data
+
         def probabilities(params: Any, images: np.ndarray) -> jax.Array:
-            pixels = basic.normalize(images, self.data["mean"], self.data["std"])
+            pixels = basic.normalize(images, data.mean, data.std, inputs.scale(data))
             return jax.nn.softmax(self.model.apply({"params": params}, pixels))
 
         return jax.jit(probabilities)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """uint8[n h w c], prepared -> float32[n classes], probabilities."""
+        """Return float32[n classes], the probabilities of prepared images [n h w c]."""
         parts = [
             np.asarray(self._probabilities(self.params, images[i : i + BATCH]))
             for i in range(0, len(images), BATCH)
@@ -77,7 +90,31 @@ class Predictor:
     def top(
         self, probabilities: np.ndarray
     ) -> tuple[list[list[str]], list[list[float]]]:
-        """Names and probabilities of each image's most probable classes, in order."""
+        """Return names and probabilities of the most probable classes, in order."""
         order = np.argsort(-probabilities)[:, :TOP]
         names = [[self.class_names[i] for i in row] for row in order]
         return names, np.take_along_axis(probabilities, order, axis=1).tolist()
+
+    def predict(
+        self, images: list[str | Path | bytes | np.ndarray]
+    ) -> list[dict[str, float]]:
+        """Return the probability of each class, most probable first, for each image.
+
+        images: paths, encoded images or arrays [h w c] of any size.
+        raises: UserError or OSError for what is not an image.
+        """
+        prepared = [
+            self.prepare(
+                Path(image).read_bytes() if isinstance(image, str | Path) else image
+            )
+            for image in images
+        ]
+        return [
+            dict(
+                sorted(
+                    zip(self.class_names, map(float, row), strict=True),
+                    key=lambda item: -item[1],
+                )
+            )
+            for row in self(np.stack(prepared))
+        ]

@@ -1,15 +1,15 @@
 """Pre-training: learn to predict the pixels of what is hidden."""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
+from simmim_jax.config import schema
+from simmim_jax.config.schema import Pretrain
 from simmim_jax.data.sources.base import Source, SubsetSource
 from simmim_jax.mim import masking
 from simmim_jax.mim.objective import Objective
@@ -17,62 +17,101 @@ from simmim_jax.models import build_simmim, plain
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.monitoring import pictures
 from simmim_jax.runtime import sharding
-from simmim_jax.training import inputs, loop, steps
-from simmim_jax.training.compilation import Learner
+from simmim_jax.tasks import inputs
+from simmim_jax.tasks.optimizer import optimizer
+from simmim_jax.tasks.pretrain_step import pretrain_loss, pretrain_prepare
+from simmim_jax.tasks.resumed import changes_of
+from simmim_jax.training import steps
+from simmim_jax.training.inputs import results_of_pass
+from simmim_jax.training.run import Evaluate, Learner, Run
 
 
-def pretrain(config: ConfigDict, workdir: Path) -> loop.Trained:
-    """Pre-trains as `config` says, or goes on with what lies in `workdir`."""
-    return loop.train(config, workdir, pretrain_task(config, workdir))
+class Parts:
+    """Model, objective and preparation of a config, made once."""
+
+    def __init__(self, config: Pretrain):
+        """raises: UserError where `config` makes no sense."""
+        self.config = config
+        self.model = model_of(config)
+        self.objective = objective_of(config)
+        self.prepare = functools.partial(
+            pretrain_prepare,
+            patch_size=config.model.patch_size,
+            mask_kind=config.mask.kind,
+            mask_unit=config.mask.unit_size,
+            mask_ratio=config.mask.ratio,
+            mean=config.data.mean,
+            std=config.data.std,
+            scale=inputs.scale(config.data),
+        )
+
+    def learner(self, num_examples: int) -> Learner:
+        """Return what learns; num_examples: of an epoch."""
+        config, model = self.config, self.model
+        return Learner(
+            init=functools.partial(init, config, model),
+            prepare=self.prepare(flip=config.data.flip),
+            loss=pretrain_loss(model, self.objective),
+            plain_loss=pretrain_loss(plain(model), self.objective),
+            batch=inputs.batch_like(config.data),
+            optimizer=optimizer(config, num_examples),
+            seed=config.seed,
+            accumulation=config.optim.accumulation,
+            ema_decay=config.ema_decay,
+        )
 
 
-def learner(config: ConfigDict, num_examples: int) -> Learner:
-    """What learns in pre-training; ValueError where `config` makes no sense."""
-    model, objective = model_of(config), objective_of(config)
-    return Learner(
-        init=functools.partial(init, config, model),
-        prepare=preparation(config)(flip=config.data.flip),
-        loss=steps.pretrain_loss(model, objective),
-        plain_loss=steps.pretrain_loss(plain(model), objective),
-        num_examples=num_examples,
-    )
+def learner(config: Pretrain, num_examples: int) -> Learner:
+    """Return what learns in pre-training; raises UserError where it makes no sense."""
+    return Parts(config).learner(num_examples)
 
 
-def pretrain_task(config: ConfigDict, workdir: Path) -> loop.Task:
-    """What the training loop is to do; ValueError where `config` makes no sense."""
-    source = inputs.open_split(config, config.data.train_split)
-    held_out = inputs.open_split(config, config.data.eval_split)
-    return loop.Task(
-        **vars(learner(config, len(source))),
-        source=source,
-        data=inputs.describe(source, held_out, (), config.data.batch_size),
-        evaluate=evaluation(config, workdir, held_out),
+def build(
+    config: Pretrain,
+    workdir: Path,
+    *,
+    train: Source | None = None,
+    held_out: Source | None = None,
+) -> Run:
+    """Return the run of a config; raises UserError where it makes no sense.
+
+    train, held_out: in place of the splits of config.data.dataset.
+    """
+    data, parts = config.data, Parts(config)
+    source = train or inputs.open_split(data, data.train_split)
+    held_out = held_out or inputs.open_split(data, data.eval_split)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    record = {"config": schema.to_dict(config)}
+    return Run(
+        title="pretrain",
+        workdir=workdir,
+        learner=parts.learner(len(source)),
+        mesh=mesh,
+        lengths=inputs.lengths(config, len(source)),
+        description=inputs.describe(source, held_out, (), data.batch_size),
+        stream=functools.partial(inputs.train_batches, config, source, workdir),
+        evaluate=evaluation(parts, workdir, held_out, mesh),
         best="eval_loss",
         mode="min",
+        record=record,
+        changes=changes_of(workdir, config, record),
         picture=functools.partial(picture_path, workdir) if config.pictures else None,
-    )
-
-
-def preparation(config: ConfigDict) -> Callable[..., steps.Prepare]:
-    """What happens to a batch, once it is said whether images are flipped."""
-    return functools.partial(
-        steps.pretrain_prepare,
-        patch_size=config.model.patch_size,
-        mask_kind=config.mask.kind,
-        mask_unit=config.mask.unit_size,
-        mask_ratio=config.mask.ratio,
-        mean=config.data.mean,
-        std=config.data.std,
+        keep_checkpoints=config.keep_checkpoints,
+        wandb=config.wandb,
+        profile=(config.profile.start_step, config.profile.num_steps),
     )
 
 
 def picture_path(workdir: Path, step: int) -> Path:
-    """Where the reconstructions of a step are drawn."""
+    """Return where the reconstructions of a step are drawn."""
     return workdir / "reconstructions" / f"{step:07d}.png"
 
 
-def objective_of(config: ConfigDict) -> Objective:
-    """What config.target and config.loss describe; ValueError where it cannot be."""
+def objective_of(config: Pretrain) -> Objective:
+    """Return what config.target and config.loss describe.
+
+    raises: UserError for what cannot be.
+    """
     objective = Objective(
         target=config.target.kind,
         window=config.target.window,
@@ -82,24 +121,25 @@ def objective_of(config: ConfigDict) -> Objective:
         area=config.loss.area,
         mean=config.data.mean,
         std=config.data.std,
+        scale=inputs.scale(config.data),
     )
     objective.check_mask(config.mask.unit_size, config.mask.ratio)
     return objective
 
 
-def model_of(config: ConfigDict) -> SimMIM:
-    """The encoder of config.model, and a decoder that predicts what is wanted."""
+def model_of(config: Pretrain) -> SimMIM:
+    """Return the encoder of config.model, and a decoder of what is predicted."""
     return build_simmim(
         dtype=config.dtype,
         decoder_kind=config.decoder.kind,
         downsample=config.target.downsample,
         bins=config.loss.bins if config.loss.kind == "bins" else 0,
-        **config.model,
+        **schema.to_dict(config.model),
     )
 
 
-def init(config: ConfigDict, model: SimMIM, key: jax.Array) -> Any:
-    """Fresh parameters."""
+def init(config: Pretrain, model: SimMIM, key: jax.Array) -> Any:
+    """Return fresh parameters."""
     height, width = config.data.image_size
     images = jnp.zeros((1, height, width, config.data.channels))
     p, q = config.model.patch_size
@@ -108,19 +148,18 @@ def init(config: ConfigDict, model: SimMIM, key: jax.Array) -> Any:
 
 
 def evaluation(
-    config: ConfigDict, workdir: Path, source: Source
-) -> Callable[[Any, int], dict[str, float]]:
-    """(params, step) -> {"eval_loss", "avg_dist"} over all held-out images.
+    parts: Parts, workdir: Path, source: Source, mesh: jax.sharding.Mesh
+) -> Evaluate:
+    """Return (params, step) -> {"eval_loss", "avg_dist"} over all held-out images.
 
     The loss is the configured one. The masks are the same every time, so that losses
     compare; AvgDist (see `masking.avg_dist`) is theirs. Draws some images, taken from
     all over `source`, to `picture_path`.
     """
-    model, objective = model_of(config), objective_of(config)
-    prepare = preparation(config)(flip=False)
-    batches = inputs.eval_pass(config, source, workdir)
+    config, model, objective = parts.config, parts.model, parts.objective
+    prepare = parts.prepare(flip=False)
+    batches = inputs.eval_pass(config.data, source, workdir)
     chosen = np.linspace(0, len(source) - 1, min(config.pictures, len(source)))
-    mesh = sharding.make_mesh(**config.mesh)
     whole = jax.NamedSharding(mesh, jax.P())
 
     def apply(params: Any, batch: steps.Batch, index: jax.Array) -> tuple:
@@ -147,19 +186,25 @@ def evaluation(
         n = len(chosen)
         return batch["image"][:n], mask[:n], pixels[:n]
 
+    def draw(params: Any, step: int) -> None:
+        shown = inputs.eval_pass(config.data, SubsetSource(source, chosen.astype(int)))
+        batch = sharding.to_devices(next(iter(shown)), mesh)
+        images, masks, pixels = jax.device_get(reconstruct(params, batch))
+        if jax.process_index() == 0:
+            path = picture_path(workdir, step)
+            images, pixels = (
+                inputs.displayed(config.data, x) for x in (images, pixels)
+            )
+            pictures.reconstruction_grid(images, masks, pixels, path)
+
     def evaluate(params: Any, step: int) -> dict[str, float]:
-        results = inputs.results_of_pass(
+        results = results_of_pass(
             lambda batch, index: batch_sums(params, batch, jnp.int32(index)),
             batches,
             mesh,
         )
         if config.pictures:
-            shown = inputs.eval_pass(config, SubsetSource(source, chosen.astype(int)))
-            batch = sharding.to_devices(next(iter(shown)), mesh)
-            images, masks, pixels = jax.device_get(reconstruct(params, batch))
-            if jax.process_index() == 0:
-                path = picture_path(workdir, step)
-                pictures.reconstruction_grid(images, masks, pixels, path)
+            draw(params, step)
         sums = np.array(results, np.float64).sum(0)
         loss, pixels, distance, count = sums.tolist()
         metrics = {"eval_loss": loss / pixels, "avg_dist": distance / count}

@@ -1,7 +1,6 @@
-"""The training step that a config describes, for devices that may be elsewhere.
+"""The training step of a learner, made of shapes alone, for devices here or elsewhere.
 
-What `train_loop` runs and what `aot` compiles for a slice that is not there is the same
-step: it is made here, of shapes alone.
+`loop` runs it, `performance` compiles it for TPU slices that are elsewhere.
 """
 
 import dataclasses
@@ -11,13 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from simmim_jax.errors import UserError
 from simmim_jax.runtime import sharding
-from simmim_jax.training import flops, inputs, optim, steps
+from simmim_jax.training import flops, optim, steps
+from simmim_jax.training.run import Learner
 from simmim_jax.training.steps import TrainState
 
 # The order of operations that needs least memory: a sixth of a step's temporary arrays
@@ -25,28 +23,9 @@ from simmim_jax.training.steps import TrainState
 _CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Learner:
-    """What learns, and how: all that a training step is made of."""
-
-    # key -> params, pure: runs under jit, straight onto the mesh.
-    init: Callable[[jax.Array], Any]
-    prepare: steps.Prepare
-    loss: steps.Loss
-    # The same without what is computed twice to save memory: a utilisation counts it.
-    plain_loss: steps.Loss
-    # Of an epoch.
-    num_examples: int
-    # The layer of a parameter, for layer-wise learning-rate decay.
-    layer_id: Callable[[tuple[str, ...]], int] = lambda path: 0
-    layer_decay: float = 1.0
-    # Top-level names of parameters that do not learn.
-    frozen: tuple[str, ...] = ()
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A training step and the state it changes: shapes, and where they lie."""
+    """A training step and the state it changes: shapes, and how they are sharded."""
 
     schedule: optim.Schedule
     fresh_state: Callable[[Any], TrainState]  # of parameters
@@ -57,7 +36,7 @@ class Plan:
     compiler_options: dict[str, str]
 
     def lower(self) -> jax.stages.Lowered:
-        """The step, ready to be compiled; it reuses the state's memory."""
+        """Return the step, ready to be compiled; it donates the state's memory."""
         jitted = jax.jit(
             self.step,
             donate_argnums=0,
@@ -67,17 +46,17 @@ class Plan:
         return jitted.lower(self.state, self.batch)
 
 
-def plan(config: ConfigDict, learner: Learner, mesh: Mesh) -> Plan:
-    """The training step of `config` on a mesh.
+def plan(learner: Learner, mesh: Mesh) -> Plan:
+    """Return the training step on a mesh. Computes nothing.
 
-    Computes nothing. raises: ValueError for what would end a run later.
+    raises: UserError for what would end a run later.
     """
-    params = check(config, learner, mesh)
-    schedule, tx = optimizer(config, learner, params)
+    params = check(learner, mesh)
+    schedule, tx = learner.optimizer(params)
 
     def fresh_state(params: Any) -> TrainState:
         learned = steps.learning(params, learner.frozen)
-        ema = jax.tree.map(jnp.copy, learned) if config.ema_decay else None
+        ema = jax.tree.map(jnp.copy, learned) if learner.ema_decay else None
         return TrainState(jnp.zeros([], jnp.int32), params, tx.init(learned), ema)
 
     def loss(params: Any, batch: steps.Batch, key: jax.Array) -> Any:
@@ -88,10 +67,10 @@ def plan(config: ConfigDict, learner: Learner, mesh: Mesh) -> Plan:
         prepare=learner.prepare,
         loss=loss,
         tx=tx,
-        seed=config.seed,
-        accumulation=config.optim.accumulation,
+        seed=learner.seed,
+        accumulation=learner.accumulation,
         frozen=learner.frozen,
-        ema_decay=config.ema_decay,
+        ema_decay=learner.ema_decay,
     )
 
     def train_step(
@@ -102,84 +81,58 @@ def plan(config: ConfigDict, learner: Learner, mesh: Mesh) -> Plan:
 
     shapes = jax.eval_shape(fresh_state, params)
     shardings = sharding.state_sharding(shapes, mesh)
+    layout = sharding.batch_sharding(mesh)
     return Plan(
         schedule=schedule,
         fresh_state=fresh_state,
         step=train_step,
         state=sharding.placed(shapes, shardings),
         shardings=shardings,
-        batch=_batch_like(config, sharding.batch_sharding(mesh)),
+        batch={
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
+            for name, x in learner.batch.items()
+        },
         compiler_options=_CPU_OPTIONS if mesh.devices[0, 0].platform == "cpu" else {},
     )
 
 
-def check(config: ConfigDict, learner: Learner, mesh: Mesh) -> Any:
-    """Shapes of the parameters; ValueError for what would end a run later.
+def check(learner: Learner, mesh: Mesh) -> Any:
+    """Return shapes of the parameters.
 
     Traces the loss of a step, but compiles nothing.
+    raises: UserError for what would end a run later.
     """
-    inputs.check_batch(config, mesh)
-    for name, duration in (
-        ("duration", config.duration),
-        ("log_every", config.log_every),
-        ("eval_every", config.eval_every),
-        ("checkpoint_every", config.checkpoint_every),
-        ("optim.warmup", config.optim.warmup),
-    ):
-        try:
-            in_steps(config, learner, duration)
-        except ValueError as error:
-            raise UserError(f"config.{name}={error}") from None
-    key = jax.random.key(config.seed)
+    check_batch(learner.batch_size, learner.accumulation, mesh)
+    key = jax.random.key(learner.seed)
     params = jax.eval_shape(learner.init, key)
-    optimizer(config, learner, params)
+    learner.optimizer(params)
 
     def loss(params: Any, batch: steps.Batch, key: jax.Array) -> Any:
         return learner.loss(params, learner.prepare(batch, key), key)
 
     with sharding.on_mesh(mesh):
-        jax.eval_shape(loss, params, _batch_like(config), key)
+        jax.eval_shape(loss, params, dict(learner.batch), key)
     return params
 
 
-def optimizer(
-    config: ConfigDict, learner: Learner, params: Any
-) -> tuple[optim.Schedule, optax.GradientTransformation]:
-    """The learning rate and AdamW of config.optim, for parameters of these shapes."""
-    batch_scale = config.data.batch_size / optim.REFERENCE_BATCH
-    schedule = optim.learning_rate(
-        decay=config.optim.decay,
-        peak=config.optim.lr * batch_scale,
-        warmup_lr=config.optim.warmup_lr * batch_scale,
-        min_lr=config.optim.min_lr * batch_scale,
-        total_steps=in_steps(config, learner, config.duration),
-        warmup_steps=in_steps(config, learner, config.optim.warmup),
-        milestones=[in_steps(config, learner, m) for m in config.optim.milestones],
-        schedule=config.optim.schedule,
-    )
-    mask = optim.decay_mask(params, config.optim.decay_groups)
-    scales = optim.layer_scales(params, learner.layer_id, learner.layer_decay)
-    tx = optim.adamw(
-        schedule,
-        b1=config.optim.b1,
-        b2=config.optim.b2,
-        eps=config.optim.eps,
-        weight_decay=config.optim.weight_decay,
-        clip_norm=config.optim.clip_norm,
-        mask=steps.learning(mask, learner.frozen),
-        scales=steps.learning(scales, learner.frozen),
-    )
-    return schedule, tx
+def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """Raise UserError where a batch does not divide over devices and micro-batches."""
+    parts = mesh.size * accumulation
+    if batch_size % parts:
+        raise UserError(
+            f"config.data.batch_size={batch_size} must be a multiple of {parts}: "
+            f"{mesh.size} devices times config.optim.accumulation={accumulation}."
+        )
 
 
-def flops_per_image(config: ConfigDict, learner: Learner) -> float:
-    """Floating-point operations of a training step, of the model and an image.
+def flops_per_image(learner: Learner) -> float:
+    """Return floating-point operations of a training step, an image [FLOP].
 
-    What the step computes again with config.model.remat does not count.
+    What rematerialisation computes again does not count.
     """
-    key = jax.random.key(config.seed)
+    key = jax.random.key(learner.seed)
     params = jax.eval_shape(learner.init, key)
-    batch = jax.eval_shape(learner.prepare, _batch_like(config), key)
+    batch = jax.eval_shape(learner.prepare, dict(learner.batch), key)
 
     def gradient(params: Any, batch: steps.Batch, key: jax.Array) -> Any:
         def loss(learned: Any) -> Any:
@@ -187,20 +140,4 @@ def flops_per_image(config: ConfigDict, learner: Learner) -> float:
 
         return jax.grad(loss, has_aux=True)(steps.learning(params, learner.frozen))
 
-    return flops.count(gradient, params, batch, key) / config.data.batch_size
-
-
-def in_steps(config: ConfigDict, learner: Learner, duration: str) -> int:
-    """ "10 epochs", "500 steps" or "100000 examples" in steps."""
-    return inputs.num_steps(duration, config.data.batch_size, learner.num_examples)
-
-
-def _batch_like(
-    config: ConfigDict, layout: jax.sharding.Sharding | None = None
-) -> dict[str, jax.ShapeDtypeStruct]:
-    size = config.data.batch_size
-    pixels = (size, *config.data.image_size, config.data.channels)
-    return {
-        "image": jax.ShapeDtypeStruct(pixels, jnp.uint8, sharding=layout),
-        "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=layout),
-    }
+    return flops.count(gradient, params, batch, key) / learner.batch_size

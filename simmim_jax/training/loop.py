@@ -1,4 +1,4 @@
-"""The one training loop: set up, restore, step, log, evaluate, save.
+"""The one training loop: restore, step, log, evaluate, save.
 
 Order within a step, which resuming relies on: update, log, evaluate, save. A checkpoint
 of step n holds the parameters after n updates and the input's position after n batches;
@@ -10,16 +10,14 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from simmim_jax.checkpoints.record import describe_software
 from simmim_jax.checkpoints.store import Checkpointer
 from simmim_jax.data.loader.bad_examples import REASONS
-from simmim_jax.data.sources.base import Source
+from simmim_jax.data.loader.pipeline import TrainIterator
 from simmim_jax.errors import Interrupted
 from simmim_jax.monitoring.profile import Profile
 from simmim_jax.monitoring.writer import MetricWriter, write_json
@@ -27,215 +25,234 @@ from simmim_jax.runtime import distributed, host_memory, sharding
 from simmim_jax.runtime.distributed import AnyProcess
 from simmim_jax.runtime.interrupt import catch_signals
 from simmim_jax.training import compilation, inputs, resume, steps
-from simmim_jax.training.compilation import Learner, in_steps
+from simmim_jax.training.compilation import Plan
+from simmim_jax.training.run import Run, Trained
 from simmim_jax.training.step_log import StepLog
 from simmim_jax.training.steps import TrainState
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Task(Learner):
-    """In what pre-training and fine-tuning differ."""
-
-    source: Source
-    # What the data are, in a line for the person who watches.
-    data: str
-    # (params, step) -> metrics of held-out data; may draw a picture.
-    evaluate: Callable[[Any, int], dict[str, float]]
-    # The metric of `evaluate` that the best checkpoint is chosen by: "min" or "max".
-    best: str
-    mode: str
-    # Draws what the model will see, where a run starts anew.
-    preview: Callable[[], Path] | None = None
-    # Replaces fresh parameters where a run starts anew.
-    restore: Callable[[Any], Any] | None = None
-    # Where `evaluate` draws at a step.
-    picture: Callable[[int], Path] | None = None
-    # Kept in checkpoints beside the config.
-    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+StepFn = Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """What a finished run leaves."""
+def train(run: Run) -> Trained:
+    """Train until the run is finished, from the last checkpoint in its workdir.
 
-    params: Any  # moving averages with config.ema_decay
-    step: int
-    last: dict[str, float]  # metrics of the last evaluation
-
-
-def train(config: ConfigDict, workdir: Path, task: Task) -> Trained:
-    """Trains until config.duration is over, from the last checkpoint in `workdir`.
-
-    Raises NonFiniteError when a loss or gradient is not finite, and Interrupted after
+    raises: NonFiniteError when a loss or gradient is not finite; Interrupted after
     SIGTERM or SIGINT, once a checkpoint is written.
     """
     begin = time.perf_counter()
-    # ---- Shapes, optimiser, shardings ------------------------------------------------
-    mesh = sharding.make_mesh(**config.mesh)
-    plan = compilation.plan(config, task, mesh)
-    key = jax.random.key(config.seed)
-
+    plan = compilation.plan(run.learner, run.mesh)
+    total = run.lengths.total
     with contextlib.ExitStack() as stack:
-        # ---- State -------------------------------------------------------------------
-        # 1. The last checkpoint of this run; else
-        # 2. a fresh model with a pre-trained encoder; else
-        # 3. a fresh model.
         checkpoints = stack.enter_context(
             Checkpointer(
-                workdir, keep=config.keep_checkpoints, best=task.best, mode=task.mode
+                run.workdir, keep=run.keep_checkpoints, best=run.best, mode=run.mode
             )
         )
-        iterator = stack.enter_context(
-            contextlib.closing(inputs.train_batches(config, task.source, workdir))
-        )
+        stream = stack.enter_context(contextlib.closing(run.stream()))
         start = checkpoints.last_step() or 0
-        total = in_steps(config, task, config.duration)
         writer = stack.enter_context(
             MetricWriter(
-                workdir,
+                run.workdir,
                 total_steps=total,
                 resume_step=start,
-                title=config.mode,
-                wandb=config.wandb,
+                title=run.title,
+                wandb=run.wandb,
                 is_main=jax.process_index() == 0,
             )
         )
-        writer.message(task.data)
+        writer.message(run.description)
         if start:
-            for change in resume.changes(
-                workdir, config, task.meta, finished=start >= total
-            ):
-                writer.message(change)
-            state = resume.restore(checkpoints, start, plan.state, iterator)
-            writer.message(f"resumed at step {start} of {total}")
+            state = _resumed(run, plan, checkpoints, start, stream, writer)
         else:
-            if task.preview and jax.process_index() == 0:
-                writer.picture(0, "augmented", task.preview())
-            params = jax.jit(task.init, out_shardings=plan.shardings.params)(key)
-            if task.restore:
-                params = sharding.laid_out(task.restore(params), plan.shardings.params)
-            state = jax.jit(
-                plan.fresh_state, out_shardings=plan.shardings, donate_argnums=0
-            )(params)
-        meta = {"config": config.to_dict(), **describe_software(), **task.meta}
+            state = _fresh(run, plan, writer)
+        meta = run.record | describe_software()
         if jax.process_index() == 0:
-            write_json(workdir / "config.json", meta)
-
-        # ---- Compile and loop --------------------------------------------------------
+            write_json(run.workdir / "config.json", meta)
         if start < total:
-            writer.message("compiling the training step ...")
-            before = time.perf_counter()
-            lowered = plan.lower()
-            # XLA leaves Python free: operations are counted meanwhile.
-            with ThreadPoolExecutor(1) as pool:
-                flops = pool.submit(compilation.flops_per_image, config, task)
-                step_fn = lowered.compile()
-            distributed.meet()
-            host_memory.make_room()
-            seconds = time.perf_counter() - before
-            writer.message(f"compiled the training step in {seconds:.1f} s")
+            step_fn, flops, seconds = _compile(run, plan, writer)
             log = StepLog(
                 writer,
                 plan.schedule,
                 checkpoints,
-                config.data.batch_size,
+                run.learner.batch_size,
                 start,
-                flops_per_image=flops.result(),
+                flops_per_image=flops,
                 startup={"compile_seconds": seconds},
                 begin=begin,
             )
             profile = stack.enter_context(
-                contextlib.closing(Profile(workdir, **config.profile))
+                contextlib.closing(_profile(run, total - start, writer))
             )
-            batches = inputs.batches_on_devices(iterator, mesh)
-            span = range(start + 1, total + 1)
-            first = config.profile.start_step
-            if config.profile.num_steps and first >= len(span):
-                writer.message(
-                    f"no profile: of the {len(span)} steps to go, none comes after "
-                    f"config.profile.start_step={first}"
-                )
-            with catch_signals() as stop:
-                state = loop(
-                    *(config, task, state, step_fn, batches),
-                    *(log, profile, meta, span, stop),
-                )
+            loop = _Loop(run, step_fn, checkpoints, log, profile, meta)
+            batches = inputs.batches_on_devices(stream, run.mesh)
+            state = loop.run(state, batches, range(start + 1, total + 1))
         best = checkpoints.best_step() or total
         writer.message(f"best at step {best}: {_text(checkpoints.metrics(best))}")
         return Trained(state.averaged, total, checkpoints.metrics(total))
 
 
-def loop(
-    config: ConfigDict,
-    task: Task,
-    state: TrainState,
-    step_fn: Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]],
-    batches: Iterator[tuple[steps.Batch, dict[str, Any]]],
-    log: StepLog,
-    profile: Profile,
-    meta: dict[str, Any],
-    span: range,
-    stop: list[str],
-) -> TrainState:
-    """The steps of `span`: update, log, evaluate, save, in this order.
+# ---- Before the first step -----------------------------------------------------------
 
-    stop: gets the name of a signal when the run is to save and end with Interrupted.
-    """
-    total = span[-1]
-    # A length of 0 is never: the last step alone evaluates and saves.
-    log_every, eval_every, save_every = (
-        in_steps(config, task, duration) or total
-        for duration in (config.log_every, config.eval_every, config.checkpoint_every)
+
+def _resumed(
+    run: Run,
+    plan: Plan,
+    checkpoints: Checkpointer,
+    start: int,
+    stream: TrainIterator,
+    writer: MetricWriter,
+) -> TrainState:
+    """Return the state of the checkpoint at step `start`."""
+    for change in run.changes(start >= run.lengths.total):
+        writer.message(change)
+    state = resume.restore(checkpoints, start, plan.state, stream)
+    writer.message(f"resumed at step {start} of {run.lengths.total}")
+    return state
+
+
+def _fresh(run: Run, plan: Plan, writer: MetricWriter) -> TrainState:
+    """Return the state before the first step: fresh, or with a restored encoder."""
+    if run.preview and jax.process_index() == 0:
+        writer.picture(0, "augmented", run.preview())
+    key = jax.random.key(run.learner.seed)
+    init = jax.jit(run.learner.init, out_shardings=plan.shardings.params)
+    params = init(key)
+    if run.restore:
+        params = sharding.laid_out(run.restore(params), plan.shardings.params)
+    fresh_state = jax.jit(
+        plan.fresh_state, out_shardings=plan.shardings, donate_argnums=0
     )
-    asked = AnyProcess()
-    for step in span:
-        stops = asked.ask(bool(stop))
-        with log.timer.waiting():
+    return fresh_state(params)
+
+
+def _compile(run: Run, plan: Plan, writer: MetricWriter) -> tuple[StepFn, float, float]:
+    """Return the step, its FLOP an image, and the seconds that compiling took."""
+    writer.message("compiling the training step ...")
+    before = time.perf_counter()
+    lowered = plan.lower()
+    # XLA releases the interpreter lock: operations are counted meanwhile.
+    with ThreadPoolExecutor(1) as pool:
+        flops = pool.submit(compilation.flops_per_image, run.learner)
+        step_fn = lowered.compile()
+    distributed.meet()
+    host_memory.make_room()
+    seconds = time.perf_counter() - before
+    writer.message(f"compiled the training step in {seconds:.1f} s")
+    return step_fn, flops.result(), seconds
+
+
+def _profile(run: Run, steps_left: int, writer: MetricWriter) -> Profile:
+    """Return the trace of the run's steps; warns where it would never begin."""
+    first, count = run.profile
+    if count and first >= steps_left:
+        writer.message(
+            f"no profile: of the {steps_left} steps left, none comes after "
+            f"config.profile.start_step={first}"
+        )
+    return Profile(run.workdir, start_step=first, num_steps=count)
+
+
+# ---- Steps ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """What all steps of a run share."""
+
+    of: Run
+    step_fn: StepFn
+    checkpoints: Checkpointer
+    log: StepLog
+    profile: Profile
+    meta: dict[str, Any]
+
+    def run(
+        self,
+        state: TrainState,
+        batches: Iterator[tuple[steps.Batch, dict[str, Any]]],
+        span: range,
+    ) -> TrainState:
+        """Update, log, evaluate and save, in this order, for every step of `span`."""
+        lengths, asked = self.of.lengths, AnyProcess()
+        with catch_signals() as received:
+            for step in span:
+                stops = asked.ask(bool(received))
+                state, metrics, position = self._update(state, batches, step)
+                evaluates = lengths.is_due(lengths.eval_every, step)
+                saves = (
+                    evaluates or stops or lengths.is_due(lengths.checkpoint_every, step)
+                )
+                due = saves or lengths.is_due(lengths.log_every, step)
+                self._log(step, metrics, position, due)
+                if not saves:
+                    continue
+                self.log.finish()
+                held_out = self._evaluate(state, step) if evaluates else None
+                self._save(state, step, position, held_out)
+                if stops or step == lengths.total:
+                    self.checkpoints.wait()
+                if stops:
+                    name = received[0] if received else "a signal to another process"
+                    raise Interrupted(
+                        f"{name} at step {step} of {lengths.total}: a checkpoint is "
+                        "saved, the same command resumes from it."
+                    )
+                host_memory.give_back_gaps()
+                self.log.restart_clock()
+        return state
+
+    def _update(
+        self,
+        state: TrainState,
+        batches: Iterator[tuple[steps.Batch, dict[str, Any]]],
+        step: int,
+    ) -> tuple[TrainState, steps.Metrics, dict[str, Any]]:
+        """Start one step; returns its metrics and the input's position after it."""
+        with self.log.timer.waiting():
             batch, position = next(batches)
         sharding.await_on_cpus((state, batch))
-        # The guard: nothing else may pass between host and device and hold this up.
-        with profile.step(step), jax.transfer_guard("disallow"):
-            state, metrics = step_fn(state, batch)
-        evaluates = step % eval_every == 0 or step == total
-        saves = evaluates or step % save_every == 0 or stops
-        due = saves or step % log_every == 0
+        # The guard: nothing else may pass between host and device and block the step.
+        with self.profile.step(step), jax.transfer_guard("disallow"):
+            state, metrics = self.step_fn(state, batch)
+        return state, metrics, position
+
+    def _log(
+        self, step: int, metrics: steps.Metrics, position: dict[str, Any], due: bool
+    ) -> None:
         if due:
             position["bad_images"] = distributed.total(position["bad_images"], REASONS)
         with jax.transfer_guard("disallow"):
-            log.add(step, metrics, due, position["bad_images"])
-        if done := profile.after(metrics):
-            log.writer.message(done)
-        if not saves:
-            continue
-        log.finish()
-        held_out = task.evaluate(state.averaged, step) if evaluates else None
-        if held_out:
-            log.check(step, held_out)
-            log.writer.write(step, held_out)
-            log.writer.message(f"step {step}: {_text(held_out)}")
-            if task.picture:
-                log.writer.picture(step, "held out", task.picture(step))
+            self.log.add(step, metrics, due, position["bad_images"])
+        if done := self.profile.after(metrics):
+            self.log.writer.message(done)
+
+    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+        run, writer = self.of, self.log.writer
+        held_out = run.evaluate(state.averaged, step)
+        self.log.check(step, held_out)
+        writer.write(step, held_out)
+        writer.message(f"step {step}: {_text(held_out)}")
+        if run.picture:
+            writer.picture(step, "held out", run.picture(step))
+        return held_out
+
+    def _save(
+        self,
+        state: TrainState,
+        step: int,
+        position: dict[str, Any],
+        held_out: dict[str, float] | None,
+    ) -> None:
         before = time.perf_counter()
-        log.checkpoints.save(
+        self.checkpoints.save(
             step,
             params=state.averaged,
             optimizer=resume.optimizer_item(state),
             data=position,
-            meta=meta | {"step": step},
+            meta=self.meta | {"step": step},
             metrics=held_out,
         )
-        log.note("checkpoint_seconds", time.perf_counter() - before)
-        if stops or step == total:
-            log.checkpoints.wait()
-        if stops:
-            signal = stop[0] if stop else "a signal to another process"
-            raise Interrupted(
-                f"{signal} at step {step} of {total}: a checkpoint is saved, the same "
-                "command goes on from it."
-            )
-        host_memory.give_back_gaps()
-        log.restart_clock()
-    return state
+        self.log.note("checkpoint_seconds", time.perf_counter() - before)
 
 
 def _text(metrics: dict[str, float]) -> str:

@@ -1,0 +1,88 @@
+"""The architecture of a pre-trained encoder, which fine-tuning takes over.
+
+It is read before JAX starts, so that a contradiction is an error in the first second.
+"""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+from simmim_jax.checkpoints import layout
+from simmim_jax.config.schema import Finetune
+from simmim_jax.errors import UserError
+
+# Fields that parameters depend on: their shapes, or the arithmetic they learned.
+_TAKEN = (
+    "patch_size",
+    "embed_dim",
+    "depth",
+    "depths",
+    "num_heads",
+    "mlp_ratio",
+    "qkv_bias",
+    "patch_norm",
+    "use_abs_pos_emb",
+    "norm_eps",
+)
+
+
+def adopt(
+    config: Finetune, explicit: Collection[str] = ()
+) -> tuple[Finetune, list[str]]:
+    """Return the config with the architecture of config.init_from, and what to say.
+
+    explicit: names of fields that the command line sets, such as "model.depth"; they
+    are not replaced.
+    raises: UserError where the checkpoint contradicts them, is of another family or has
+    other channels; NotFoundError where there is none.
+    """
+    if not config.init_from:
+        return config, []
+    where = f"config.init_from='{config.init_from}'"
+    learned = layout.read_meta(config.init_from)["config"]
+    model: dict[str, Any] = learned["model"]
+    if model["name"] != config.model.name:
+        raise UserError(
+            f"config.model.name={config.model.name!r}, but {where} has a "
+            f"{model['name']!r}: fine-tune with a config of that encoder, such as "
+            f"{model['name']}_base_finetune."
+        )
+    channels = learned["data"].get("channels", config.data.channels)
+    if channels != config.data.channels:
+        raise UserError(
+            f"config.data.channels={config.data.channels}, but {where} learned from "
+            f"images of {channels}: expected --config.data.channels={channels}, and "
+            "mean and std for them."
+        )
+    changes = {}
+    for name in _TAKEN:
+        if name not in model or not hasattr(config.model, name):
+            continue
+        has, wanted = _plain(model[name]), getattr(config.model, name)
+        if has == wanted:
+            continue
+        if name == "depth" and config.init_first_blocks:
+            if wanted > has:
+                raise UserError(
+                    f"config.model.depth={wanted}, but {where} has {has} blocks: "
+                    f"expected at most --config.model.depth={has}."
+                )
+            continue
+        if f"model.{name}" in explicit:
+            raise UserError(
+                f"config.model.{name}={wanted!r}, but {where} has {has!r}: leave the "
+                "field out, or start from another checkpoint."
+            )
+        changes[name] = has
+    if not changes:
+        return config, []
+    said = ", ".join(f"{name}={value!r}" for name, value in changes.items())
+    adopted = dataclasses.replace(config.model, **changes)
+    return (
+        dataclasses.replace(config, model=adopted),
+        [f"architecture of {config.init_from}: {said}"],
+    )
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,202 @@
+"""What config.data describes: sources, views, streams of batches, evaluation passes."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simmim_jax.config import schema
+from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.data.loader.bad_examples import BadImages
+from simmim_jax.data.loader.pipeline import (
+    EvalBatches,
+    TrainIterator,
+    eval_batches,
+    train_iterator,
+)
+from simmim_jax.data.loader.workers import num_cpus, share_out
+from simmim_jax.data.sources.base import ArraySource, Source, SubsetSource
+from simmim_jax.data.sources.registry import open_source
+from simmim_jax.data.views.base import View
+from simmim_jax.data.views.image import CenterCropView, ImageView, RandomCropView
+from simmim_jax.runtime import distributed
+from simmim_jax.training.run import Lengths
+
+# Class names that a run prints: enough to see whether they are the right ones.
+_NAMES_SHOWN = 6
+
+
+def open_split(data: schema.Data, split: str) -> Source:
+    """Open one split of the data set that config.data names."""
+    return open_source(data.dataset, split, data_dir=data.data_dir)
+
+
+def describe(
+    source: Source, held_out: Source, class_names: tuple[str, ...], batch_size: int
+) -> str:
+    """Return what a run sees: numbers of images and, where they count, classes."""
+    text = f"{len(source):,} images to train on"
+    if len(source) < batch_size:
+        times = batch_size / len(source)
+        text += f" (each {times:.1f} times in a batch of {batch_size:,})"
+    text += f", {len(held_out):,} held out"
+    if not class_names:
+        return text
+    first = ", ".join(class_names[:_NAMES_SHOWN])
+    more = ", ..." if len(class_names) > _NAMES_SHOWN else ""
+    return f"{text}, {len(class_names):,} classes: {first}{more}"
+
+
+def train_view(data: schema.Data) -> View:
+    """Return the view of training: random crops, or whole images."""
+    image = _image_view(data)
+    if not data.crop_scale:
+        return image
+    return RandomCropView(
+        **_fields(image),
+        scale=(data.crop_scale[0], data.crop_scale[1]),
+        ratio=data.crop_ratio,
+        fast=data.fast_decode,
+    )
+
+
+def eval_view(data: schema.Data) -> CenterCropView:
+    """Return the view of evaluation: centre crops."""
+    return CenterCropView(**_fields(_image_view(data)), crop_fraction=data.eval_crop)
+
+
+def batch_like(data: schema.Data) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shape and dtype of each array of a global training batch."""
+    return {
+        name: jax.ShapeDtypeStruct(
+            (data.batch_size, *spec.shape), jnp.dtype(spec.dtype)
+        )
+        for name, spec in train_view(data).spec.items()
+    }
+
+
+def scale(data: schema.Data) -> float:
+    """Return what pixels are divided by before mean and std apply."""
+    return 255.0 if data.dtype == "uint8" else 1.0
+
+
+def displayed(data: schema.Data, images: np.ndarray) -> np.ndarray:
+    """Return images [n h w c] as grey levels or colours in 0..255, to draw them.
+
+    Measured values are shown from two standard deviations below the mean to two above.
+    """
+    if data.dtype == "uint8":
+        return images
+    levels = (images - np.array(data.mean)) / np.array(data.std)
+    return np.round(np.clip(255 * (levels + 2) / 4, 0, 255)).astype(np.uint8)
+
+
+def train_batches(
+    config: Pretrain | Finetune,
+    source: Source,
+    workdir: Path | None = None,
+    *,
+    batch_size: int | None = None,
+    num_workers: int | None = None,
+) -> TrainIterator:
+    """Return the stream of training batches.
+
+    workdir: where bad images are listed; None: nowhere. batch_size, num_workers: in
+    place of those of config.data.
+    """
+    data = config.data
+    workers, num_threads = decoders(data, source)
+    return train_iterator(
+        source,
+        train_view(data),
+        batch_size=(batch_size or data.batch_size) // jax.process_count(),
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=workers if num_workers is None else num_workers,
+        num_threads=num_threads,
+        bad=_bad_images(data, data.train_split, workdir),
+    )
+
+
+def eval_pass(
+    data: schema.Data, source: Source, workdir: Path | None = None
+) -> EvalBatches:
+    """Return a pass over all of `source`, resized and cropped as config.data says.
+
+    workdir: where bad images are listed; None: nowhere.
+    """
+    num_workers, num_threads = decoders(data, source)
+    return eval_batches(
+        source,
+        eval_view(data),
+        batch_size=data.batch_size // jax.process_count(),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=max(num_workers, 1) * num_threads,
+        bad=_bad_images(data, data.eval_split, workdir),
+        total=distributed.total,
+    )
+
+
+def decoders(data: schema.Data, source: Source) -> tuple[int, int]:
+    """Return processes, and threads in each, as config.data or the machine says."""
+    workers, threads = data.num_workers, data.num_threads
+    while isinstance(source, SubsetSource):
+        source = source.source
+    if isinstance(source, ArraySource) and workers < 0:
+        workers = 0  # nothing to decode, and each process would get a copy
+    return share_out(num_cpus(), workers, threads)
+
+
+def lengths(config: Pretrain | Finetune, num_examples: int) -> Lengths:
+    """Return the lengths of a run in steps; raises UserError that names the field."""
+
+    def num_steps(name: str) -> int:
+        return schema.num_steps(config, name, num_examples)
+
+    return Lengths(
+        total=num_steps("duration"),
+        log_every=num_steps("log_every"),
+        eval_every=num_steps("eval_every"),
+        checkpoint_every=num_steps("checkpoint_every"),
+    )
+
+
+def _image_view(data: schema.Data) -> ImageView:
+    return ImageView(
+        size=data.image_size,
+        channels=data.channels,
+        interpolation=data.interpolation,
+        dtype=data.dtype,
+    )
+
+
+def _fields(view: ImageView) -> dict:
+    return {f.name: getattr(view, f.name) for f in dataclasses.fields(view)}
+
+
+def _bad_images(
+    data: schema.Data, split: str, workdir: Path | None
+) -> BadImages | None:
+    """Return the account of a split's bad images, with its list in `workdir`.
+
+    The list is bad_images.tsv, and bad_images.<process>.tsv of other processes.
+    """
+    if workdir is None:
+        return None
+    process = jax.process_index()
+
+    def say(text: str) -> None:
+        # The cursor may stand on the progress bar of a terminal.
+        print(f"\n{text}" if sys.stdout.isatty() else text, flush=True)
+
+    return BadImages(
+        split,
+        max_fraction=data.max_bad_fraction,
+        path=workdir / (f"bad_images.{process}.tsv" if process else "bad_images.tsv"),
+        say=say if process == 0 else None,
+    )

@@ -1,0 +1,75 @@
+"""Pure functions of a pre-training step: its preparation and its loss."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from simmim_jax.augment import basic
+from simmim_jax.errors import UserError
+from simmim_jax.mim import masking
+from simmim_jax.mim.objective import SIMMIM, Objective
+from simmim_jax.models.simmim import SimMIM
+from simmim_jax.training.steps import Batch, Loss, Metrics, Prepare, purpose
+
+
+def pretrain_prepare(
+    *,
+    patch_size: tuple[int, int],
+    mask_unit: tuple[int, int],
+    mask_ratio: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    flip: bool,
+    mask_kind: str = "random",
+    scale: float = 255.0,
+) -> Prepare:
+    """Return what flips, normalises and draws a mask for each image.
+
+    mask_unit: height and width of what is hidden together [pixels]; mask_kind: a name
+    of `masking.MASKS`; scale: what pixels are divided by before they are normalised.
+    raises: UserError for values that cannot be, and, when it sees images, where nothing
+    of them would stay visible.
+    """
+    if mask_kind not in masking.MASKS:
+        raise UserError(
+            f"config.mask.kind={mask_kind!r}: expected one of {tuple(masking.MASKS)}."
+        )
+    if mask_unit[0] % patch_size[0] or mask_unit[1] % patch_size[1]:
+        raise UserError(
+            f"config.mask.unit_size={mask_unit} must be a multiple of "
+            f"config.model.patch_size={patch_size}: whole patches are hidden."
+        )
+    unit = (mask_unit[0] // patch_size[0], mask_unit[1] // patch_size[1])
+
+    def prepare(batch: Batch, key: jax.Array) -> Batch:
+        images = batch["image"]
+        grid = (images.shape[1] // patch_size[0], images.shape[2] // patch_size[1])
+        if flip:
+            images = basic.random_flip(purpose(key, "flip"), images)
+        units = (grid[0] // unit[0]) * (grid[1] // unit[1])
+        if masking.num_masked(units, mask_ratio) >= units > 0:
+            raise UserError(
+                f"config.mask.ratio={mask_ratio} hides all {units} units of an image: "
+                "expected a lower one, or a smaller config.mask.unit_size."
+            )
+        mask = masking.MASKS[mask_kind](
+            purpose(key, "mask"), len(images), grid, unit, mask_ratio
+        )
+        return {"image": basic.normalize(images, mean, std, scale), "mask": mask}
+
+    return prepare
+
+
+def pretrain_loss(model: SimMIM, objective: Objective = SIMMIM) -> Loss:
+    """Return the loss of reconstructions, by default masked L1."""
+
+    def loss(params: Any, inputs: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        images, mask = inputs["image"], inputs["mask"]
+        prediction = model.apply(
+            {"params": params}, images, mask, True, rngs={"drop_path": key}
+        )
+        value, _ = objective(prediction, images, mask)
+        return value, {"loss": value}
+
+    return loss

@@ -1,0 +1,101 @@
+"""A training run: everything that the loop needs, built once by a task."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from simmim_jax.data.loader.pipeline import TrainIterator
+from simmim_jax.training import optim, steps
+
+# (params, step) -> metrics of held-out data; may draw a picture.
+Evaluate = Callable[[Any, int], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learner:
+    """What learns, and how: all that a training step is made of."""
+
+    # key -> params. Pure: runs under jit, straight onto the mesh.
+    init: Callable[[jax.Array], Any]
+    prepare: steps.Prepare
+    loss: steps.Loss
+    # The same without rematerialisation: its products count in a utilisation.
+    plain_loss: steps.Loss
+    # Shape and dtype of each array of a global batch.
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    # Parameters or their shapes -> learning rate and optimiser of those that learn.
+    optimizer: Callable[[Any], tuple[optim.Schedule, optax.GradientTransformation]]
+    seed: int
+    # Top-level names of parameters that do not learn.
+    frozen: tuple[str, ...] = ()
+    # Micro-batches of a batch.
+    accumulation: int = 1
+    # Decay of the moving average of the parameters; 0: there is none.
+    ema_decay: float = 0.0
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of a global batch."""
+        return next(iter(self.batch.values())).shape[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Lengths of a run [steps]; 0 as an interval: after the last step alone."""
+
+    total: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+
+    def is_due(self, interval: int, step: int) -> bool:
+        """Whether something with this interval happens after `step`."""
+        return step == self.total or bool(interval and step % interval == 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run; tasks build it, `loop.train` carries it out."""
+
+    title: str
+    workdir: Path
+    learner: Learner
+    mesh: Mesh
+    lengths: Lengths
+    # Data set in a line, for the log.
+    description: str
+    # Opens the stream of training batches.
+    stream: Callable[[], TrainIterator]
+    evaluate: Evaluate
+    # Metric of `evaluate` that the best checkpoint is chosen by: "min" or "max" of it.
+    best: str
+    mode: str
+    # Config and data set, as checkpoints and config.json record them.
+    record: dict[str, Any]
+    # Whether the run is finished -> how its config differs from when it began.
+    # raises: UserError where a resumed run may not differ so.
+    changes: Callable[[bool], list[str]]
+    # Draws what the model sees at the start of a new run.
+    preview: Callable[[], Path] | None = None
+    # Replaces fresh parameters at the start of a new run.
+    restore: Callable[[Any], Any] | None = None
+    # Where `evaluate` draws at a step.
+    picture: Callable[[int], Path] | None = None
+    keep_checkpoints: int = 3
+    wandb: bool = False
+    # First step and number of steps that are traced.
+    profile: tuple[int, int] = (0, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a finished run leaves."""
+
+    params: Any  # moving averages where the run has them
+    step: int
+    last: dict[str, float]  # metrics of the last evaluation
