@@ -1,4 +1,4 @@
-"""Pictures of a run: reconstructions, curves, predictions. Every one a PNG file."""
+"""Pictures of a run as PNG files: reconstructions, curves, predictions."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ MIN_CELL_SIZE = 96  # pixels; smaller images are enlarged
 MAX_BARS = 5
 MAX_NAME_LENGTH = 30
 
-# Okabe & Ito (2008): told apart with any kind of colour vision.
+# Okabe & Ito (2008): distinguishable with any kind of colour vision.
 LINE_COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -35,7 +35,7 @@ INK = "#222222"
 BAR, RIGHT_BAR, WRONG_BAR = "#C9DCEB", "#8FD1B8", "#F2B896"
 RIGHT_INK, WRONG_INK = "#00664A", "#A84800"
 
-FIGURE_WIDTH, DPI = 8.0, 150  # inches, pixels an inch: 1200 pixels wide
+FIGURE_WIDTH, DPI = 8.0, 150  # inches, pixels per inch: 1200 pixels wide
 
 
 def reconstruction_grid(
@@ -44,20 +44,20 @@ def reconstruction_grid(
     reconstructions: np.ndarray,
     path: str | Path,
 ) -> Path:
-    """Examples as rows of original, masked, reconstruction and pasted; a PNG.
+    """Draw examples as rows of original, masked, reconstruction and pasted.
 
-    The third picture is the prediction at every pixel; the fourth has it where the
-    image was masked, and the original where it was visible. From four examples on
-    there are two to a row. Images under 96 pixels are enlarged by a whole factor.
+    "reconstruction" is the prediction at every pixel; "pasted" has it only where the
+    image was masked. With four examples or more, a row holds two. Images smaller than
+    96 pixels are enlarged by an integer factor.
 
     Args:
-      images: uint8[n h w c]; of more than three channels the first three are shown,
-        of fewer their mean, in grey.
-      masks: bool[n h w], True = masked.
-      reconstructions: float[n h w c], 0..255; clipped to that range, NaN black.
-      path: the file to write; its folder is created.
+      images: [n, h, w, c] uint8. The first three channels are shown, or the mean in
+        grey if there are fewer.
+      masks: [n, h, w] bool, True = masked.
+      reconstructions: [n, h, w, c] float, clipped to 0..255; NaN becomes black.
+      path: file to write; its folder is created.
 
-    Returns: the path. Raises ValueError for shapes other than these.
+    Returns: the path. Raises UserError for other shapes.
     """
     images, masks = _check_images(images), np.asarray(masks, bool)
     _check_shape("masks", masks, images.shape[:3])
@@ -76,10 +76,10 @@ def reconstruction_grid(
 def augmentation_grid(
     images: np.ndarray, augmented: np.ndarray, path: str | Path
 ) -> Path:
-    """Images beside what augmentation made of them; a PNG like `reconstruction_grid`.
+    """Draw images beside their augmented versions, like `reconstruction_grid`.
 
-    images: uint8[n h w c]; augmented: float[n h w c], 0..255; returns: the path.
-    Raises ValueError for other shapes.
+    images: [n, h, w, c] uint8. augmented: [n, h, w, c] float, 0..255. Returns: the
+    path. Raises UserError for other shapes.
     """
     images = _check_images(images)
     _check_shape("augmented", np.asarray(augmented), images.shape)
@@ -93,13 +93,13 @@ def curves(
     *,
     xlabel: str = "step",
 ) -> Path:
-    """Line charts side by side, one panel a key: {title: {name: (xs, ys)}}; a PNG.
+    """Draw line charts side by side, one panel a key: {title: {name: (xs, ys)}}.
 
-    A value that is NaN or None leaves a gap. Returns the path; raises ValueError
-    when there is nothing to draw, or xs and ys differ in length.
+    NaN and None leave gaps. Returns: the path. Raises UserError if `panels` is empty,
+    or xs and ys differ in length.
     """
     if not panels:
-        raise UserError("panels is empty: expected {title: {name: (xs, ys)}}")
+        raise UserError("panels is empty. Expected {title: {name: (xs, ys)}}.")
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     height = 3.1 * rows if columns > 1 else 4.2
@@ -122,17 +122,17 @@ def prediction_grid(
     true_names: Sequence[str] | None = None,
     titles: Sequence[str] | None = None,
 ) -> Path:
-    """Images, each with bars of its most probable classes beside it; a PNG.
+    """Draw images, each beside bars of its most probable classes.
 
     Args:
-      images: uint8[n h w c], shown as in `reconstruction_grid`.
-      names: class names for each image, most probable first; five at most are shown.
-      probabilities: 0..1, as many as names.
-      path: the file to write; its folder is created.
-      true_names: the right class of each image, to mark hits and misses.
-      titles: a line above each image.
+      images: [n, h, w, c] uint8, shown as in `reconstruction_grid`.
+      names: class names per image, most probable first; at most five are shown.
+      probabilities: one per name, 0..1.
+      path: file to write; its folder is created.
+      true_names: correct class of each image, to mark hits and misses.
+      titles: line above each image.
 
-    Returns: the path. Raises ValueError for lengths that do not match.
+    Returns: the path. Raises UserError if lengths do not match.
     """
     images = _check_images(images)
     for label, values in {
@@ -143,8 +143,8 @@ def prediction_grid(
     }.items():
         if values is not None and len(values) != len(images):
             raise UserError(
-                f"{label} has {len(values)} entries for images of shape"
-                f" {images.shape}: expected one for each image"
+                f"{label} has {len(values)} entries for images of shape "
+                f"{images.shape}. Expected one per image."
             )
     columns = min(len(images), 2)
     rows = -(-len(images) // columns)
@@ -173,7 +173,7 @@ def _check_images(images: np.ndarray) -> np.ndarray:
     images = np.asarray(images)
     if images.ndim != 4 or images.dtype != np.uint8 or images.size == 0:
         raise UserError(
-            f"images is {images.dtype}{list(images.shape)}: expected uint8[n h w c]"
+            f"images is {images.dtype}{list(images.shape)}. Expected uint8[n, h, w, c]."
         )
     return images
 
@@ -181,12 +181,12 @@ def _check_images(images: np.ndarray) -> np.ndarray:
 def _check_shape(name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
     if array.shape != expected:
         raise UserError(
-            f"{name} has shape {array.shape}: expected {expected}, to match images"
+            f"{name} has shape {array.shape}: expected {expected}, to match images."
         )
 
 
 def _to_rgb(images: np.ndarray) -> np.ndarray:
-    """uint8[n h w c] -> uint8[n h w 3]."""
+    """[n, h, w, c] uint8 -> [n, h, w, 3] uint8."""
     if images.shape[-1] >= 3:
         return images[..., :3]
     grey = images.mean(axis=-1).astype(np.uint8)
@@ -194,23 +194,23 @@ def _to_rgb(images: np.ndarray) -> np.ndarray:
 
 
 def _to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """Rounded, clipped to 0..255, NaN black."""
+    """Round and clip to 0..255; NaN becomes black."""
     pixels = np.nan_to_num(np.asarray(pixels, np.float32))
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
 def _draw_panels(panels: Mapping[str, np.ndarray], path: str | Path) -> Path:
-    """A column for each caption, uint8[n h w 3]; small images are enlarged."""
+    """Draw a column per caption, [n, h, w, 3] uint8; small images are enlarged."""
     cells = np.stack(list(panels.values()), axis=1)
     scale = max(-(-MIN_CELL_SIZE // min(cells.shape[2:4])), 1)
     cells = repeat(cells, "n p h w c -> n p (h sh) (w sw) c", sh=scale, sw=scale)
     with _atomic(path) as temporary:
-        _captioned(cells, list(panels)).save(temporary, format="PNG")
+        _join_cells(cells, list(panels)).save(temporary, format="PNG")
     return Path(path)
 
 
-def _captioned(panels: np.ndarray, captions: Sequence[str]) -> Image.Image:
-    """uint8[n p h w 3] -> one picture, captions above each column."""
+def _join_cells(panels: np.ndarray, captions: Sequence[str]) -> Image.Image:
+    """Join cells [n, p, h, w, 3] uint8 in one picture, with captions above columns."""
     n, w = len(panels), panels.shape[3]
     groups = 2 if n >= 4 else 1
     gap = max(w // 24, 4)
@@ -254,8 +254,8 @@ def _draw_curves(
         x, y = np.asarray(xs, float), np.asarray(ys, float)
         if x.ndim != 1 or x.shape != y.shape:
             raise UserError(
-                f"curve {name!r} of panel {title!r} has xs of shape {x.shape} and ys"
-                f" of shape {y.shape}: expected two of the same length"
+                f"curve {name!r} of panel {title!r} has xs of shape {x.shape} and ys "
+                f"of shape {y.shape}. Expected the same length."
             )
         axes.plot(
             x,
@@ -287,8 +287,8 @@ def _draw_bars(
 ) -> None:
     if not names or len(names) != len(probabilities):
         raise UserError(
-            f"{len(names)} names and {len(probabilities)} probabilities for one image:"
-            " expected at least one, and as many of each"
+            f"{len(names)} names and {len(probabilities)} probabilities for one image. "
+            "Expected at least one, and as many of each."
         )
     names, probabilities = names[:MAX_BARS], probabilities[:MAX_BARS]
     for row, (name, probability) in enumerate(zip(names, probabilities, strict=True)):
@@ -316,7 +316,7 @@ def _draw_bars(
 
 
 def _write_title(axes: Axes, text: str, colour: str) -> None:
-    # A "$" in a file or class name is no formula.
+    # "$" in a file or class name must not start a formula.
     title = axes.set_title(text, loc="left", fontsize=8.5, color=colour, pad=4)
     title.set_parse_math(False)
 
@@ -327,7 +327,7 @@ def _shortened(name: str) -> str:
 
 @contextmanager
 def _atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place once it is complete."""
+    """Yield a temporary file that replaces `path` once it is complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

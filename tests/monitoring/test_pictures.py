@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what was given, to the pixel where that can be."""
+"""Pictures show their inputs, to the pixel where possible."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from simmim_jax.monitoring.pictures import (
 
 
 def examples(n=3, h=32, w=32, c=3):
-    """Images without white, so that the picture's gaps can be found by colour."""
+    """Images without white, so that gaps can be found by colour."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 200, (n, h, w, c), np.uint8)
     masks = np.kron(rng.random((n, h // 8, w // 8)) < 0.6, np.ones((8, 8))) > 0
@@ -30,13 +30,13 @@ def read(path):
 
 
 def runs(inked):
-    """Slices of the True runs of a bool[n]."""
+    """Slices of the True runs of an array [n] bool."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], inked, [0]])))
     return [slice(a, b) for a, b in edges.reshape(-1, 2)]
 
 
 def cells(picture, size):
-    """The picture's images, [rows][columns], found between its white gaps."""
+    """Images of a picture, [rows][columns], found between its white gaps."""
     inked = (picture < 255).any(-1)
     h, w = size
     rows = [r for r in runs(inked.any(1)) if r.stop - r.start == h]
@@ -45,7 +45,7 @@ def cells(picture, size):
     return [[picture[row, column] for column in columns] for row in rows]
 
 
-def test_each_column_shows_what_its_caption_says(tmp_path):
+def test_columns_match_their_captions(tmp_path):
     images, masks, reconstructions = examples()
     path = tmp_path / "new" / "grid.png"
     assert reconstruction_grid(images, masks, reconstructions, path) == path
@@ -63,7 +63,7 @@ def test_each_column_shows_what_its_caption_says(tmp_path):
         np.testing.assert_array_equal(pasted[~mask], image[~mask])
 
 
-def test_augmented_images_stand_beside_their_originals(tmp_path):
+def test_augmented_images_are_beside_their_originals(tmp_path):
     images, _, augmented = examples()
     path = tmp_path / "augmented.png"
     assert augmentation_grid(images, augmented, path) == path
@@ -76,14 +76,14 @@ def test_augmented_images_stand_beside_their_originals(tmp_path):
         augmentation_grid(images, augmented.reshape(3, -1, 3), path)
 
 
-def test_small_images_are_enlarged_by_whole_pixels(tmp_path):
+def test_small_images_are_enlarged_by_an_integer_factor(tmp_path):
     images, masks, reconstructions = examples(n=1)
     reconstruction_grid(images, masks, reconstructions, tmp_path / "grid.png")
     original = cells(read(tmp_path / "grid.png"), (96, 96))[0][0]
     np.testing.assert_array_equal(original, images[0].repeat(3, 0).repeat(3, 1))
 
 
-def test_captions_stand_above_the_columns(tmp_path):
+def test_captions_are_above_their_columns(tmp_path):
     images, masks, reconstructions = examples(n=1)
     reconstruction_grid(images, masks, reconstructions, tmp_path / "grid.png")
     inked = (read(tmp_path / "grid.png") < 255).any(-1)
@@ -99,7 +99,7 @@ def test_captions_stand_above_the_columns(tmp_path):
 @pytest.mark.parametrize(
     ("n", "shape"), [(1, (1, 4)), (3, (3, 4)), (4, (2, 8)), (8, (4, 8))]
 )
-def test_many_examples_stand_two_to_a_row_in_reading_order(tmp_path, n, shape):
+def test_four_or_more_examples_are_two_to_a_row_in_reading_order(tmp_path, n, shape):
     images, masks, reconstructions = examples(n=n)
     reconstruction_grid(images, masks, reconstructions, tmp_path / "grid.png")
     rows = cells(read(tmp_path / "grid.png"), (96, 96))
@@ -108,7 +108,7 @@ def test_many_examples_stand_two_to_a_row_in_reading_order(tmp_path, n, shape):
     np.testing.assert_array_equal(originals, images)
 
 
-def test_an_odd_example_leaves_its_neighbour_white(tmp_path):
+def test_an_odd_number_of_examples_leaves_a_white_cell(tmp_path):
     reconstruction_grid(*examples(n=5), tmp_path / "grid.png")
     last_row = cells(read(tmp_path / "grid.png"), (96, 96))[2]
     assert len(last_row) == 8
@@ -142,7 +142,7 @@ def test_predictions_out_of_range_are_clipped(tmp_path):
     assert predicted[5, 5].tolist() == [255, 255, 0]
 
 
-def test_wrong_shapes_are_named(tmp_path):
+def test_wrong_shapes_raise(tmp_path):
     images, masks, reconstructions = examples()
     path = tmp_path / "grid.png"
     with pytest.raises(ValueError, match=r"images is float32\[3, 32, 32, 3\]"):
@@ -156,7 +156,7 @@ def test_wrong_shapes_are_named(tmp_path):
     assert not path.exists()
 
 
-def test_a_crash_leaves_the_old_picture_and_no_litter(tmp_path, monkeypatch):
+def test_a_crash_keeps_the_old_picture_and_no_temporary_file(tmp_path, monkeypatch):
     path = tmp_path / "grid.png"
     reconstruction_grid(*examples(), path)
     before = path.read_bytes()
@@ -173,7 +173,7 @@ def test_a_crash_leaves_the_old_picture_and_no_litter(tmp_path, monkeypatch):
 
 
 def shows(picture, colour):
-    """Whether the picture has pixels of a "#rrggbb" colour."""
+    """Whether a picture has pixels of a "#rrggbb" colour."""
     rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return bool((picture == rgb).all(-1).any())
 
@@ -198,7 +198,7 @@ def test_curves_take_any_number_of_panels(tmp_path, n):
     assert read(curves(panels, tmp_path / "curves.png")).shape[1] == 1200
 
 
-def test_curves_name_what_does_not_fit(tmp_path):
+def test_invalid_curves_raise(tmp_path):
     with pytest.raises(ValueError, match=r"'train' of panel 'Loss'.*\(3,\).*\(2,\)"):
         curves({"Loss": {"train": ([1, 2, 3], [1, 2])}}, tmp_path / "curves.png")
     with pytest.raises(ValueError, match="panels is empty"):
@@ -229,7 +229,7 @@ def test_predictions_mark_hits_and_misses(tmp_path):
     assert shows(marked, pictures.WRONG_BAR)
 
 
-def test_bars_are_as_long_as_the_probabilities(tmp_path):
+def test_bar_lengths_are_proportional_to_probabilities(tmp_path):
     image = examples(n=1)[0]
     path = prediction_grid(image, [["", ""]], [[0.75, 0.25]], tmp_path / "bars.png")
     bar = (read(path) == [int(pictures.BAR[i : i + 2], 16) for i in (1, 3, 5)]).all(-1)
@@ -237,7 +237,7 @@ def test_bars_are_as_long_as_the_probabilities(tmp_path):
     assert max(lengths) == pytest.approx(3 * min(lengths), abs=4)
 
 
-def test_predictions_name_what_does_not_fit(tmp_path):
+def test_invalid_predictions_raise(tmp_path):
     images, path = examples()[0], tmp_path / "predictions.png"
     with pytest.raises(ValueError, match="names has 2 entries"):
         prediction_grid(images, NAMES[:2], PROBABILITIES, path)

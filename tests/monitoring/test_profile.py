@@ -1,4 +1,4 @@
-"""Traces: of the steps that were asked for, in a file that is not empty."""
+"""Profiler traces cover the configured steps."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ def traces(workdir):
     return list(workdir.glob("profile/**/*.xplane.pb"))
 
 
-def test_a_run_traces_its_steps_and_says_where(tmp_path, capsys):
+def test_a_run_traces_its_steps_and_prints_the_path(tmp_path, capsys):
     config = tiny_config.get_config("pretrain")
     config.profile.start_step, config.profile.num_steps = 2, 3
     config.duration = "7 steps"
@@ -26,7 +26,9 @@ def test_a_run_traces_its_steps_and_says_where(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("start", "traced"), [(0, {0, 1}), (2, {2, 3}), (4, {4})])
-def test_it_covers_what_was_asked_for_and_ends_with_the_run(start, traced, tmp_path):
+def test_the_trace_covers_the_configured_steps_and_ends_with_the_run(
+    start, traced, tmp_path
+):
     profile = Profile(tmp_path, start_step=start, num_steps=2)
     on = set()
     for number in range(5):
@@ -38,11 +40,11 @@ def test_it_covers_what_was_asked_for_and_ends_with_the_run(start, traced, tmp_p
     profile.close()
     assert on == traced
     assert len(traces(tmp_path)) == 1
-    jax.profiler.start_trace(tmp_path / "other")  # none is left on
+    jax.profiler.start_trace(tmp_path / "other")  # raises if one is still on
     jax.profiler.stop_trace()
 
 
-def test_nothing_is_written_unless_it_is_asked_for(tmp_path):
+def test_zero_steps_write_nothing(tmp_path):
     profile = Profile(tmp_path, start_step=0, num_steps=0)
     with profile.step(0):
         pass
