@@ -56,16 +56,13 @@ def parse(
             sys.exit(f"unknown flag {flag}.{meant}")
     if args.config is None:
         sys.exit("--config is missing: try --config=quickstart")
-    try:
-        args.config = find_config(args.config)
-    except UserError as error:
-        sys.exit(str(error))
+    args.config, config = load(args.config, rest)
     explicit = {
         argument.partition("=")[0].removeprefix("--config.")
         for argument in rest
         if argument.startswith("--config.")
     }
-    return args, _load(args.config, rest), explicit
+    return args, config, explicit
 
 
 def config_folder() -> Path:
@@ -107,9 +104,18 @@ def find_config(text: str) -> str:
     return f"{path}{colon}{argument}"
 
 
-def _load(config: str, overrides: Sequence[str]) -> ConfigDict:
+def load(text: str, overrides: Sequence[str]) -> tuple[str, ConfigDict]:
+    """Return FILE[:ARGUMENT] and the config of that name, with fields overridden.
+
+    overrides: such as ["--config.data.batch_size=256"]. Exits with a sentence on
+    mistakes.
+    """
+    try:
+        config = find_config(text)
+    except UserError as error:
+        sys.exit(str(error))
     values = flags.FlagValues()
-    argv = ["simmim", f"--config={config}", *overrides]
+    argv = ["simmim", f"--config={config}", *_of_both(config, overrides)]
     holder = config_flags.DEFINE_config_file(
         "config", flag_values=values, sys_argv=argv
     )
@@ -126,4 +132,53 @@ def _load(config: str, overrides: Sequence[str]) -> ConfigDict:
         sys.exit(str(error).strip().splitlines()[-1].strip())
     if len(rest) > 1:
         sys.exit(f"unexpected arguments {rest[1:]}: flags start with --")
-    return holder.value
+    return config, holder.value
+
+
+def _of_both(config: str, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides; on a comparison, a field of its runs means both of them.
+
+    --config.data.dataset=X becomes --config.pretrain.data.dataset=X and
+    --config.finetune.data.dataset=X, whichever exist.
+    """
+    plain = not any(o.startswith("--config.") for o in overrides)
+    fields = None if plain else _fields(config)
+    if fields is None or "pretrain" not in fields:
+        return list(overrides)
+    expanded = []
+    for override in overrides:
+        name, equals, value = override.removeprefix("--config.").partition("=")
+        if not override.startswith("--config.") or name.split(".")[0] in fields:
+            expanded.append(override)
+            continue
+        runs = [run for run in ("pretrain", "finetune") if _has(fields[run], name)]
+        if not runs:
+            sys.exit(
+                f"unknown config field {name}: this is a comparison, whose fields are "
+                f"those of config.pretrain and config.finetune. `simmim fields "
+                f"--config={config}` lists them."
+            )
+        expanded += [f"--config.{run}.{name}{equals}{value}" for run in runs]
+    return expanded
+
+
+def _fields(config: str) -> ConfigDict | None:
+    """Return a config without overrides, None if it cannot be loaded."""
+    values = flags.FlagValues()
+    argv = ["simmim", f"--config={config}"]
+    holder = config_flags.DEFINE_config_file(
+        "config", flag_values=values, sys_argv=argv
+    )
+    try:
+        values(argv)
+        return holder.value if isinstance(holder.value, ConfigDict) else None
+    except Exception:  # `load` meets it again, and reports it
+        return None
+
+
+def _has(fields: ConfigDict, name: str) -> bool:
+    for part in name.split("."):
+        if not isinstance(fields, ConfigDict) or part not in fields:
+            return False
+        fields = fields[part]
+    return True
