@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from simmim_jax.config import schema
 from simmim_jax.configs import models
 
+IMAGENET_MEAN, IMAGENET_STD = schema.IMAGENET_MEAN, schema.IMAGENET_STD
+
 
 def pretrain(variant: str = "vit_base", **model: Any) -> ConfigDict:
     """Official pre-training of a model of `models.VARIANTS`, with fields changed."""
