@@ -29,14 +29,14 @@ def learning_rate(
     milestones: Sequence[int] = (),
     schedule: str,
 ) -> Schedule:
-    """Linear warm-up, then "cosine", "multistep" or "constant".
+    """Return a linear warm-up followed by "cosine", "multistep" or "constant".
 
-    Multistep divides the rate by ten at each milestone.
+    Multistep divides the rate by ten at each milestone [steps].
 
-    schedule: "official" reproduces two habits of SimMIM's code: a rate is applied one
-    update late, and the cosine counts from step 0, so that the rate jumps down where
-    the warm-up ends. "official_prefix" is late too, but its cosine starts after the
-    warm-up (the Swin-Transformer repository's); with "plain" rates are on time as well.
+    schedule: "official" reproduces two habits of SimMIM's code: a rate applies one
+    update late, and the cosine counts from step 0, so that the rate drops where the
+    warm-up ends. "official_prefix" is late, too, but its cosine starts after the
+    warm-up (Swin-Transformer repository); "plain" is also on time.
     Floors are absolute: layer-wise decay scales the peak only (official
     `build_scheduler`).
     """
@@ -49,7 +49,7 @@ def learning_rate(
     start = 0 if schedule == "official" else warmup_steps
 
     def rate_at(step: jax.Array | int, scale: float = 1.0) -> jax.Array:
-        # On the host for a step that is known there: a device may be busy.
+        # A step known on the host is computed there: the device may be busy.
         xp: Any = jnp if isinstance(step, jax.Array) else np
         t = xp.asarray(step) if schedule == "plain" else xp.maximum(step - 1, 0)
         top = peak * scale
@@ -74,11 +74,11 @@ def learning_rate(
 
 
 def path_names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """The names along a jax key path."""
+    """Return the names along a JAX key path."""
     return tuple(key.key for key in path)
 
 
-# What "intended" spares of weight decay beside vectors: tokens and positions.
+# Names that "intended" excludes from weight decay beside vectors.
 TOKENS = {"cls_token", "mask_token"}
 POSITIONS = {"pos_embed", "absolute_pos_embed"}
 # Names in Swin that the official code looks for (`no_weight_decay_keywords`).
@@ -86,12 +86,12 @@ KEYWORDS = {"relative_position_bias_table", "logit_scale", "cpb_mlp_0", "cpb_mlp
 
 
 def decay_mask(params: Params, groups: str) -> Params:
-    """True for the parameters that weight decay applies to.
+    """Return True for the parameters that weight decay applies to.
 
     Matrices decay; biases, norms, LayerScale, tokens and positions do not. "official"
-    spares fewer, without meaning to: in a ViT it decays the mask token and position
-    tables, in pre-training also Swin's tables and Swin V2's scales and position MLPs,
-    since there its keywords never match. "intended" spares them everywhere.
+    excludes fewer by accident: in a ViT it decays the mask token and position tables,
+    in pre-training also Swin's tables and Swin V2's scales and position MLPs, since
+    there its keywords never match. "intended" excludes them everywhere.
     """
     if groups == "intended":
         spared = TOKENS | POSITIONS | KEYWORDS
@@ -112,9 +112,9 @@ def decay_mask(params: Params, groups: str) -> Params:
 def layer_scales(
     params: Params, layer_id: Callable[[tuple[str, ...]], int], decay: float
 ) -> Params:
-    """Factor on the peak learning rate of every parameter: decay^(layers to the head).
+    """Return the factor on each parameter's peak rate: decay ** (layers to the head).
 
-    layer_id: maps the names on a parameter's path to its layer, embeddings being 0.
+    layer_id: names on a parameter's path -> its layer; 0 for embeddings.
     """
     ids = jax.tree_util.tree_map_with_path(
         lambda path, _: layer_id(path_names(path)), params
@@ -126,7 +126,7 @@ def layer_scales(
 def scale_by_schedule(
     schedule: Schedule, scales: Params
 ) -> optax.GradientTransformation:
-    """Turns a direction into a step: times minus each parameter's learning rate."""
+    """Multiply updates by minus each parameter's learning rate."""
 
     def update(updates, state, params=None):
         del params
@@ -152,9 +152,9 @@ def adamw(
     mask: Params,
     scales: Params,
 ) -> optax.GradientTransformation:
-    """AdamW with decoupled decay, after clipping gradients to a global L2 norm.
+    """Return AdamW with decoupled decay, after clipping to a global L2 norm.
 
-    clip_norm 0 does not clip. mask: `decay_mask`; scales: `layer_scales`.
+    clip_norm: 0 does not clip. mask: see `decay_mask`; scales: see `layer_scales`.
     """
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),

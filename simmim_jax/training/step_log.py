@@ -1,4 +1,4 @@
-"""Metrics of steps on the device: fetched late, checked, and written."""
+"""Metrics of steps: fetched from the device one step late, checked and written."""
 
 import time
 from collections.abc import Mapping
@@ -15,12 +15,11 @@ from simmim_jax.training import optim
 
 
 class StepLog:
-    """Metrics of steps, fetched and checked one step late, so that no step waits.
+    """Fetches and checks metrics one step late, so that no step waits.
 
-    Those of a step that is over already, as on a CPU, are fetched at once.
-
-    A line goes out with each checkpoint too: its mean loss then covers the same steps
-    whether or not the run was interrupted there.
+    Those of a finished step, as on a CPU, are fetched at once. Each checkpoint writes a
+    line, too: its mean loss then covers the same steps whether or not the run was
+    interrupted there.
     """
 
     def __init__(
@@ -34,10 +33,10 @@ class StepLog:
         startup: Mapping[str, float],
         begin: float,
     ):
-        """flops_per_image: of a training step.
+        """flops_per_image: of a training step [FLOP].
 
-        startup: what setting up took; the first line has it. begin: when that began, by
-        time.perf_counter.
+        startup: durations of setting up, for the first line [seconds]; begin: when that
+        began, by time.perf_counter [seconds].
         """
         self.timer = StepTimer()
         self.writer = writer
@@ -45,15 +44,15 @@ class StepLog:
         self.checkpoints = checkpoints
         self._batch_size = batch_size
         self._flops_per_image = flops_per_image
-        self._once = dict(startup)  # what the next line has, and no other
+        self._once = dict(startup)  # for the next line alone
         self._begin: float | None = begin
         self._running: tuple[int, dict[str, jax.Array], dict, bool] | None = None
         self._losses: list[float] = []
-        self._done = start  # the newest step known to be over
-        self._timed = start  # that step when the clock was last read
+        self._done = start  # newest step known to be finished
+        self._timed = start  # newest finished step when the clock was last read
 
     def restart_clock(self) -> None:
-        """Leaves out of the rates what was not training."""
+        """Exclude the time since the last step from the rates."""
         self.timer.reset()
         self._timed = self._done
 
@@ -64,23 +63,23 @@ class StepLog:
         due: bool,
         bad_images: Mapping[str, int],
     ) -> None:
-        """Finishes the step before this one, which may still be running.
+        """Add the metrics of a step that may still be running; finish the one before.
 
-        bad_images: of the run up to this step, by reason.
+        bad_images: number by reason, of the run up to this step.
         """
         self.finish()
         bad = {f"bad_images/{reason}": n for reason, n in bad_images.items()}
         self._running = (step, metrics, bad, due)
-        # A CPU computes at once; jax's stubs do not know the method.
+        # A CPU computes at once. JAX's type stubs lack the method.
         if metrics["loss"].is_ready():  # type: ignore[attr-defined]
             self.finish()
 
     def note(self, name: str, seconds: float) -> None:
-        """Adds what something took to what the next line says of it."""
+        """Add a duration to the next line [seconds]."""
         self._once[name] = self._once.get(name, 0.0) + seconds
 
     def finish(self) -> None:
-        """Waits for the last step, checks it, and writes a line if one is due."""
+        """Wait for the last step, check it, and write a line if one is due."""
         if not self._running:
             return
         step, metrics, bad, due = self._running
@@ -116,7 +115,7 @@ class StepLog:
         return float(self._schedule(step - 1, 1.0))
 
     def check(self, step: int, values: dict[str, float]) -> None:
-        """NonFiniteError where a value is NaN or infinite."""
+        """Raise NonFiniteError where a value is NaN or infinite."""
         bad = [name for name, value in values.items() if not np.isfinite(value)]
         if not bad:
             return
@@ -131,9 +130,10 @@ class StepLog:
 
 
 def utilization(images_per_second: float, flops_per_image: float) -> dict[str, float]:
-    """Rate of a device, and its model FLOP utilisation where its peak is known.
+    """Return the rate of a device, and its MFU where its peak is known.
 
-    mfu: share of the bfloat16 peak that the model's own products take.
+    mfu: model FLOP utilisation, the share of the bfloat16 peak that the model's own
+    products take.
     """
     rate = images_per_second / jax.device_count()
     values = {"images_per_second_per_chip": rate}
@@ -142,7 +142,7 @@ def utilization(images_per_second: float, flops_per_image: float) -> dict[str, f
 
 
 def device_memory() -> int | None:
-    """Most bytes that were in use on one of this process's devices; None on a CPU."""
+    """Return the peak memory of this process's devices [bytes]; None on a CPU."""
     peaks = [
         stats["peak_bytes_in_use"]
         for device in jax.local_devices()

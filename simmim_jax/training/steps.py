@@ -1,7 +1,7 @@
-"""Pure step functions: (state, batch) -> (state, metrics). No files, no globals.
+"""The update of a training step: (state, batch) -> (state, metrics), a pure function.
 
 Everything random in a step comes from fold_in(key(seed), step) and a purpose, so that
-a run repeats itself on any number of devices and after any restart.
+a run is the same on any number of devices and after any restart.
 """
 
 import zlib
@@ -16,9 +16,9 @@ from einops import rearrange
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-# Draws a batch's augmentation and masks: (batch, key) -> inputs of the loss.
+# (batch, key) -> inputs of the loss: draws augmentation and masks.
 Prepare = Callable[[Batch, jax.Array], Batch]
-# (params, inputs, key of dropped paths) -> loss, metrics.
+# (params, inputs, key of drop path) -> loss, metrics.
 Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
 
 
@@ -29,22 +29,22 @@ class TrainState:
     step: jax.Array
     params: Any
     opt_state: optax.OptState
-    # Moving average of the parameters that learn; None: none is kept.
+    # Moving average of the parameters that learn, or None.
     ema: Any = None
 
     @property
     def averaged(self) -> Any:
-        """The parameters to evaluate and to use: averages where there are any."""
+        """Parameters to evaluate and to use: averages where the run keeps them."""
         return self.params | (self.ema or {})
 
 
 def learning(params: Any, frozen: Sequence[str]) -> Any:
-    """The parameters that learn: all but those under the top-level names `frozen`."""
+    """Return the parameters outside the top-level names `frozen`."""
     return {name: tree for name, tree in params.items() if name not in frozen}
 
 
 def purpose(key: jax.Array, name: str) -> jax.Array:
-    """A key of its own for each named use of randomness."""
+    """Return the key of a named use of randomness."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
@@ -60,12 +60,11 @@ def train_step(
     frozen: Sequence[str] = (),
     ema_decay: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
-    """One update of the parameters.
+    """Update the parameters once.
 
-    tx: for the parameters that learn, `learning(params, frozen)`; for the others there
-    is neither gradient nor optimiser state. accumulation: the batch is worked through
-    in so many parts, one after the other, to need less memory; masks and gradient
-    clipping are those of the whole batch. ema_decay: the average becomes
+    tx: for `learning(params, frozen)`; the other parameters have neither gradients nor
+    optimiser state. accumulation: number of micro-batches, which save memory; masks and
+    gradient clipping are those of the whole batch. ema_decay: the average becomes
     ema_decay * average + (1 - ema_decay) * parameters; 0: there is none.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -81,7 +80,7 @@ def train_step(
     if accumulation == 1:
         grads, metrics = gradients(inputs, key)
     else:
-        # Sample i goes to part i % accumulation: no sample leaves its device.
+        # Sample i goes to micro-batch i % accumulation: no sample leaves its device.
         parts = jax.tree.map(
             lambda x: rearrange(x, "(b a) ... -> a b ...", a=accumulation), inputs
         )

@@ -1,4 +1,4 @@
-"""Examples whose image cannot be had: counted, told, listed, and judged."""
+"""Track unreadable images: count, log and list them, and stop if there are too many."""
 
 import collections
 import dataclasses
@@ -10,29 +10,29 @@ from pathlib import Path
 from simmim_jax.data.codecs.image import BadImage
 from simmim_jax.errors import UserError
 
-# Fewer examples do not tell how large the bad part of a data set is: of so many, the
-# share that chance adds to one of 0.1 is less than 0.01.
+# Judge the share of bad examples from this many on: chance then adds less than 0.01 to
+# a share of 0.1.
 ENOUGH = 10_000
-# What `reason_of` says.
+# Every value of `reason_of`.
 REASONS = (
     *("missing", "unreadable", "empty", "not an image", "truncated", "corrupt"),
     "too large",
 )
 # (counts by reason, REASONS) -> their sums over all processes.
 Total = Callable[[Mapping[str, int], Sequence[str]], Mapping[str, int]]
-# Bad examples that are told one by one.
-_TOLD = 20
+# Bad examples that are logged one by one.
+_LOGGED = 20
 _HEADER = "reason\tsplit\tindex\tpath\n"
-# A name may contain what ends a field or a line.
+# Names may contain the separators of the list.
 _ESCAPES = {ord("\\"): r"\\", ord("\t"): r"\t", ord("\n"): r"\n", ord("\r"): r"\r"}
 
 
 @dataclasses.dataclass(frozen=True)
 class BadExample:
-    """One that could not be read or decoded.
+    """An example that could not be read or decoded.
 
     index: in its source; path: "" where the source has none; attempt: 0 for the
-    example whose turn it was, n for the n-th that was to take its place.
+    example whose turn it was, n for the n-th replacement.
     """
 
     index: int
@@ -42,7 +42,7 @@ class BadExample:
 
 
 def reason_of(error: OSError | BadImage) -> str:
-    """Why an image cannot be had: "missing", "unreadable" or what `BadImage` says."""
+    """Return "missing", "unreadable" or the reason of `BadImage`."""
     if isinstance(error, BadImage):
         return error.reason
     return "missing" if isinstance(error, FileNotFoundError) else "unreadable"
@@ -52,8 +52,8 @@ class BadImages:
     """The account of one split, kept in the main process.
 
     split: its name; max_fraction: of the examples; path: of the list, a table of
-    reason, split, index and path in which an example stands once however often it is
-    met, by whichever run in this folder, or None; say: tells a person.
+    reason, split, index and path in which an example appears once, also over several
+    runs in this folder, or None; say: logs a line.
     """
 
     def __init__(
@@ -67,18 +67,18 @@ class BadImages:
         self._split, self._max_fraction = split, max_fraction
         self._path, self._say = path, say or (lambda text: None)
         self._known = _read_list(path, split) if path else set()
-        self._told = 0
+        self._logged = 0
         self.restart({})
 
     def restart(self, counts: Mapping[str, int]) -> None:
-        """Go on counting from these numbers; what to judge is seen anew."""
-        # Places that had a bad example, by its reason.
+        """Continue counting from these numbers; judge by what comes from here on."""
+        # Positions that had a bad example, by reason.
         self.counts = collections.Counter(counts)
         # Examples that were bad when it was their turn.
         self._bad: dict[int, str] = {}
 
     def add(self, found: Sequence[BadExample]) -> None:
-        """Count, tell and list what the next examples brought to light."""
+        """Count, log and list the bad examples of a batch."""
         in_turn = {bad.index: bad.reason for bad in found if not bad.attempt}
         self.counts.update(bad.reason for bad in found if not bad.attempt)
         self._bad |= in_turn
@@ -89,47 +89,47 @@ class BadImages:
                 new.append(bad)
         if not new:
             return
-        for bad in new[: _TOLD - self._told]:
-            # ASCII: the encoding of a terminal must not be able to end a run.
+        for bad in new[: _LOGGED - self._logged]:
+            # ASCII: the encoding of a terminal must not end a run.
             name = f"{self._split} example {bad.index} {bad.path!a}".strip()
             self._say(f"bad image, {bad.reason}: {name}")
-        if self._told < _TOLD <= self._told + len(new):
-            self._say(f"further bad images are not told one by one{self._listed()}")
-        self._told = min(_TOLD, self._told + len(new))
+        if self._logged < _LOGGED <= self._logged + len(new):
+            self._say(f"further bad images are not logged one by one{self._listed()}")
+        self._logged = min(_LOGGED, self._logged + len(new))
         if self._path:
             _append(self._path, self._split, new)
 
     def metrics(self, name: str) -> dict[str, int]:
-        """{"name/reason": number of bad examples} of the reasons that there are."""
+        """Return {"name/reason": number of bad examples}."""
         return {f"{name}/{reason}": n for reason, n in self.counts.items()}
 
     def judge_pass(self, examples: int, total: Total) -> None:
-        """ValueError if too many of all examples were bad.
+        """Raise UserError if too many examples of a whole pass were bad.
 
-        total: sums up counts over processes, as `counts` has them from here on.
+        total: sums counts over processes; `counts` holds the sums from here on.
         """
         self.counts = collections.Counter(total(self.counts, REASONS))
         self._check(list(self.counts.elements()), examples)
 
     def judge(self, examples: int, enough: int = ENOUGH) -> None:
-        """ValueError if too many of so many different examples were bad, or all."""
+        """Raise UserError if too many of this many examples were bad, or all of them."""
         if self._bad and examples >= enough:
             self._check(self._bad.values(), examples)
 
     def _check(self, reasons: Collection[str], examples: int) -> None:
-        # Rounded up, less what 0.1 * 30 has above 3: one of six images is no share.
+        # Rounded up to whole images; 1e-6 absorbs that 0.1 * 30 is above 3.
         allowed = math.ceil(self._max_fraction * examples - 1e-6)
         bad = len(reasons)
         if bad > allowed or bad == examples:
             raise self.too_many(f"{bad} of {examples} examples", reasons)
 
     def too_many(self, number: str, reasons: Iterable[str]) -> UserError:
-        """The error that ends a run; number: of images, in words."""
+        """Return the error that ends a run; number: of images, in words."""
         counts = sorted(collections.Counter(reasons).items())
         by_reason = ", ".join(f"{n} {reason}" for reason, n in counts)
         return UserError(
-            f"{number} of the {self._split or 'data'} split have no image that can be "
-            f"used ({by_reason}){self._listed()}. Expected at most config.data."
+            f"{number} of the {self._split or 'data'} split have no usable image "
+            f"({by_reason}){self._listed()}. Expected at most config.data."
             f"max_bad_fraction={self._max_fraction}: repair or remove the files, or "
             "raise it."
         )
@@ -139,7 +139,7 @@ class BadImages:
 
 
 def _read_list(path: Path, split: str) -> set[int]:
-    """Indices in the list; what a crash cut short is cut off."""
+    """Return the indices in the list; cut off a line that a crash left unfinished."""
     if not path.exists():
         return set()
     content = path.read_bytes()
@@ -151,7 +151,7 @@ def _read_list(path: Path, split: str) -> set[int]:
 
 
 def _append(path: Path, split: str, found: Sequence[BadExample]) -> None:
-    # Paths that are not Unicode go back to the bytes that they were.
+    # Paths that are not Unicode are written as their bytes.
     with path.open("a", encoding="utf-8", errors="surrogateescape") as file:
         if file.tell() == 0:
             file.write(_HEADER)

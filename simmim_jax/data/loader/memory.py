@@ -1,8 +1,8 @@
-"""Memory for batches, used again once nobody holds an array of it.
+"""Memory for batches, reused once nobody holds an array of it.
 
-No batch is copied and no page is fetched anew from the system. Between processes this
-memory is shared and has no name: when the last of them ends, whatever ends it, it is
-gone.
+No batch is copied and no page is requested again from the system. Worker processes
+share this memory through a file without a name: when the last process ends, however it
+ends, the memory is free.
 """
 
 import collections
@@ -19,12 +19,12 @@ Batch = dict[str, np.ndarray]
 # Shape and dtype of each array of a batch.
 Fields = Mapping[str, tuple[tuple[int, ...], type]]
 
-# Arrays start where a cache line does; JAX on a CPU takes them as they are then.
+# Arrays start at a cache line: JAX on a CPU then uses them without a copy.
 _ALIGNMENT = 64
 
 
 class BatchMemory:
-    """Slots for batches; shared: the file they lie in, None for memory of our own."""
+    """Slots for batches; shared: descriptor of their file, None: private memory."""
 
     def __init__(self, fields: Fields, shared: int | None = None):
         self._layout: dict[str, tuple[tuple[int, ...], type, int, int]] = {}
@@ -39,7 +39,7 @@ class BatchMemory:
         self._free: collections.deque[int] = collections.deque()
 
     def take(self) -> tuple[int, Batch]:
-        """A slot that nobody holds, and its arrays."""
+        """Return a free slot and its arrays."""
         slot = self._free.popleft() if self._free else len(self._slots)
         if self._shared is not None and slot == len(self._slots):
             os.ftruncate(self._shared, (slot + 1) * self._size)
@@ -49,7 +49,7 @@ class BatchMemory:
         return slot, self._arrays(memory)
 
     def at(self, slot: int) -> Batch:
-        """The arrays of a slot that another process took."""
+        """Return the arrays of a slot that another process took."""
         return self._arrays(np.frombuffer(self._slot(slot), np.uint8))
 
     def _slot(self, slot: int) -> mmap.mmap:
@@ -73,7 +73,7 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 def anonymous_file() -> int:
-    """A file without a name, in memory where the system can; returns its descriptor."""
+    """Return the descriptor of a file without a name, in memory where that exists."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("simmim_jax")
     with tempfile.TemporaryFile() as file:

@@ -1,9 +1,9 @@
-"""The crops that training and evaluation take, and how they are resized.
+"""Crops of training and evaluation, and how they are resized.
 
-Exact means: box by box and pixel by pixel what torchvision makes of the image with
-Pillow. Fast means the same boxes, and pixels that differ by about one of 255 on
-average (tests/test_crop.py has the bounds): a JPEG is decoded at 1/2, 1/4 or 1/8 of its
-size where the crop allows it, and OpenCV resizes what is left.
+Exact means: box by box and pixel by pixel what torchvision computes with Pillow. Fast
+means the same boxes, and pixels that differ by about 1 of 255 on average (bounds:
+tests/data/views/test_crop.py): a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where
+the crop allows it, and OpenCV resizes the rest.
 """
 
 import functools
@@ -22,14 +22,15 @@ _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
-# Pillow has a mode for images of so many channels.
+# Numbers of channels that Pillow has a mode for.
 _PILLOW_CHANNELS = (1, 3)
-# torchvision's RandomResizedCrop gives up after as many boxes.
+# Maximum number of boxes drawn, as in torchvision's RandomResizedCrop.
 _CROP_TRIES = 10
-# Three weights of `_smoothing` do not do for more; a reduced JPEG and boxes that are
-# 3:4 to 4:3 of the result need at most this.
+# The three taps of `_smoothing` cannot shrink more; a reduced JPEG and boxes of 3:4 to
+# 4:3 of the result need at most this.
 _MAX_SHRINK = 2 * 4 / 3
-# Of an image that is resized before its middle is cut out; 64 MB in Pillow.
+# Largest image that is resized as a whole before its middle is cut out; 64 MB in
+# Pillow.
 _MAX_PIXELS_TO_CUT = 2**24
 
 
@@ -50,8 +51,8 @@ def random_crop(
     the box's share of the area; ratio: range of its width / height, drawn on a log
     scale; interpolation: "bilinear" or "bicubic", both antialiased; fast: see above;
     the boxes are the same.
-    returns: uint8[size c].
-    raises: as `decode`; ValueError for an unknown interpolation.
+    returns: [size c] of the dtype of the image.
+    raises: as `decode`; UserError for an unknown interpolation.
     """
     jpeg = None
     if fast and not isinstance(data, np.ndarray):
@@ -77,14 +78,14 @@ def resize_center_crop(
     """Resize to cover size / crop_fraction, then cut `size` out of the middle.
 
     With crop_fraction=224/256 and a square size S this is the official evaluation:
-    the short side to int(256 / 224 * S), then the centre crop. crop_fraction=1 means
-    no crop: the whole image is resized to `size`, whatever its proportions. Of lines,
-    which would become larger than 2^24 pixels, the middle alone is resized, to nearly
-    the same.
+    the short side to int(256 / 224 * S), then the centre crop. crop_fraction=1 does not
+    crop: the whole image is resized to `size`, whatever its proportions. Of images that
+    would become larger than 2^24 pixels, such as lines, only the middle is resized,
+    which gives nearly the same pixels.
 
-    image: uint8[h w c]; size: (height, width); crop_fraction: in (0, 1];
-    interpolation: "bilinear" or "bicubic".
-    returns: uint8[size c]; the same pixels if there was nothing to do.
+    image: [h w c]; size: (height, width); crop_fraction: in (0, 1]; interpolation:
+    "bilinear" or "bicubic".
+    returns: [size c] of the dtype of the image; the same pixels if it fits already.
     """
     if not 0 < crop_fraction <= 1:
         raise UserError(
@@ -96,8 +97,8 @@ def resize_center_crop(
     if crop_fraction == 1:
         return _resize(image, whole, size, interpolation)
     cover_height, cover_width = (int(side / crop_fraction) for side in size)
-    # The side that needs the larger factor lands exactly, the other one is cut
-    # down to an integer, as torchvision's Resize does it.
+    # The side with the larger factor is exact, the other one truncated to an integer, as
+    # in torchvision's Resize.
     if cover_height * width >= cover_width * height:
         cover_width = cover_height * width // height
     else:
@@ -105,7 +106,7 @@ def resize_center_crop(
     top = round((cover_height - size[0]) / 2)
     left = round((cover_width - size[1]) / 2)
     if cover_height * cover_width > _MAX_PIXELS_TO_CUT:
-        # Of a line of 20,000 pixels it would take gigabytes.
+        # A line of 20,000 pixels would take gigabytes.
         y, x = height / cover_height, width / cover_width
         middle = (top * y, left * x, size[0] * y, size[1] * x)
         return _resize(image, middle, size, interpolation)
@@ -131,7 +132,7 @@ def _random_box(
             top = int(rng.integers(height - box_height + 1))
             left = int(rng.integers(width - box_width + 1))
             return top, left, box_height, box_width
-    # The largest centred box whose proportions are allowed, but of a pixel at least.
+    # The largest centred box whose proportions are allowed, of at least one pixel.
     aspect = min(max(width / height, ratio[0]), ratio[1])
     box_width = min(width, max(1, round(height * aspect)))
     box_height = min(height, max(1, round(width / aspect)))
@@ -194,7 +195,7 @@ def _resize_by_pillow(
 def _resize_fast(
     image: np.ndarray, box: Box, size: tuple[int, int], is_whole: bool
 ) -> np.ndarray:
-    """Antialiased bilinear, nearly: smooth a little, then interpolate linearly."""
+    """Approximate antialiased bilinear: smooth a little, then interpolate linearly."""
     top, left, height, width = box
     y, x = height / size[0], width / size[1]
     smooth_y, smooth_x = _smoothing(round(16 * y)), _smoothing(round(16 * x))
@@ -204,7 +205,7 @@ def _resize_fast(
     if is_whole:
         resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     else:
-        # From the centre of a pixel of the result to a place in the image.
+        # From the centre of a result pixel to a point in the image.
         to_image = np.array([[x, 0, left + x / 2 - 0.5], [0, y, top + y / 2 - 0.5]])
         resized = cv2.warpAffine(
             image,
@@ -218,11 +219,11 @@ def _resize_fast(
 
 @functools.cache
 def _smoothing(shrink_in_16ths: int) -> np.ndarray:
-    """float32[3], or [1] if there is nothing to smooth: a filter along one axis.
+    """Return a filter along one axis, float32[3], or [1] if there is nothing to smooth.
 
-    Followed by linear interpolation it comes as close as three weights can to the
-    triangle, `shrink` wide to either side, that Pillow's antialiased bilinear is: least
-    squares over places between two pixels.
+    Followed by linear interpolation, its three taps come closest to Pillow's antialiased
+    bilinear, a triangle `shrink` wide to either side: least squares over points between
+    two pixels.
     """
     shrink = shrink_in_16ths / 16
     if shrink <= 1:

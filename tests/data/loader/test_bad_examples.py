@@ -328,6 +328,6 @@ def test_some_are_told_and_the_rest_is_counted(tmp_path):
     for i in range(100):
         bad.add([BadExample(i, "empty", f"{i}.jpg")])
     assert len(told) == 21
-    assert told[-1].startswith("further bad images are not told one by one, see ")
+    assert told[-1].startswith("further bad images are not logged one by one, see ")
     assert bad.counts == {"empty": 100}
     assert len((tmp_path / "list.tsv").read_text().splitlines()) == 101
