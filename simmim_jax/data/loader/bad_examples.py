@@ -112,7 +112,7 @@ class BadImages:
         self._check(list(self.counts.elements()), examples)
 
     def judge(self, examples: int, enough: int = ENOUGH) -> None:
-        """Raise UserError if too many of this many examples were bad, or all of them."""
+        """Raise UserError if too many of this many examples were bad, or all."""
         if self._bad and examples >= enough:
             self._check(self._bad.values(), examples)
 

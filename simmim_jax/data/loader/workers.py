@@ -142,8 +142,8 @@ class Workers:
         self.close = util.Finalize(
             self, _end, (self._connections, self._processes, shared), exitpriority=1
         )
-        # Pickled once, into a file: through a pipe, each worker would have to run before
-        # the next one can start.
+        # Pickled once, into a file: through a pipe, each worker would have to run
+        # before the next one can start.
         with open(anonymous_file(), "wb") as file:
             pickle.dump(filler, file)
             file.flush()

@@ -97,8 +97,8 @@ def resize_center_crop(
     if crop_fraction == 1:
         return _resize(image, whole, size, interpolation)
     cover_height, cover_width = (int(side / crop_fraction) for side in size)
-    # The side with the larger factor is exact, the other one truncated to an integer, as
-    # in torchvision's Resize.
+    # The side with the larger factor is exact, the other one truncated to an integer,
+    # as in torchvision's Resize.
     if cover_height * width >= cover_width * height:
         cover_width = cover_height * width // height
     else:
@@ -221,9 +221,9 @@ def _resize_fast(
 def _smoothing(shrink_in_16ths: int) -> np.ndarray:
     """Return a filter along one axis, float32[3], or [1] if there is nothing to smooth.
 
-    Followed by linear interpolation, its three taps come closest to Pillow's antialiased
-    bilinear, a triangle `shrink` wide to either side: least squares over points between
-    two pixels.
+    Followed by linear interpolation, its three taps come closest to Pillow's
+    antialiased bilinear, a triangle `shrink` wide to either side: least squares over
+    points between two pixels.
     """
     shrink = shrink_in_16ths / 16
     if shrink <= 1:
