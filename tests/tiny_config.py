@@ -1,6 +1,10 @@
 """A model that trains in seconds, on a bundled set: ":pretrain" or ":finetune"."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
+
+from simmim_jax.config import schema
 from simmim_jax.configs import common
 
 
@@ -32,3 +36,10 @@ def get_config(mode: str) -> ConfigDict:
         common.only_crop_and_flip(config)  # the others take seconds to compile
         config.pictures = 0
     return config
+
+
+def typed(mode: str, **fields: Any) -> Any:
+    """The same as a typed config, with fields changed: typed(mode, **{"a.b": 1})."""
+    config = get_config(mode)
+    config.update_from_flattened_dict(fields)
+    return schema.parse(config)
