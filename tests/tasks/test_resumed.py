@@ -1,18 +1,18 @@
-"""Which changes of a config a run goes on with."""
+"""Changes of a config that a resumed run accepts, and those that it refuses."""
 
 import pytest
 import tiny_config
 
+from simmim_jax.config import schema
 from simmim_jax.monitoring.writer import write_json
-from simmim_jax.training import resume
+from simmim_jax.tasks.resumed import changes_of
 
 
-def changes(workdir, mode, before, after, *, finished=False, meta=None):
-    config = tiny_config.get_config(mode)
-    config.update_from_flattened_dict(before)
-    write_json(workdir / "config.json", {"config": config.to_dict()})
-    config.update_from_flattened_dict(after)
-    return resume.changes(workdir, config, meta or {}, finished=finished)
+def changes(workdir, mode, before, after, *, finished=False, record=None):
+    begun = schema.to_dict(tiny_config.typed(mode, **before))
+    write_json(workdir / "config.json", {"config": begun})
+    config = tiny_config.typed(mode, **before | after)
+    return changes_of(workdir, config, record or {})(finished)
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -25,18 +25,18 @@ def changes(workdir, mode, before, after, *, finished=False, meta=None):
         ("bench.accelerators", "a100", "v5e-8"),
     ],
 )
-def test_what_changes_nothing_learned_is_told(field, before, after, finished, tmp_path):
+def test_harmless_changes_are_logged(field, before, after, finished, tmp_path):
     said = changes(
         tmp_path, "pretrain", {field: before}, {field: after}, finished=finished
     )
     assert said == [f"{field} was {before!r}, is {after!r}"]
 
 
-def test_the_same_config_says_nothing(tmp_path):
+def test_same_config_logs_nothing(tmp_path):
     assert changes(tmp_path, "pretrain", {}, {}, finished=True) == []
 
 
-def test_a_running_run_takes_another_rate_and_a_finished_one_does_not(tmp_path):
+def test_running_run_accepts_another_rate_and_a_finished_one_does_not(tmp_path):
     rates = {"optim.lr": 1.0}, {"optim.lr": 2.0}
     said = changes(tmp_path, "pretrain", *rates)
     assert said == ["optim.lr was 1.0, is 2.0"]
@@ -71,15 +71,20 @@ def test_another_encoder_is_refused_once_the_run_is_finished(tmp_path):
             {},
             {},
             finished=True,
-            meta={"restored_from": "/runs/other"},
+            record={"restored_from": "/runs/other"},
         )
 
 
-def test_a_run_from_before_a_field_existed_goes_on(tmp_path):
-    config = tiny_config.get_config("pretrain")
-    old = config.to_dict()
-    del old["loss"], old["model"]["init_std"]
+@pytest.mark.parametrize("finished", [False, True])
+def test_run_from_before_a_field_existed_resumes_with_its_default(finished, tmp_path):
+    old = schema.to_dict(tiny_config.typed("pretrain"))
+    del old["loss"], old["model"]["init_std"], old["data"]["dtype"]
     write_json(tmp_path / "config.json", {"config": old})
-    said = resume.changes(tmp_path, config, {}, finished=False)
-    assert "loss.kind was None, is 'l1'" in said
-    assert len(said) == 4
+
+    def said(**fields):
+        config = tiny_config.typed("pretrain", **fields)
+        return changes_of(tmp_path, config, {})(finished)
+
+    assert said() == []
+    with pytest.raises(ValueError, match="loss.kind was 'l1', is 'l2'"):
+        said(**{"loss.kind": "l2"})

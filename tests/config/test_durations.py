@@ -1,0 +1,56 @@
+"""Durations in steps."""
+
+import pytest
+
+from simmim_jax.config import durations
+from simmim_jax.config.durations import num_steps
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [
+        ("800 epochs", 500_000),  # the official ImageNet run: 625 steps an epoch
+        ("10 steps", 10),
+        ("4096 examples", 2),
+        ("0 epochs", 0),
+        ("1 examples", 1),
+    ],
+)
+def test_steps_of_a_duration(duration, steps):
+    assert num_steps(duration, batch_size=2048, num_examples=1_281_167) == steps
+
+
+def test_epochs_of_less_than_a_batch():
+    assert num_steps("10 epochs", batch_size=64, num_examples=32) == 5
+
+
+@pytest.mark.parametrize(
+    ("duration", "parsed"),
+    [
+        ("100 epochs", (100, "epochs")),
+        ("0.5 epochs", (0.5, "epochs")),
+        ("1e6 examples", (1_000_000, "examples")),
+        ("0 steps", (0, "steps")),
+    ],
+)
+def test_amount_and_unit(duration, parsed):
+    assert durations.parse(duration) == parsed
+
+
+@pytest.mark.parametrize(
+    "duration",
+    [
+        "10",
+        "ten epochs",
+        "-1 steps",
+        "10 days",
+        "",
+        "nan steps",
+        "inf epochs",
+        "10  steps",
+    ],
+)
+def test_invalid_duration_names_what_was_expected(duration):
+    expected = f"invalid duration {duration!r}: expected a number and a unit"
+    with pytest.raises(ValueError, match=expected):
+        num_steps(duration, 64, 1000)
