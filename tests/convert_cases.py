@@ -1,4 +1,4 @@
-"""Small models of ours with random weights, and what they give, for converter tests."""
+"""Small models with random weights, and their outputs, for converter tests."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ SWIN = {
     "remat": "none",
     "scan_layers": False,
 }
-# The second stage is smaller than a window.
+# The second stage's grid is smaller than a window.
 SWIN_V2 = SWIN | {
     "name": "swin_v2",
     "depths": (2, 2, 1),
@@ -74,7 +74,7 @@ SWIN_V2 = SWIN | {
 MEAN_HEAD = {"pool": "mean", "pool_norm": True, "head_scale": 0.001}
 CLS_HEAD = {"pool": "cls", "pool_norm": False, "head_scale": 0.001}
 SWIN_HEAD = {"pool": "mean", "pool_norm": False, "head_scale": 1.0}
-# The official classifier: a table a block, no norm before the pooling.
+# The official classifier: one table per block, no norm before the pooling.
 VIT_CLASSIFIER = (
     VIT
     | {"use_rel_pos_bias": True, "use_shared_rel_pos_bias": False, "final_norm": False}
@@ -83,17 +83,17 @@ VIT_CLASSIFIER = (
 
 
 def images(size: tuple[int, int] = (SIZE, SIZE)) -> np.ndarray:
-    """float32[2 height width 3]."""
+    """[2, height, width, 3] float32."""
     return np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
 
 
 def mask(grid: tuple[int, int] = (GRID, GRID)) -> np.ndarray:
-    """bool[2 height width]."""
+    """[2, height, width] bool."""
     return np.random.default_rng(2).random((2, *grid)) < 0.6
 
 
 def random_like(shapes):
-    """Weights that make every part of a model matter."""
+    """Weights with which every part of a model affects the output."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda p: rng.normal(0, 0.3, p.shape).astype(np.float32), shapes
@@ -101,7 +101,7 @@ def random_like(shapes):
 
 
 def make(path: Path, model: dict, *, encoder_only: bool = False, **data) -> dict:
-    """Writes a checkpoint of ours with random weights, and returns these."""
+    """Write a checkpoint of ours with random weights, and return the weights."""
     classes = CLASSES if "pool" in model else ()
     data = DATA | data
     height, width = data["image_size"]
@@ -120,7 +120,7 @@ def make(path: Path, model: dict, *, encoder_only: bool = False, **data) -> dict
 
 
 def build(model: dict, num_classes: int, encoder_only: bool):
-    """The module of a checkpoint."""
+    """Module of a checkpoint."""
     if num_classes:
         return build_classifier(num_classes=num_classes, dtype="float32", **model)
     if encoder_only:
@@ -129,7 +129,7 @@ def build(model: dict, num_classes: int, encoder_only: bool):
 
 
 def run(path: Path, images: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """What a checkpoint of ours gives: logits, pixels, or features of patches."""
+    """Output of a checkpoint of ours: logits, pixels, or patch features."""
     params, meta = store.load(path)
     model, classes = meta["config"]["model"], meta.get("class_names", ())
     encoder_only = not classes and "decoder" not in params
@@ -141,12 +141,12 @@ def run(path: Path, images: np.ndarray, mask: np.ndarray | None = None) -> np.nd
 
 
 def masked_loss(pixels: np.ndarray, images: np.ndarray, mask: np.ndarray) -> float:
-    """The pre-training loss of a prediction."""
+    """Pre-training loss of a prediction."""
     mask = masking.upsample(mask, *images.shape[1:3])
     return float(losses.masked_l1(pixels, images, mask)[0])
 
 
 def convert(source: Path, target: Path, *flags: str) -> Path:
-    """Runs the command, in this process; returns the target."""
+    """Run the command in this process, and return the target."""
     main([str(source), str(target), *flags])
     return target

@@ -1,11 +1,12 @@
-"""Convert checkpoints of other libraries to ours and back.
+"""Convert checkpoints from and to other libraries.
 
     simmim convert simmim_pretrain.pth runs/pretrained
     simmim convert runs/mine hf/mine --to=huggingface
 
 The source is an official .pth, a file or folder of timm, a folder of Hugging Face
-transformers, or a workdir of ours; its content tells which. What it does not tell,
---model.FIELD=VALUE and --data.FIELD=VALUE do: fields of config.model and config.data.
+transformers, or a workdir of simmim_jax; the format is detected. Set what the source
+does not record with --model.FIELD=VALUE and --data.FIELD=VALUE, fields of config.model
+and config.data.
 """
 
 import ast
@@ -17,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from simmim_jax.checkpoints.convert.formats import FORMATS, read, write
-from simmim_jax.checkpoints.convert.model import Given, Model
+from simmim_jax.checkpoints.convert.model import Model, Overrides
 from simmim_jax.cli import arguments
 from simmim_jax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Converts, and prints what was read, left out and written."""
+    """Convert, and print what was read, left out and written."""
     parser = arguments.parser("convert", __doc__)
     parser.add_argument("source", type=Path, help="file or folder to read")
     parser.add_argument("target", type=Path, help="file or folder to write")
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--to", choices=FORMATS, default=FORMATS[0], help="format to write"
     )
     parser.add_argument(
-        "--classes", type=Path, help="text file with the name of a class in each line"
+        "--classes", type=Path, help="text file with one class name per line"
     )
     parser.add_argument(
         "--leave_out",
@@ -41,19 +42,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args, rest = parser.parse_known_args(argv)
     try:
-        given = Given(
+        re.compile(args.leave_out)
+        overrides = Overrides(
             **_fields(rest),
             class_names=args.classes.read_text().splitlines() if args.classes else (),
             leave_out=args.leave_out,
         )
-        model = read(args.source, given)
-        print(f"read {args.source}: {_describe(model)}")
-        model.params()  # raises where tensors do not fit
+        model = read(args.source, overrides)
+        print(f"read {args.source}: {_summary(model)}")
+        model.params()  # raises if tensors do not fit
         unwritten = write(model, args.target, args.to, args.source)
+    except re.error as error:
+        sys.exit(
+            f"--leave_out={args.leave_out}: expected a regular expression, such as "
+            f"'head': {error}."
+        )
     except (OSError, UserError) as error:
         sys.exit(str(error))
     if left_out := [*model.left_out, *unwritten]:
-        print(f"left out: {_summary(left_out)}")
+        print(f"left out: {_grouped(left_out)}")
     print(f"wrote {args.target}")
 
 
@@ -70,11 +77,11 @@ def _fields(flags: Iterable[str]) -> dict[str, dict[str, Any]]:
         try:
             fields[part][name] = ast.literal_eval(value)
         except (SyntaxError, ValueError):
-            fields[part][name] = value  # a text without its quotes
+            fields[part][name] = value  # text without quotes
     return fields
 
 
-def _describe(model: Model) -> str:
+def _summary(model: Model) -> str:
     height, width = model.data["image_size"]
     size = sum(value.size for value in model.state.values())
     return (
@@ -88,7 +95,7 @@ def _round(numbers: Iterable[float]) -> str:
     return "(" + ", ".join(f"{number:.3g}" for number in numbers) + ")"
 
 
-def _summary(names: Iterable[str]) -> str:
-    """Names with numbers made alike, and how many of each."""
+def _grouped(names: Iterable[str]) -> str:
+    """Names with numbers replaced by "*", and the count of each."""
     counts = Counter(re.sub(r"\d+", "*", name) for name in names)
     return ", ".join(f"{name} ({n})" if n > 1 else name for name, n in counts.items())

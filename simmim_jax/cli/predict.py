@@ -2,8 +2,8 @@
 
     simmim predict --checkpoint=runs/mine_classes photo.jpg
 
-Prints the most probable classes of each file and draws them under the images. Files
-that are not images are left out with a line on standard error; the exit status is then
+Prints the most probable classes of each file, and draws them beside the images. Files
+that are not images are reported on standard error and left out; the exit status is then
 1.
 """
 
@@ -18,7 +18,7 @@ from simmim_jax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a table, and write a picture of the images with their classes."""
+    """Print a table, and draw the images with their classes."""
     parser = arguments.parser("predict", __doc__)
     parser.add_argument(
         "--checkpoint", required=True, help="workdir of a fine-tuned run"
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except UserError as error:
             print(f"left out: {path}: {error}", file=sys.stderr)
     if not prepared:
-        sys.exit("none of the files is an image")
+        sys.exit("none of the files is an image. Expected JPEG, PNG or other images.")
     images = np.stack(list(prepared.values()))
     names, probabilities = predictor.top(predictor(images))
     width = max(map(len, prepared))

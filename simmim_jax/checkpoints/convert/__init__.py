@@ -1,1 +1,1 @@
-"""Checkpoints of other libraries to ours and back."""
+"""Conversion of checkpoints from and to other libraries."""

@@ -1,8 +1,7 @@
-"""Files of tensors: safetensors, and PyTorch's without running what they hold.
+"""Tensor files: safetensors, and PyTorch's without executing their code.
 
-A PyTorch file is a pickle, which may name any function to be called. PyTorch's
-`weights_only` reader refuses all but tensors and plain containers; whatever else a file
-asks for is an error here.
+A PyTorch file is a pickle, which may call any function. PyTorch's `weights_only` reader
+accepts only tensors and plain containers; anything else raises an error here.
 """
 
 import argparse
@@ -22,46 +21,47 @@ import numpy as np
 
 from simmim_jax.errors import MissingPackageError, NotFoundError, UserError
 
-# The tensors of a training checkpoint, by who wrote it: SimMIM and Swin; timm.
+# Keys of the state dict in training checkpoints: SimMIM and Swin; timm.
 _STATE_KEYS = ("model", "state_dict")
-# Of a training run, and no model's.
 _TRAINING_KEYS = ("optimizer", "lr_scheduler", "scaler")
-WEIGHTS = "model.safetensors"  # of a folder
+WEIGHTS = "model.safetensors"  # in a folder
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SUFFIX_LIST = ", ".join(SUFFIXES)
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors of a file by name, and what else it holds, such as "config".
+    """Return the tensors of a file by name, and its other content, such as "config".
 
-    Floats become float32, which changes no value. FileNotFoundError, or ValueError for
-    a file that is broken, holds no tensors or ones that float32 would round, or cannot
-    be read without running what it says.
+    Floats become float32 without a change of value. Raises NotFoundError, or UserError
+    if the file is corrupt, has no tensors, has tensors that float32 would round, or
+    would execute code.
     """
     if not path.is_file():
-        raise NotFoundError(f"'{path}' is not a file: expected {SUFFIXES}.")
+        raise NotFoundError(f"'{path}' is not a file. Expected {SUFFIX_LIST}.")
     tensors, rest = _reader(path)(path)
     if not tensors:
         raise UserError(
-            f"'{path}' holds no tensors: expected a state dict, or one under 'model' "
-            f"or 'state_dict'. It holds {sorted(rest)}."
+            f"'{path}' has no tensors, but {sorted(rest)}. Expected a state dict, or "
+            "one under 'model' or 'state_dict'."
         )
     return {name: _as_float32(name, value) for name, value in tensors.items()}, rest
 
 
 def write(path: Path, tensors: Mapping[str, np.ndarray], **rest: Any) -> None:
-    """Writes a state dict; `rest` goes beside it where the format has room.
+    """Write a state dict, and `rest` beside it.
 
-    .safetensors: metadata, all text. Else PyTorch's: {"model": tensors, **rest}.
+    In a .safetensors file, `rest` is the metadata and must be text. A PyTorch file is
+    {"model": tensors, **rest}.
     """
     tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    with _whole(path) as temporary:
+    with _atomic(path) as temporary:
         if path.suffix == ".safetensors":
-            # transformers refuses files without "format".
+            # transformers rejects files without "format".
             metadata = {"format": "pt"} | rest
-            save_file = _require("safetensors.numpy").save_file
+            save_file = _import("safetensors.numpy").save_file
             save_file(tensors, temporary, metadata=metadata)
         else:
-            torch = _require("torch")
+            torch = _import("torch")
             state = {name: torch.tensor(value) for name, value in tensors.items()}
             torch.save({"model": state, **rest}, temporary)
 
@@ -69,30 +69,31 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], **rest: Any) -> None:
 def write_folder(
     path: Path, tensors: Mapping[str, np.ndarray], **contents: Mapping[str, Any]
 ) -> None:
-    """Writes a folder of tensors, WEIGHTS, and of JSON files by name: config=…, …."""
-    with _whole(path) as temporary:
+    """Write a folder of tensors (WEIGHTS) and JSON files, such as config=…."""
+    with _atomic(path) as temporary:
         write(temporary / WEIGHTS, tensors)
         for name, content in contents.items():
             text = json.dumps(content, indent=2) + "\n"
             (temporary / f"{name}.json").write_text(text)
 
 
-def renamed(
-    tensors: Mapping[str, np.ndarray], rename: Callable[[str], str]
+def rename(
+    tensors: Mapping[str, np.ndarray], new_name: Callable[[str], str]
 ) -> dict[str, np.ndarray]:
-    """The tensors by their new names; ValueError where two would have the same."""
-    new: dict[str, np.ndarray] = {}
+    """Return the tensors under new names; raise UserError if two names coincide."""
+    renamed: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
-        if (new_name := rename(name)) in new:
+        if (new := new_name(name)) in renamed:
             raise UserError(
-                f"{name} is {new_name}, which another tensor of the file is as well."
+                f"{name} becomes {new}, and so does another tensor of the file. "
+                "Expected distinct names: remove one of the two from the file."
             )
-        new[new_name] = value
-    return new
+        renamed[new] = value
+    return renamed
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; {} where there is none, or something else in it."""
+    """Return the object in a JSON file; {} if there is no such file or object."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -101,7 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def tensor_groups(rest: Mapping[str, Any]) -> tuple[str, ...]:
-    """What else of a file holds tensors and is no training state, as "model_ema"."""
+    """Return other keys with tensors, without training state, such as "model_ema"."""
     return tuple(
         name
         for name, value in rest.items()
@@ -110,21 +111,30 @@ def tensor_groups(rest: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 @contextmanager
-def settings_of(path: Path) -> Iterator[None]:
-    """ValueError that names the file, where a setting is missing or of another type."""
+def parsing_settings(path: Path) -> Iterator[None]:
+    """Raise UserError with the file's name if a setting is missing or malformed."""
     try:
         yield
     except KeyError as error:
-        raise UserError(f"'{path}' lacks the setting {error}.") from error
+        raise UserError(
+            f"'{path}' lacks the setting {error} in its config. Add it there, or "
+            "convert the tensors alone and set --model.FIELD=VALUE."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"'{path}' has a setting that is not JSON ({error}). Expected 'config' and "
+            "'class_names' as JSON text; correct or remove them."
+        ) from error
     except (AttributeError, TypeError) as error:
         raise UserError(
-            f"'{path}' has a setting of another type than expected: {error}."
+            f"'{path}' has a setting of an unexpected type ({error}). Correct it in "
+            "the file's config."
         ) from error
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary sibling of a file or folder that becomes it once it is complete."""
+def _atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes the file or folder once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=path.parent, prefix=f".{path.name}."
@@ -145,49 +155,53 @@ def _reader(path: Path) -> Any:
         return _read_safetensors
     if path.suffix in SUFFIXES:
         return _read_torch
-    raise UserError(f"'{path}' has the suffix '{path.suffix}': expected {SUFFIXES}.")
+    raise UserError(f"'{path}' has the suffix '{path.suffix}'. Expected {SUFFIX_LIST}.")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    safetensors = _require("safetensors")
+    safetensors = _import("safetensors")
     try:
         with safetensors.safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
     except safetensors.SafetensorError as error:
-        raise UserError(f"'{path}' is not a safetensors file: {error}") from error
+        raise UserError(
+            f"'{path}' is not a safetensors file, or corrupt: {error}. Download or "
+            "save it again."
+        ) from error
 
 
 def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    torch = _require("torch")
-    # Configs that training scripts save: what they hold, without their code.
+    torch = _import("torch")
+    # Configs saved by training scripts are read as plain data, without their code.
     stand_ins = [(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]
     try:
         with torch.serialization.safe_globals(stand_ins):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if asked:
+        called = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if called:
             raise UserError(
-                f"'{path}' asks to run {asked[1]}, which this program never does for a "
-                "file: expected tensors, plain containers and yacs configs. If you "
-                "trust it, save its tensors alone where it came from: "
+                f"'{path}' would execute {called[1]}; code in files is never executed. "
+                "Expected tensors, plain containers and yacs configs. If you trust the "
+                "file, save its tensors alone with the code that wrote it: "
                 "torch.save({'model': checkpoint['model']}, path)."
             ) from error
-        raise UserError(f"'{path}' is not a PyTorch file, or broken.") from error
+        raise _corrupt(path) from error
     except (EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise UserError(f"'{path}' is not a PyTorch file, or broken: {error}") from (
-            error
-        )
+        raise _corrupt(path, f": {error}") from error
     if not isinstance(content, Mapping):
-        raise UserError(f"'{path}' holds a {type(content).__name__}, not a dict.")
+        raise UserError(
+            f"'{path}' is a {type(content).__name__}. Expected a dict with a state "
+            "dict under 'model' or 'state_dict', or a state dict."
+        )
     rest = dict(content)
     key = next((key for key in _STATE_KEYS if key in rest), None)
     state = rest.pop(key) if key else content
     if not isinstance(state, Mapping):
         raise UserError(
-            f"'{path}' holds a {type(state).__name__} as {key!r}: expected a dict of "
-            "tensors, a state dict."
+            f"'{path}' has a {type(state).__name__} under {key!r}. Expected a state "
+            "dict: tensors by name."
         )
     tensors = {
         name: _to_numpy(value)
@@ -195,6 +209,13 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if isinstance(value, torch.Tensor)
     }
     return tensors, rest if key else {n: rest[n] for n in rest if n not in tensors}
+
+
+def _corrupt(path: Path, reason: str = "") -> UserError:
+    return UserError(
+        f"'{path}' is not a PyTorch file, or corrupt{reason}. Download or save it "
+        "again."
+    )
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
@@ -210,17 +231,17 @@ def _as_float32(name: str, value: np.ndarray) -> np.ndarray:
         single = value.astype(np.float32)
     if value.dtype == np.float64 and not np.array_equal(single, value, equal_nan=True):
         raise UserError(
-            f"{name} is float64, and float32 would round it: expected float32 or less. "
-            "Where that does no harm, round it in the file."
+            f"{name} is float64, and float32 would round it. Expected float32 or less: "
+            "convert it in the file if rounding does no harm."
         )
     return single
 
 
-def _require(module: str) -> Any:
+def _import(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
         raise MissingPackageError(
-            f"this file needs {package}: pip install {package}"
+            f"this file format needs {package}. Run `pip install {package}`."
         ) from error

@@ -1,11 +1,11 @@
 """Folders of Hugging Face transformers: Swin, Swin V2, ViT and BEiT.
 
-The ViT of transformers has absolute positions alone. The official ViT, with relative
+The ViT of transformers has absolute positions only. The official ViT, with relative
 positions or LayerScale, is their BEiT, which has no pixel decoder: a pre-training model
-becomes a `BeitModel`, beside whose tensors the file holds the decoder's.
+becomes a `BeitModel`, and the file also holds the decoder's tensors.
 
-Their Swin V2 adds the mask of shifted windows twice, -200 instead of the official -100:
-that shows only where logits are as large.
+Their Swin V2 adds the mask of shifted windows twice: -200 instead of the official -100,
+which matters only if logits are that large.
 """
 
 from collections.abc import Mapping
@@ -20,37 +20,37 @@ from simmim_jax.checkpoints.convert.huggingface_names import (
     from_official,
     to_official,
 )
-from simmim_jax.checkpoints.convert.model import Given, Model
+from simmim_jax.checkpoints.convert.model import Model, Overrides
 from simmim_jax.errors import NotFoundError, UserError
 
-# `model_type` in config.json -> start of the names of classes.
+# `model_type` in config.json -> prefix of class names.
 MODEL_TYPES = {"swin": "Swin", "swinv2": "Swinv2", "vit": "ViT", "beit": "Beit"}
 _FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-# Swin's embedding and merging have this whatever config.json says.
+# Swin's patch embedding and merging ignore config.json's layer_norm_eps.
 _SWIN_NORM_EPS = 1e-5
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder has a config.json as transformers writes it."""
+    """Return whether a folder has a config.json of transformers."""
     return "model_type" in files.read_json(path / "config.json")
 
 
-def read(path: Path, given: Given) -> Model:
-    """From a folder that `save_pretrained` made; ValueError for models we do not have.
+def read(path: Path, overrides: Overrides) -> Model:
+    """Read a folder written by `save_pretrained`; raise UserError for other models.
 
-    The biases of a ViT's keys, which change nothing, are left out.
+    The biases of a ViT's keys, which have no effect, are left out.
     """
     config = files.read_json(path / "config.json")
-    with files.settings_of(path):
+    with files.parsing_settings(path):
         _check_config(config, path)
-        fields = _fields(config)
-        data = _images(config, files.read_json(path / "preprocessor_config.json"))
+        fields = _model_fields(config)
+        data = _data_fields(config, files.read_json(path / "preprocessor_config.json"))
         if names := config.get("id2label", {}):
             names = [name for _, name in sorted(names.items(), key=lambda x: int(x[0]))]
     state = to_official(_read_tensors(path), config["model_type"])
-    return Model.describe(
+    return Model.from_state(
         state,
-        given,
+        overrides,
         model=fields,
         data=data,
         class_names=names if "head.weight" in state else (),
@@ -58,14 +58,17 @@ def read(path: Path, given: Given) -> Model:
 
 
 def write(model: Model, path: Path) -> None:
-    """Writes a folder for `from_pretrained`; ValueError where transformers has no such.
+    """Write a folder for `from_pretrained`, with class names and an image processor.
 
-    A head keeps the names of its classes, and images are prepared as here.
+    Raises UserError if transformers has no such model.
     """
     model_type = _model_type(model)
-    if reason := _misfit(model, model_type):
-        raise UserError(f"transformers has no such model: {reason}.")
-    # A class for a task has the encoder under a name, the encoder's own has not.
+    if reason := _unsupported(model, model_type):
+        raise UserError(
+            f"transformers has no such model: {reason}. Write --to=official or "
+            "--to=timm."
+        )
+    # A class for a task has its encoder under a name; an encoder's own class does not.
     prefix = "" if _architecture(model, model_type).endswith("Model") else model_type
     state = from_official(model.bare_state(), model_type, prefix)
     files.write_folder(
@@ -83,23 +86,23 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
     kind = config["model_type"]
     if kind not in MODEL_TYPES:
         raise UserError(
-            f"'{path}' is a {kind!r}: expected one of {sorted(MODEL_TYPES)}."
+            f"'{path}' has model_type={kind!r}. Expected one of {sorted(MODEL_TYPES)}."
         )
     if config.get("hidden_act", "gelu") != "gelu":
         raise UserError(
-            f"'{path}' has hidden_act={config['hidden_act']!r}: expected 'gelu', the "
+            f"'{path}' has hidden_act={config['hidden_act']!r}. Expected 'gelu', the "
             "exact one."
         )
     eps = config.get("layer_norm_eps", _SWIN_NORM_EPS)
     if kind in ("swin", "swinv2") and eps != _SWIN_NORM_EPS:
         raise UserError(
-            f"'{path}' has layer_norm_eps={eps} in its blocks and {_SWIN_NORM_EPS} "
-            "elsewhere: expected the same."
+            f"'{path}' has layer_norm_eps={eps} in its blocks, and {_SWIN_NORM_EPS} "
+            f"elsewhere. Expected layer_norm_eps={_SWIN_NORM_EPS}."
         )
 
 
-def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What shapes do not tell."""
+def _model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of config.model that shapes do not determine."""
     rate = config.get("drop_path_rate", 0.0)
     fields: dict[str, Any] = {"drop_path_rate": float(rate)}
     if config["model_type"] in ("vit", "beit"):
@@ -121,16 +124,16 @@ def _model_type(model: Model) -> str:
         return {"swin": "swin", "swin_v2": "swinv2"}[fields["name"]]
     tables = fields["use_rel_pos_bias"] or fields["use_shared_rel_pos_bias"]
     plain = fields["use_abs_pos_emb"] and not tables and not fields["layer_scale"]
-    # Their ViT always has a final norm, and classifies its class token.
+    # Their ViT always has a final norm, and classifies by its class token.
     return "vit" if plain and fields["final_norm"] else "beit"
 
 
-def _misfit(model: Model, kind: str) -> str:
-    """Why transformers cannot hold the model, or "" where it can."""
+def _unsupported(model: Model, kind: str) -> str:
+    """Reason why transformers does not have the model, or ""."""
     fields, image_size = model.model, model.data["image_size"]
     for name, size in (("images", image_size), ("patches", fields["patch_size"])):
         if size[0] != size[1]:
-            return f"it has square {name}, not {size[0]}x{size[1]}"
+            return f"it expects square {name}, not {size[0]}x{size[1]}"
     if kind in ("vit", "beit"):
         pooled = (fields.get("pool"), fields.get("pool_norm"), fields["final_norm"])
         if model.kind == "classifier" and pooled not in (
@@ -138,20 +141,21 @@ def _misfit(model: Model, kind: str) -> str:
             ("cls", False, True),
         ):
             return (
-                "it averages patches and then normalises, or normalises and takes the "
-                f"class token, not (pool, pool_norm, final_norm) = {pooled}"
+                "its classifiers average patches and then normalise, or normalise and "
+                "take the class token; here (pool, pool_norm, final_norm) = "
+                f"{pooled}"
             )
         return ""
     if not fields["patch_norm"]:
-        return "its Swin normalises patches, and patch_norm is False here"
+        return "its Swin has patch_norm=True, not False"
     if fields["norm_eps"] != _SWIN_NORM_EPS:
         return f"its Swin has norm_eps={_SWIN_NORM_EPS}, not {fields['norm_eps']}"
     rows = (2 * fields["window_size"] - 1) ** 2
     for name, value in model.state.items():
         if name.endswith(TABLE) and len(value) != rows:
             return (
-                f"its Swin has windows of {fields['window_size']} in all stages, and "
-                f"{name} is for smaller ones, where images are too small"
+                f"its Swin has windows of {fields['window_size']} in all stages, but "
+                f"{name} is for a smaller one, because the image is small"
             )
     return ""
 
@@ -219,8 +223,10 @@ def _config(model: Model, kind: str) -> dict[str, Any]:
 # ---- preprocessor_config.json --------------------------------------------------------
 
 
-def _images(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of config.data, as far as the folder tells."""
+def _data_fields(
+    config: Mapping[str, Any], processor: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Fields of config.data that the folder determines."""
     data: dict[str, Any] = {}
     if "image_size" in config:
         data["image_size"] = _pair(config["image_size"])
@@ -235,16 +241,16 @@ def _images(config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str
     if "crop_pct" in processor:
         data["eval_crop"] = processor["crop_pct"]
     elif processor.get("do_center_crop") and short_side:
-        data["eval_crop"] = _share(_pair(processor["crop_size"])[0], short_side)
+        data["eval_crop"] = _crop_fraction(_pair(processor["crop_size"])[0], short_side)
     elif processor:
         data["eval_crop"] = 1.0
     return data
 
 
-def _share(size: int, short_side: int) -> float:
-    """What `size` is of the short side, which size / share gives again, cut to int."""
-    share = size / short_side
-    return share if int(size / share) == short_side else size / (short_side + 0.5)
+def _crop_fraction(size: int, short_side: int) -> float:
+    """Return size / short_side, such that int(size / fraction) is the short side."""
+    fraction = size / short_side
+    return fraction if int(size / fraction) == short_side else size / (short_side + 0.5)
 
 
 def _processor(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,7 +270,7 @@ def _processor(data: Mapping[str, Any]) -> dict[str, Any]:
         "do_convert_rgb": data["channels"] == 3,
     }
     if crops:
-        # The last is for us: it tells more than the two sizes, which are whole.
+        # crop_pct is for our reader: the two sizes are rounded.
         processor |= {"do_center_crop": True, "crop_size": size}
         processor["crop_pct"] = data["eval_crop"]
     return processor
@@ -274,7 +280,7 @@ def _processor(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The folder's tensors, from one file or those that an index names."""
+    """Tensors of a folder, from one file or the shards listed in an index."""
     for name in (files.WEIGHTS, "pytorch_model.bin"):
         index = files.read_json(path / f"{name}.index.json").get("weight_map")
         parts = sorted(set(index.values())) if index else [name]
@@ -284,12 +290,13 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
                 tensors |= files.read(path / part)[0]
             return tensors
     raise NotFoundError(
-        f"'{path}' has a config.json and no model.safetensors or pytorch_model.bin."
+        f"'{path}' has a config.json, but no weights. Expected model.safetensors or "
+        "pytorch_model.bin: complete the download."
     )
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    """224, (192, 256) or {"height": 192, "width": 256} -> height and width."""
+    """Height and width of 224, (192, 256) or {"height": 192, "width": 256}."""
     if isinstance(size, Mapping):
         return size["height"], size["width"]
     return (size, size) if isinstance(size, int) else tuple(size)

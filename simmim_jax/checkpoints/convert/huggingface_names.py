@@ -1,7 +1,7 @@
-"""Names and layouts of transformers' Swin, Swin V2, ViT and BEiT, and official ones.
+"""Names and layouts of transformers' Swin, Swin V2, ViT and BEiT.
 
-transformers keeps queries, keys and values apart. Its classes for a task put the
-encoder under the name of the model type, such as `swin.`.
+transformers has separate tensors for queries, keys and values. Its classes for a task
+prefix the encoder with the model type, such as `swin.`.
 """
 
 import re
@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from simmim_jax.checkpoints.convert.files import renamed
+from simmim_jax.checkpoints.convert.files import rename
 
-# Official names -> those of transformers, outside of blocks.
+# Official names -> names of transformers, outside of blocks.
 _STEM = {
     "mask_token": "embeddings.mask_token",
     "cls_token": "embeddings.cls_token",
@@ -32,7 +32,7 @@ _BLOCK = {
     "gamma_1": "lambda_1",
     "gamma_2": "lambda_2",
 }
-# The same within a block's attention, whose queries, keys and values we keep together.
+# The same within a block's attention.
 _ATTENTION = {
     "attn.q": "query",
     "attn.k": "key",
@@ -41,16 +41,17 @@ _ATTENTION = {
     "attn.cpb_mlp": "continuous_position_bias_mlp",
 }
 TABLE = "relative_position_bias_table"
-# Their names for the paths of blocks and mergings -> official ones.
+# Parameters in blocks: names of transformers and official ones.
 _PATH = re.compile(r"encoder\.((?:layers\.\d+\.blocks|layer)\.\d+)\.(.+)")
 _OFFICIAL_PATH = re.compile(r"((?:layers\.\d+\.)?blocks\.\d+)\.(.+)")
 
 
 def to_official(state: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
-    """Names and layouts of transformers -> official ones; unknown names stay.
+    """Return `state` in official names and layouts; unknown names are kept.
 
-    kind: their `model_type`. Biases of a ViT's keys are `attn.k_bias`, which no
-    official model has.
+    Biases of a ViT's keys become `attn.k_bias`, which official models lack.
+
+    kind: `model_type` of transformers.
     """
     stem, block = _tables(kind)
     stem = {theirs: ours for ours, theirs in stem.items()}
@@ -59,15 +60,13 @@ def to_official(state: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndar
     def official_name(name: str) -> str:
         name = name.removeprefix(f"{kind}.")
         if found := _PATH.fullmatch(name):
-            place = found[1].replace("layer.", "blocks.")
-            return f"{place}.{_replace_start(found[2], block)}"
+            prefix = found[1].replace("layer.", "blocks.")
+            return f"{prefix}.{_replace_prefix(found[2], block)}"
         if re.match(r"encoder\.layers\.\d+\.downsample\.", name):
             return name.removeprefix("encoder.")
-        return _replace_start(name, stem)
+        return _replace_prefix(name, stem)
 
-    official = _join_attention(
-        renamed(state, official_name), biases="joined" if kind == "swin" else "single"
-    )
+    official = _join_attention(rename(state, official_name), join_biases=kind == "swin")
     if not any(name.startswith("decoder.") for name in official):
         return official
     return {
@@ -79,29 +78,31 @@ def to_official(state: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndar
 def from_official(
     state: Mapping[str, np.ndarray], kind: str, prefix: str
 ) -> dict[str, np.ndarray]:
-    """Official names without `encoder.` -> those of transformers.
+    """Return official tensors, without `encoder.`, in names of transformers.
 
-    kind: their `model_type`; prefix: what the class calls its encoder, "" for the
-    encoder itself. Biases that they need and the model has not, become zeros.
+    Biases that transformers requires and the model lacks become zeros.
+
+    kind: `model_type` of transformers. prefix: name of the encoder in its class, "" for
+    a class that is the encoder.
     """
     stem, block = _tables(kind)
 
     def their_name(name: str) -> str:
         if found := _OFFICIAL_PATH.fullmatch(name):
-            place = re.sub("^blocks", "layer", found[1])
-            name = f"encoder.{place}.{_replace_start(found[2], block)}"
+            path = re.sub("^blocks", "layer", found[1])
+            name = f"encoder.{path}.{_replace_prefix(found[2], block)}"
         elif name.startswith("layers."):
             name = f"encoder.{name}"
         else:
-            name = _replace_start(name, stem)
+            name = _replace_prefix(name, stem)
         bare = not prefix or name.startswith(("decoder.", "classifier."))
         return name if bare else f"{prefix}.{name}"
 
-    return renamed(_split_attention(state, kind), their_name)
+    return rename(_split_attention(state, kind), their_name)
 
 
 def _tables(kind: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Official names -> those of transformers, outside of blocks and within."""
+    """Official names -> names of transformers, outside of blocks and within."""
     swin = kind in ("swin", "swinv2")
     part = "self" if swin else "attention"
     attention = _ATTENTION | {
@@ -114,7 +115,7 @@ def _tables(kind: str) -> tuple[dict[str, str], dict[str, str]]:
     )
 
 
-def _replace_start(name: str, table: Mapping[str, str]) -> str:
+def _replace_prefix(name: str, table: Mapping[str, str]) -> str:
     for old, new in table.items():
         if name == old or name.startswith(f"{old}."):
             return new + name[len(old) :]
@@ -122,20 +123,21 @@ def _replace_start(name: str, table: Mapping[str, str]) -> str:
 
 
 def _join_attention(
-    state: Mapping[str, np.ndarray], *, biases: str
+    state: Mapping[str, np.ndarray], *, join_biases: bool
 ) -> dict[str, np.ndarray]:
-    """attn.{q,k,v}.{weight,bias} -> attn.qkv.weight and biases.
+    """Concatenate attn.{q,k,v}.weight to attn.qkv.weight.
 
-    biases: "joined" as attn.qkv.bias, or "single" as attn.{q,k,v}_bias.
+    join_biases: also concatenate biases, to attn.qkv.bias; otherwise rename them to
+    attn.{q,k,v}_bias.
     """
     joined = dict(state)
     for name in state:
         if not name.endswith("attn.q.weight"):
             continue
         attn = name.removesuffix("q.weight")
-        for part in ("weight", "bias") if biases == "joined" else ("weight",):
+        for part in ("weight", "bias") if join_biases else ("weight",):
             names = [f"{attn}{which}.{part}" for which in "qkv"]
-            # Others stay apart, to be named where what does not fit is listed.
+            # Incomplete sets are kept, so that the list of misfits shows them.
             if (
                 state.keys() >= set(names)
                 and len({state[n].shape[1:] for n in names}) == 1
@@ -144,7 +146,7 @@ def _join_attention(
                     [joined.pop(n) for n in names]
                 )
         for which in "qkv":
-            if biases == "single" and f"{attn}{which}.bias" in joined:
+            if not join_biases and f"{attn}{which}.bias" in joined:
                 joined[f"{attn}{which}_bias"] = joined.pop(f"{attn}{which}.bias")
     return joined
 
@@ -152,7 +154,7 @@ def _join_attention(
 def _split_attention(
     state: Mapping[str, np.ndarray], kind: str
 ) -> dict[str, np.ndarray]:
-    """The inverse, with zeros for biases that a model of transformers must have."""
+    """Invert `_join_attention`, with zeros for biases that transformers requires."""
     split: dict[str, np.ndarray] = {}
     for name, value in state.items():
         if found := re.fullmatch(r"(.+attn\.)qkv\.(weight|bias)", name):

@@ -1,4 +1,4 @@
-"""The fields of config.model, from the shapes of an official state dict."""
+"""Inference of config.model from the shapes of an official state dict."""
 
 import math
 import re
@@ -15,42 +15,45 @@ _TABLE = "relative_position_bias_table"
 def model_fields(
     state: Mapping[str, np.ndarray], known: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What shapes tell about the model, with what is known besides.
+    """Return fields of config.model, from shapes and from `known` fields.
 
-    state: official names and layouts, with or without the prefix `encoder.`; known:
-    fields of config.model, which win. Raises ValueError that names the fields which
-    neither tells, such as the heads of a ViT without relative positions.
+    state: official names and layouts, with or without the prefix `encoder.`.
+    known: fields of config.model, which take precedence.
+
+    Raises UserError that lists the fields which neither determines, such as num_heads
+    of a ViT without relative positions.
     """
     state = {name.removeprefix("encoder."): value for name, value in state.items()}
     if "patch_embed.proj.weight" not in state:
         raise UserError(
-            "these tensors are no ViT, Swin or Swin V2 in official or timm's names: "
-            "expected one that is called patch_embed.proj.weight. (Of transformers, "
-            f"give the folder.) They are {', '.join(sorted(state)[:5])}, …"
+            f"the tensors {', '.join(sorted(state)[:5])}, … are no ViT, Swin or Swin "
+            "V2 with names of the official code or timm. Expected one called "
+            "patch_embed.proj.weight. For a model of transformers, pass its folder."
         )
     width, _, *patch_size = state["patch_embed.proj.weight"].shape
     fields: dict[str, Any] = {"patch_size": tuple(patch_size), "embed_dim": width}
     try:
         fields |= _swin(state) if _depths(state) else _vit(state)
     except KeyError as error:
-        raise UserError(f"{error.args[0]} is missing among the tensors.") from error
+        raise UserError(
+            f"the tensor {error.args[0]} is missing. Expected a complete state dict."
+        ) from error
     if "head.weight" in state:
-        # Official: a norm after the pooling where tokens are averaged, else the class
-        # token. Swin has no class token.
+        # Official ViT: mean of tokens, then a norm; or the class token. Swin: mean.
         fields["pool_norm"] = "fc_norm.weight" in state
         swin = fields["name"] != "vit"
         fields["pool"] = "mean" if swin or fields["pool_norm"] else "cls"
-        fields["head_scale"] = 1.0 if swin else 0.001  # of initial weights
+        fields["head_scale"] = 1.0 if swin else 0.001  # for initial weights only
     fields |= {name: value for name, value in known.items() if value is not None}
     unknown = [name for name, value in fields.items() if value is None]
     if unknown:
         flags = " ".join(f"--model.{name}=…" for name in unknown)
-        raise UserError(f"the file does not tell {unknown}: add {flags}")
+        raise UserError(f"the file does not determine {unknown}: add {flags}")
     return fields
 
 
 def grid_side(state: Mapping[str, np.ndarray]) -> int | None:
-    """Patches along a side of a square image, where parameters depend on it."""
+    """Return patches per side of a square image; None if no parameter depends on it."""
     for name, value in state.items():
         if name.endswith("absolute_pos_embed"):
             return _root(value.shape[1])
@@ -75,7 +78,7 @@ def _vit(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "use_abs_pos_emb": "pos_embed" in state,
         "use_rel_pos_bias": f"blocks.0.attn.{_TABLE}" in state,
         "use_shared_rel_pos_bias": f"rel_pos_bias.{_TABLE}" in state,
-        # Only initial weights depend on how large it was at first.
+        # The value matters only for initial weights.
         "layer_scale": 0.1 if "blocks.0.gamma_1" in state else 0.0,
         "final_norm": "norm.weight" in state,
     }
@@ -103,7 +106,7 @@ def _swin(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
             "window_size": None,
         }
     tables = [state[f"{attn}{_TABLE}".format(s)] for s in range(len(depths))]
-    # The last stages may have smaller windows, where their grid is smaller.
+    # The last stages may have smaller windows, limited by their grid.
     rows = max(table.shape[0] for table in tables)
     return fields | {
         "num_heads": tuple(table.shape[1] for table in tables),

@@ -1,7 +1,7 @@
-"""Files of the official code: SimMIM's and Swin-Transformer's, and others like them.
+"""Files of the official code (SimMIM and Swin-Transformer), and similar files.
 
-A checkpoint holds the tensors under "model" and a yacs config under "config". Both
-official repositories name the same settings alike.
+A checkpoint holds tensors under "model" and a yacs config under "config". Both official
+repositories use the same setting names.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from simmim_jax.checkpoints.convert import files, timm
-from simmim_jax.checkpoints.convert.model import Given, Model
+from simmim_jax.checkpoints.convert.model import Model, Overrides
 from simmim_jax.errors import UserError
 from simmim_jax.models.layers import relative_offsets
 from simmim_jax.models.swin_v2 import log_spaced_offsets
@@ -21,7 +21,7 @@ from simmim_jax.models.windows import fit_window, shift_mask
 
 _TYPES = {"vit": "VIT", "swin": "SWIN", "swin_v2": "SWINV2"}
 _NORM_EPS = {"vit": 1e-6, "swin": 1e-5, "swin_v2": 1e-5}
-# Settings that the sections of all encoders have, of Swin's, of the ViT's.
+# Official setting -> field of config.model: all encoders, Swin only, ViT only.
 _SECTION = {
     "PATCH_SIZE": "patch_size",
     "EMBED_DIM": "embed_dim",
@@ -44,42 +44,42 @@ _VIT = {
 }
 
 
-def read(path: Path, given: Given) -> Model:
-    """From a file of official or timm's names.
+def read(path: Path, overrides: Overrides) -> Model:
+    """Read a file with names of the official code or timm.
 
-    Index and mask buffers, which follow from the sizes, are left out, and so are other
-    groups of tensors, such as the averages under "model_ema". ValueError where
-    the file does not tell enough.
+    Buffers, which are computed from sizes, are left out, as are other groups of
+    tensors, such as averages under "model_ema". Raises UserError if the file does not
+    determine the model.
     """
     tensors, rest = files.read(path)
-    # Swin V2's first files have another name for the MLP of positions.
-    state = files.renamed(tensors, lambda name: name.replace(".rpe_mlp.", ".cpb_mlp."))
-    config = rest.get("config", {})
-    config = json.loads(config) if isinstance(config, str) else config
-    with files.settings_of(path):
-        fields, data = _known(config), _images(config)
-    names = rest.get("class_names", ())
-    return Model.describe(
+    # The first files of Swin V2 have another name for the position MLP.
+    state = files.rename(tensors, lambda name: name.replace(".rpe_mlp.", ".cpb_mlp."))
+    config, names = rest.get("config", {}), rest.get("class_names", ())
+    with files.parsing_settings(path):
+        config = json.loads(config) if isinstance(config, str) else config
+        names = json.loads(names) if isinstance(names, str) else names
+        fields, data = _model_fields(config), _data_fields(config)
+    return Model.from_state(
         timm.to_official(state),
-        given,
+        overrides,
         model=fields,
         data=data,
-        class_names=json.loads(names) if isinstance(names, str) else names,
+        class_names=names,
         unread=files.tensor_groups(rest),
     )
 
 
 def write(model: Model, path: Path) -> None:
-    """Writes a file as the official code does: .pth, or the same as .safetensors.
+    """Write a file like the official code: .pth, or the same as .safetensors.
 
-    With the buffers of official models, so that they load it strictly. ValueError where
+    It includes buffers, so that official models load it strictly. Raises UserError if
     the official code has no such model.
     """
     name, eps = model.model["name"], model.model["norm_eps"]
     if eps != _NORM_EPS[name]:
         raise UserError(
-            f"the official code has no such model: its norms have eps="
-            f"{_NORM_EPS[name]}, not {eps}."
+            f"model.norm_eps={eps} does not exist in the official code. Expected "
+            f"{_NORM_EPS[name]}; write another format, such as --to=huggingface."
         )
     rest = {"config": _config(model), "class_names": list(model.class_names)}
     if path.suffix == ".safetensors":
@@ -90,8 +90,8 @@ def write(model: Model, path: Path) -> None:
 # ---- The config ----------------------------------------------------------------------
 
 
-def _known(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What shapes do not tell."""
+def _model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of config.model that shapes do not determine."""
     if "MODEL" not in config:
         return {}
     kind = config["MODEL"]["TYPE"]
@@ -110,7 +110,7 @@ def _known(config: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _images(config: Mapping[str, Any]) -> dict[str, Any]:
+def _data_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     if "DATA" not in config:
         return {}
     data: dict[str, Any] = {"image_size": _pair(config["DATA"]["IMG_SIZE"])}
@@ -118,7 +118,7 @@ def _images(config: Mapping[str, Any]) -> dict[str, Any]:
         data["interpolation"] = config["DATA"]["INTERPOLATION"]
     if not config.get("TEST", {}).get("CROP", True):
         data["eval_crop"] = 1.0
-    for name in ("mean", "std"):  # which our files alone have
+    for name in ("mean", "std"):  # only in files that we wrote
         if name.upper() in config["DATA"]:
             data[name] = tuple(config["DATA"][name.upper()])
     return data
@@ -166,7 +166,7 @@ def _single(size: tuple[int, int]) -> int | list[int]:
 
 
 def _buffers(model: Model) -> dict[str, np.ndarray]:
-    """What official models compute from their sizes and save all the same."""
+    """Buffers that official models compute from sizes, and save nevertheless."""
     fields = model.model
     prefix = "encoder." if model.kind == "pre-training model" else ""
     grid = tuple(

@@ -1,4 +1,4 @@
-"""A model between two formats: official tensors, and what our configs say of them."""
+"""A model between two formats: official tensors, and fields of our configs."""
 
 import dataclasses
 import re
@@ -17,27 +17,28 @@ from simmim_jax.checkpoints.convert.official import from_official, to_official
 from simmim_jax.errors import UserError
 from simmim_jax.models import ENCODERS, build_classifier, build_encoder, build_simmim
 
-# Images as the official code shows them to models (timm's ImageNet constants).
+# Input images of the official code (timm's ImageNet constants).
 OFFICIAL_DATA = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
     "interpolation": "bicubic",
     "eval_crop": 224 / 256,
 }
-# Fields of config.model that are not the encoder's.
+# Fields of config.model that belong to the head.
 _HEAD = ("pool", "pool_norm", "head_scale")
-# Official buffers follow from sizes. A bias of keys, which no official model has, adds
-# the same number to all logits of a query, and softmax takes it off again.
+# Buffers are computed from sizes. A bias of keys, which official models lack, adds the
+# same number to all logits of a query, so softmax cancels it.
 _REDUNDANT = re.compile(
     r"\.(relative_position_index|relative_coords_table|attn_mask|attn\.k_bias)$"
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
-    """What the user says of a checkpoint, over what it says itself.
+class Overrides:
+    """Settings from the user, which take precedence over those of the checkpoint.
 
-    leave_out: a regular expression for the official names of tensors to leave out.
+    model, data: fields of config.model and config.data. leave_out: regular expression
+    for official names of tensors to leave out.
     """
 
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -50,9 +51,9 @@ class Given:
 class Model:
     """A pre-training model, a classifier, or an encoder alone.
 
-    state: official names and layouts; the names of a pre-training model's encoder start
-    with `encoder.`. model, data: fields of config.model and config.data. left_out:
-    tensors of the file that are not in `state`.
+    state: tensors in official names and layouts; in a pre-training model the names of
+    the encoder start with `encoder.`. model, data: fields of config.model and
+    config.data. left_out: names of tensors in the file, but not in `state`.
     """
 
     state: Mapping[str, np.ndarray]
@@ -62,50 +63,50 @@ class Model:
     left_out: tuple[str, ...] = ()
 
     @classmethod
-    def describe(
+    def from_state(
         cls,
         state: Mapping[str, np.ndarray],
-        given: Given,
+        overrides: Overrides,
         *,
         model: Mapping[str, Any],
         data: Mapping[str, Any],
         class_names: Sequence[str] = (),
         unread: Sequence[str] = (),
     ) -> "Model":
-        """From tensors in official names, what their file says, and what the user says.
+        """Build a model from official tensors, settings of their file and `overrides`.
 
-        Shapes tell the rest. unread: tensors of the file that are not in `state`.
-        ValueError where something remains unknown, or is of another type.
+        Shapes determine the rest. Raises UserError if a field remains unknown or has
+        another type. unread: names of tensors in the file, but not in `state`.
         """
         left_out = [
             name
             for name in state
             if _REDUNDANT.search(name)
-            or (given.leave_out and re.search(given.leave_out, name))
+            or (overrides.leave_out and re.search(overrides.leave_out, name))
         ]
         state = {n: v for n, v in state.items() if n not in set(left_out)}
-        fields = infer.model_fields(state, {**model, **_with_tuples(given.model)})
+        fields = infer.model_fields(state, {**model, **_with_tuples(overrides.model)})
         defaults = _defaults(fields["name"])
-        _check_names("model", given.model, {*defaults, *_HEAD})
-        _check_names("data", given.data, {*OFFICIAL_DATA, "image_size"})
+        _check_names("model", overrides.model, {*defaults, *_HEAD})
+        _check_names("data", overrides.data, {*OFFICIAL_DATA, "image_size"})
         fields = defaults | fields
         _check_types(fields, defaults)
-        data = {**OFFICIAL_DATA, **data, **_with_tuples(given.data)}
+        data = {**OFFICIAL_DATA, **data, **_with_tuples(overrides.data)}
         data["channels"] = _patch_weight(state).shape[1]
         if "image_size" not in data:
             data["image_size"] = _image_size(state, fields)
-        names = given.class_names or class_names
+        names = overrides.class_names or class_names
         if "head.weight" in state:
             names = names or [f"class {i}" for i in range(len(state["head.weight"]))]
-        described = cls(state, fields, data, tuple(names), (*left_out, *unread))
-        described.check()
-        return described
+        built = cls(state, fields, data, tuple(names), (*left_out, *unread))
+        built.check()
+        return built
 
     @classmethod
     def load(cls, path: Path) -> "Model":
-        """From a workdir or checkpoint of ours.
+        """Load a workdir or checkpoint of ours.
 
-        Of a pre-training run with another decoder than the official one, the encoder.
+        Only the encoder is kept if the decoder differs from the official one.
         """
         params, meta = store.load(path)
         config, left_out = meta["config"], tuple[str, ...]()
@@ -121,9 +122,10 @@ class Model:
         )
 
     def save(self, path: Path, source: str) -> None:
-        """Writes a checkpoint of ours; source: what it was made from, for the record.
+        """Write a checkpoint of ours.
 
-        ValueError that lists every tensor that does not fit the model.
+        Raises UserError that lists every tensor which does not fit the model. source:
+        file or folder that was converted, for the record.
         """
         mode = "finetune" if self.kind == "classifier" else "pretrain"
         meta: dict[str, Any] = {
@@ -143,18 +145,18 @@ class Model:
 
     @property
     def kind(self) -> str:
-        """What it is: "pre-training model", "classifier" or "encoder"."""
+        """Kind of model: "pre-training model", "classifier" or "encoder"."""
         if any(name.startswith("decoder.") for name in self.state):
             return "pre-training model"
         return "classifier" if "head.weight" in self.state else "encoder"
 
     @property
     def channels(self) -> int:
-        """Channels of an image."""
+        """Number of image channels."""
         return _patch_weight(self.state).shape[1]
 
     def check(self) -> None:
-        """ValueError where what is said of images or classes does not fit tensors."""
+        """Raise UserError if image or class settings contradict the tensors."""
         size = self.data["image_size"]
         if not isinstance(size, tuple) or len(size) != 2:
             raise UserError(
@@ -170,15 +172,16 @@ class Model:
         classes = len(self.state.get("head.weight", ()))
         if len(self.class_names) != classes:
             raise UserError(
-                f"{len(self.class_names)} names of classes, and a head for {classes}."
+                f"{len(self.class_names)} class names for a head with {classes} "
+                f"classes. Expected {classes}: pass them with --classes=FILE."
             )
 
     def bare_state(self) -> dict[str, np.ndarray]:
-        """The state without the prefix `encoder.`."""
+        """Return the state without the prefix `encoder.`."""
         return {n.removeprefix("encoder."): v for n, v in self.state.items()}
 
     def params(self) -> dict[str, Any]:
-        """Our parameters; ValueError that lists every tensor that does not fit."""
+        """Return our parameters; raise UserError that lists tensors which don't fit."""
         return from_official(self.state, self._shapes())
 
     def _shapes(self) -> Mapping[str, Any]:
@@ -208,7 +211,7 @@ def _patch_weight(state: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _has_official_decoder(config: Mapping[str, Any]) -> bool:
-    """Whether one linear layer predicts the values of all pixels."""
+    """Whether one linear layer predicts all pixel values."""
     return (
         config.get("decoder", {}).get("kind", "linear") == "linear"
         and config.get("target", {}).get("downsample", 1) == 1
@@ -222,16 +225,16 @@ def _image_size(
     side = infer.grid_side(state)
     if not side:
         raise UserError(
-            "the file does not tell the size of images: add "
+            "the file does not determine the image size: add "
             "--data.image_size='(height, width)'"
         )
     return tuple(side * p for p in fields["patch_size"])
 
 
 def _check_names(part: str, given: Mapping[str, Any], known: set[str]) -> None:
-    if strange := sorted(given.keys() - known):
+    if unknown := sorted(given.keys() - known):
         expected = ", ".join(sorted(known))
-        raise UserError(f"--{part}.{strange[0]}: expected one of {expected}.")
+        raise UserError(f"--{part}.{unknown[0]}: expected one of {expected}.")
 
 
 def _check_types(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -245,7 +248,7 @@ def _check_types(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
 
 
 def _defaults(encoder: str) -> dict[str, Any]:
-    """Fields of an encoder that a config may set, as they are where it does not."""
+    """Default values of the encoder's fields that a config may set."""
     return {
         field.name: field.default
         for field in dataclasses.fields(ENCODERS[encoder])
@@ -254,5 +257,5 @@ def _defaults(encoder: str) -> dict[str, Any]:
 
 
 def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Lists are JSON's tuples."""
+    """Replace lists by tuples, which JSON does not have."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

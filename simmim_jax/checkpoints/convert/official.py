@@ -1,8 +1,8 @@
-"""Names and layouts of the official PyTorch code, and ours.
+"""Names and layouts of the official PyTorch code and of our parameters.
 
 Official: github.com/microsoft/SimMIM (vision_transformer.py, swin_transformer.py,
-simmim.py) and, for Swin V2, github.com/microsoft/Swin-Transformer.
-Our parameters carry the official names but for what this page renames.
+simmim.py) and, for Swin V2, github.com/microsoft/Swin-Transformer. Our parameters have
+the official names, except for `_RENAMES`.
 """
 
 import re
@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from simmim_jax.errors import UserError
 
-# Ours -> official, in order; paths are joined by "/".
+# Ours -> official, applied in order to paths joined by "/".
 _RENAMES = (
     (r"/qkv_kernel$", "/qkv/weight"),
     (r"/qkv_bias$", "/qkv/bias"),
@@ -22,12 +22,12 @@ _RENAMES = (
     (r"\b(layers|blocks|cpb_mlp)_(\d+)", r"\1/\2"),
     (r"^decoder/", "decoder/0/"),
 )
-# Official buffers, which follow from the shapes.
+# Official buffers, which are computed from sizes.
 _BUFFERS = ("relative_position_index", "relative_coords_table", "attn_mask")
 
 
 def official_name(path: str, *, classifier: bool) -> str:
-    """Official name of the parameter at `path`, such as `encoder/blocks_0/norm1/scale`.
+    """Return the official name of our parameter, such as encoder/blocks_0/norm1/scale.
 
     Only pre-training models keep the `encoder.` prefix.
     """
@@ -39,7 +39,7 @@ def official_name(path: str, *, classifier: bool) -> str:
 
 
 def official_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the official tensor for our parameter at `path`."""
+    """Return the shape of the official tensor for our parameter at `path`."""
     if path == "decoder/kernel":
         return (*shape[::-1], 1, 1)
     if path.endswith("kernel") and len(shape) == 4:
@@ -48,10 +48,10 @@ def official_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def to_official(params: Mapping) -> dict[str, np.ndarray]:
-    """Our parameters -> official state dict, without its index buffers.
+    """Return the official state dict of our parameters, without its buffers.
 
-    Kernels become weights: linear (in out) -> (out in), convolutions HWIO -> OIHW, the
-    decoder's -> a 1x1 convolution's.
+    Kernels become weights: linear [in, out] -> [out, in], convolution HWIO -> OIHW, and
+    the decoder's becomes that of a 1x1 convolution.
     """
     flat = flatten_dict(params, sep="/")
     classifier = "decoder/kernel" not in flat
@@ -68,11 +68,12 @@ def to_official(params: Mapping) -> dict[str, np.ndarray]:
 
 
 def from_official(state: Mapping[str, np.ndarray], like: Mapping) -> dict:
-    """Official state dict -> parameters in the structure of `like`.
+    """Return an official state dict as parameters in the structure of `like`.
 
-    like: parameters of our model, or their shapes (`jax.eval_shape`). The inverse of
-    `to_official`, bit for bit. ValueError that lists every name missing in `state`,
-    unknown to the model, or of another shape.
+    The exact inverse of `to_official`. Raises UserError that lists every tensor which
+    is missing, unknown to the model, or of another shape.
+
+    like: parameters of our model, or their shapes (`jax.eval_shape`).
     """
     flat = flatten_dict(like, sep="/")
     classifier = "decoder/kernel" not in flat
@@ -99,7 +100,7 @@ def from_official(state: Mapping[str, np.ndarray], like: Mapping) -> dict:
     ]
     if problems:
         raise UserError(
-            "The checkpoint does not fit the model; check its size and position "
-            "settings in config.model:\n  " + "\n  ".join(problems)
+            "the checkpoint does not fit the model. Correct the sizes and positions in "
+            "config.model, or leave tensors out:\n  " + "\n  ".join(problems)
         )
     return unflatten_dict(params, sep="/")

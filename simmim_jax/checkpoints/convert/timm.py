@@ -1,8 +1,8 @@
-"""timm's models: Swin, Swin V2, BEiT and ViT.
+"""Files and folders of timm: Swin, Swin V2, BEiT and ViT.
 
-timm has no masked image modelling: of a pre-training model it gets the encoder, without
-mask token and decoder. The official ViT is its BEiT; one with absolute positions alone,
-its ViT.
+timm has no masked image modelling: a pre-training model is written as its encoder,
+without mask token and decoder. The official ViT is timm's BEiT; a ViT with absolute
+positions only is timm's ViT.
 """
 
 import json
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from simmim_jax.checkpoints.convert import files
-from simmim_jax.checkpoints.convert.model import Given, Model
+from simmim_jax.checkpoints.convert.model import Model, Overrides
 from simmim_jax.errors import UserError
 
-# A model of each class, for `create_model`; its sizes are all replaced.
+# A model of each class for `create_model`; all of its sizes are replaced.
 ARCHITECTURES = {
     "swin": "swin_base_patch4_window7_224",
     "swin_v2": "swinv2_base_window8_256",
@@ -25,30 +25,30 @@ ARCHITECTURES = {
     "vit": "vit_base_patch16_224",
 }
 _NORM_EPS = {"swin": 1e-5, "swin_v2": 1e-5, "beit": 1e-6, "vit": 1e-6}
-# Arguments of timm's models that tensors tell, or that matter in training alone.
-_TOLD = {
-    *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth"),
-    *("depths", "head_dim", "mlp_ratio", "qkv_bias", "qk_norm", "proj_bias"),
-    *("class_token", "no_embed_class", "reg_tokens", "pos_embed", "pre_norm"),
-    *("final_norm", "fc_norm", "use_fc_norm", "use_abs_pos_emb", "use_rel_pos_bias"),
-    *("use_shared_rel_pos_bias", "strict_img_size", "dynamic_img_size"),
-    *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate"),
-    *("attn_drop_rate", "weight_init", "fix_init", "head_init_scale"),
-}
-# Those that are fields of ours by the same name.
+# Arguments of timm's models that tensors determine, or that only affect training.
+_IGNORED = {
+    "img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "depths",
+    "head_dim", "mlp_ratio", "qkv_bias", "qk_norm", "proj_bias", "class_token",
+    "no_embed_class", "reg_tokens", "pos_embed", "pre_norm", "final_norm", "fc_norm",
+    "use_fc_norm", "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias",
+    "strict_img_size", "dynamic_img_size", "drop_rate", "pos_drop_rate",
+    "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "weight_init", "fix_init",
+    "head_init_scale",
+}  # fmt: skip
+# Arguments that are fields of ours with the same name.
 _FIELDS = ("num_heads", "window_size", "drop_path_rate", "pretrained_window_sizes")
 _POOLS = {"avg": "mean", "token": "cls"}
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder has a config.json as timm writes it."""
+    """Return whether a folder has a config.json of timm."""
     return "architecture" in files.read_json(path / "config.json")
 
 
-def read(path: Path, given: Given) -> Model:
-    """From a folder that `timm.models.save_for_hf` made.
+def read(path: Path, overrides: Overrides) -> Model:
+    """Read a folder written by `timm.models.save_for_hf`.
 
-    The biases of a ViT's keys, which change nothing, are left out.
+    The biases of a ViT's keys, which have no effect, are left out.
     """
     config = json.loads((path / "config.json").read_text())
     weights = next(
@@ -61,15 +61,15 @@ def read(path: Path, given: Given) -> Model:
     )
     state = to_official(files.read(weights)[0])
     classifies = "head.weight" in state
-    with files.settings_of(path):
-        # Old files have the description of images at the top.
+    with files.parsing_settings(path):
+        # Old files have image settings at the top level.
         images = config.get("pretrained_cfg", config)
         names = config.get("label_names") or images.get("label_names") or ()
-        fields = _known(config.get("model_args", {}), classifies)
-        data = _images(images)
-    return Model.describe(
+        fields = _model_fields(config.get("model_args", {}), classifies)
+        data = _data_fields(images)
+    return Model.from_state(
         state,
-        given,
+        overrides,
         model=fields,
         data=data,
         class_names=names if classifies else (),
@@ -77,14 +77,17 @@ def read(path: Path, given: Given) -> Model:
 
 
 def write(model: Model, path: Path) -> list[str]:
-    """Writes a file, or a folder for `timm.create_model("local-dir:…")`.
+    """Write a file, or a folder for `timm.create_model("local-dir:…")`.
 
-    A path with a suffix is a file of tensors alone. Returns the official names of what
-    timm has no place for. ValueError where timm has no such model.
+    A path with a suffix is a file of tensors only. Returns the official names of
+    tensors that timm's model lacks. Raises UserError if timm has no such model.
     """
     kind = _kind(model)
-    if reason := _misfit(model, kind):
-        raise UserError(f"timm has no such model: {reason}.")
+    if reason := _unsupported(model, kind):
+        raise UserError(
+            f"timm has no such model: {reason}. Write --to=official or "
+            "--to=huggingface."
+        )
     state = from_official(model.bare_state(), kind)
     config = _config(model, kind)
     if path.suffix in files.SUFFIXES:
@@ -98,11 +101,11 @@ def write(model: Model, path: Path) -> list[str]:
 
 
 def to_official(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """timm's names and layouts -> official ones, which stay as they are.
+    """Return timm's tensors in official names and layouts; official ones are kept.
 
-    Biases of a ViT's keys are `attn.k_bias`, which no official model has.
+    Biases of a ViT's keys become `attn.k_bias`, which official models lack.
     """
-    # Theirs merges patches before a stage, the official code after it.
+    # timm merges patches before a stage, the official code after it.
     merges_first = not any("layers.0.downsample." in name for name in state)
 
     def official_name(name: str) -> str:
@@ -112,7 +115,7 @@ def to_official(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
 
     official = {}
-    for name, value in files.renamed(state, official_name).items():
+    for name, value in files.rename(state, official_name).items():
         if re.fullmatch(r"(encoder\.)?blocks\.\d+\.attn\.qkv\.bias", name):
             attn = name.removesuffix("qkv.bias")
             for which, part in zip("qkv", np.split(value, 3), strict=True):
@@ -123,7 +126,10 @@ def to_official(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def from_official(state: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
-    """Official names without `encoder.` -> timm's; kind: "swin", "swin_v2", …."""
+    """Return official tensors, without `encoder.`, in timm's names.
+
+    kind: key of ARCHITECTURES.
+    """
     theirs = {}
     for name, value in state.items():
         if _is_for_masking(name):
@@ -158,25 +164,25 @@ def _is_for_masking(name: str) -> bool:
 # ---- config.json ---------------------------------------------------------------------
 
 
-def _known(args: Mapping[str, Any], classifies: bool) -> dict[str, Any]:
-    """What shapes do not tell, from the arguments of timm's model.
+def _model_fields(args: Mapping[str, Any], classifies: bool) -> dict[str, Any]:
+    """Fields of config.model that shapes do not determine, from timm's arguments.
 
-    ValueError where they make another model than ours.
+    Raises UserError if the arguments make a model that we do not have.
     """
-    strange = {
+    unsupported = {
         name: value
         for name, value in args.items()
         if value
-        and name not in {*_TOLD, *_FIELDS, "init_values", "global_pool"}
+        and name not in {*_IGNORED, *_FIELDS, "init_values", "global_pool"}
         and (name, value) != ("act_layer", "gelu")
     }
     pool = args.get("global_pool")
     if classifies and pool and pool not in _POOLS:
-        strange["global_pool"] = pool
-    if strange:
+        unsupported["global_pool"] = pool
+    if unsupported:
         raise UserError(
-            f"we have no model with {strange}, model_args in timm's config.json: "
-            "expected its defaults. Take them out there if they change nothing."
+            f"model_args in timm's config.json has {unsupported}, which our models do "
+            "not support. Expected defaults: remove arguments that have no effect."
         )
     fields = {name: args[name] for name in _FIELDS if name in args}
     if classifies and pool:
@@ -192,7 +198,7 @@ def _known(args: Mapping[str, Any], classifies: bool) -> dict[str, Any]:
     return fields
 
 
-def _images(config: Mapping[str, Any]) -> dict[str, Any]:
+def _data_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if "input_size" in config:
         data["image_size"] = tuple(config["input_size"][1:])
@@ -213,27 +219,27 @@ def _kind(model: Model) -> str:
     return "vit" if fields["use_abs_pos_emb"] and not tables else "beit"
 
 
-def _misfit(model: Model, kind: str) -> str:
-    """Why timm cannot hold the model, or "" where it can."""
+def _unsupported(model: Model, kind: str) -> str:
+    """Reason why timm does not have the model, or ""."""
     fields = model.model
     if fields["norm_eps"] != _NORM_EPS[kind]:
         return f"its norms have eps={_NORM_EPS[kind]}, not {fields['norm_eps']}"
     if fields["name"] != "vit":
         height, width = model.data["image_size"]
         if height != width:
-            return f"its Swin's windows are not square on images of {height}x{width}"
+            return f"its Swin needs square images, not {height}x{width}"
         if fields["use_abs_pos_emb"] or not fields["patch_norm"]:
-            return "its Swin normalises patches and has no absolute positions"
+            return "its Swin has patch_norm=True and no absolute positions"
         return ""
     if model.kind == "classifier":
         order = (fields["pool"], fields["pool_norm"], fields["final_norm"])
         if order not in (("mean", True, False), ("cls", False, True)):
             return (
-                "it averages patches and then normalises, or normalises and takes the "
-                f"class token, not (pool, pool_norm, final_norm) = {order}"
+                "its classifiers average patches and then normalise, or normalise and "
+                f"take the class token; here (pool, pool_norm, final_norm) = {order}"
             )
     elif not fields["final_norm"]:
-        return "its encoders end with a norm"
+        return "its encoders have final_norm=True, not False"
     return ""
 
 

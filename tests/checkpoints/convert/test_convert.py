@@ -1,4 +1,4 @@
-"""The command that converts, official files, and checkpoints of ours."""
+"""The convert command, official files, and checkpoints of ours."""
 
 import json
 
@@ -47,8 +47,8 @@ MODELS = {
 SIZE_FLAG = f"--data.image_size=({SIZE}, {SIZE})"
 
 
-def refusal(source, target, *flags) -> str:
-    """What the command says as it refuses."""
+def error_message(source, target, *flags) -> str:
+    """Message with which the command fails."""
     with pytest.raises(SystemExit) as error:
         convert(source, target, *flags)
     assert not target.exists()
@@ -56,7 +56,7 @@ def refusal(source, target, *flags) -> str:
 
 
 def rewrite(path, target, change, **rest):
-    """The tensors of a file, changed, in another file; and nothing else of it."""
+    """Write the changed tensors of a file to `target`, without its other content."""
     tensors = files.read(path)[0]
     change(tensors)
     files.write(target, tensors, **rest)
@@ -68,7 +68,7 @@ def rewrite(path, target, change, **rest):
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 @pytest.mark.parametrize("name", MODELS)
-def test_there_and_back_is_exact(name, suffix, tmp_path):
+def test_round_trip_is_exact(name, suffix, tmp_path):
     if suffix == "pth":
         pytest.importorskip("torch")
     params = make(tmp_path / "ours", MODELS[name])
@@ -77,7 +77,7 @@ def test_there_and_back_is_exact(name, suffix, tmp_path):
     found, meta = store.load(back)
     assert_same(found, params)
     before = store.load(tmp_path / "ours")[1]
-    # init_cut, of weights that are no longer initial, is the only thing that is lost.
+    # Only init_cut is lost, which matters for initial weights only.
     for part in ("model", "data"):
         for field, value in before["config"][part].items():
             expected = 1.0 if field == "init_cut" else value
@@ -91,7 +91,7 @@ def test_there_and_back_is_exact(name, suffix, tmp_path):
 
 
 def test_swin_base_has_the_official_names(tmp_path):
-    """365 tensors, 35 of them buffers, in the depths and windows of Swin-B."""
+    """365 tensors, 35 of them buffers, with the depths and windows of Swin-B."""
     sizes = {"depths": (2, 2, 18, 2), "num_heads": (1, 2, 4, 8), "window_size": 6}
     make(tmp_path / "ours", SWIN | sizes, image_size=(192, 192))
     file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
@@ -108,7 +108,7 @@ def test_official_buffers():
     assert (index.shape, index.dtype) == ((16, 16), np.int64)
     assert (index[0, 0], index[0, 15], index[15, 0]) == (24, 0, 48)
     masks = {name for name in buffers if name.endswith("attn_mask")}
-    assert masks == {"layers.0.blocks.1.attn_mask"}  # later stages are one window
+    assert masks == {"layers.0.blocks.1.attn_mask"}  # one window in later stages
     mask = buffers["layers.0.blocks.1.attn_mask"]
     assert mask.shape == (4, 16, 16)
     assert set(np.unique(mask)) == {-100, 0}
@@ -124,7 +124,7 @@ def test_official_vit_has_its_index(tmp_path):
     assert index[0, 0] == 15 * 15 + 2
 
 
-def test_first_files_of_swin_v2_name_their_position_mlp_otherwise(tmp_path):
+def test_first_files_of_swin_v2_have_another_name_for_the_position_mlp(tmp_path):
     params = make(tmp_path / "ours", SWIN_V2)
     file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
 
@@ -174,7 +174,7 @@ def test_official_checkpoint_with_a_yacs_config(zipped, tmp_path, capsys):
     )
 
 
-def test_averages_that_are_not_read_are_reported(tmp_path, capsys):
+def test_averages_are_left_out_and_reported(tmp_path, capsys):
     torch = pytest.importorskip("torch")
     params = make(tmp_path / "ours", PLAIN_VIT)
     file = convert(tmp_path / "ours", tmp_path / "x.pth", "--to=official")
@@ -191,40 +191,40 @@ def test_averages_that_are_not_read_are_reported(tmp_path, capsys):
     [
         ({"MODEL": {"TYPE": "swin"}}, "lacks the setting 'SWIN'"),
         ({"DATA": {}}, "lacks the setting 'IMG_SIZE'"),
-        ({"MODEL": []}, "of another type"),
+        ({"MODEL": []}, "of an unexpected type"),
+        ("{", "not JSON"),
     ],
 )
-def test_configs_without_a_setting_are_refused(config, complaint, tmp_path):
+def test_malformed_configs_raise(config, complaint, tmp_path):
     make(tmp_path / "ours", SWIN)
     file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
-    bad = rewrite(
-        file, tmp_path / "bad.safetensors", lambda _: None, config=json.dumps(config)
-    )
-    message = refusal(bad, tmp_path / "back")
+    config = config if isinstance(config, str) else json.dumps(config)
+    bad = rewrite(file, tmp_path / "bad.safetensors", lambda _: None, config=config)
+    message = error_message(bad, tmp_path / "back")
     assert "bad.safetensors'" in message
     assert complaint in message
 
 
-# ---- What a file does not tell -------------------------------------------------------
+# ---- Settings that a file lacks ------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_sizes_come_from_the_shapes(name, tmp_path):
+def test_sizes_are_inferred_from_shapes(name, tmp_path):
     state = to_official(make(tmp_path / "ours", MODELS[name]))
-    told = {"swin_v2": "window_size", "vit": "num_heads"}.get(MODELS[name]["name"])
-    known = {told: MODELS[name][told]} if told else {}
+    given = {"swin_v2": "window_size", "vit": "num_heads"}.get(MODELS[name]["name"])
+    known = {given: MODELS[name][given]} if given else {}
     fields = infer.model_fields(state, known)
     assert len(fields) >= 10
     for field, value in fields.items():
         assert value == MODELS[name][field], field
 
 
-def test_what_shapes_do_not_tell_is_asked_for(tmp_path):
+def test_fields_that_shapes_do_not_determine_are_required(tmp_path):
     make(tmp_path / "ours", PLAIN_VIT)
     file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
     bare = rewrite(file, tmp_path / "bare.safetensors", lambda _: None)
-    message = refusal(bare, tmp_path / "back")
-    assert "does not tell ['num_heads']: add --model.num_heads=" in message
+    message = error_message(bare, tmp_path / "back")
+    assert "does not determine ['num_heads']: add --model.num_heads=" in message
     back = convert(bare, tmp_path / "back", "--model.num_heads=2", "--data.eval_crop=1")
     expected = run(tmp_path / "ours", images(), np.zeros((2, 8, 8), bool))
     found = run(back, images(), np.zeros((2, 8, 8), bool))
@@ -234,10 +234,10 @@ def test_what_shapes_do_not_tell_is_asked_for(tmp_path):
     make(tmp_path / "v2", SWIN_V2)
     file = convert(tmp_path / "v2", tmp_path / "v2.safetensors", "--to=official")
     bare = rewrite(file, tmp_path / "v2-bare.safetensors", lambda _: None)
-    message = refusal(bare, tmp_path / "v2-back")
+    message = error_message(bare, tmp_path / "v2-back")
     assert "['window_size']: add --model.window_size=" in message
-    message = refusal(bare, tmp_path / "v2-back", "--model.window_size=4")
-    assert "size of images: add --data.image_size=" in message
+    message = error_message(bare, tmp_path / "v2-back", "--model.window_size=4")
+    assert "image size: add --data.image_size=" in message
     convert(bare, tmp_path / "v2-back", "--model.window_size=4", SIZE_FLAG)
 
 
@@ -252,6 +252,7 @@ def test_what_shapes_do_not_tell_is_asked_for(tmp_path):
         ("--model.depth", "--model.depth: expected --model.FIELD=VALUE"),
         ("--model.depth=2.5", "model.depth=2.5: expected int, such as 12"),
         ("--model.depth=3", "blocks.2.norm1.weight is missing"),
+        ("--leave_out=(", r"--leave_out=\(: expected a regular expression"),
     ],
 )
 def test_flags_are_checked(flag, complaint, tmp_path):
@@ -264,7 +265,7 @@ def test_flags_are_checked(flag, complaint, tmp_path):
 # ---- Errors --------------------------------------------------------------------------
 
 
-def test_everything_that_does_not_fit_is_listed(tmp_path, capsys):
+def test_all_mismatches_are_listed(tmp_path, capsys):
     make(tmp_path / "ours", SWIN)
     file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
 
@@ -274,7 +275,7 @@ def test_everything_that_does_not_fit_is_listed(tmp_path, capsys):
         tensors["encoder.layers.0.new.weight"] = np.zeros(3, np.float32)
 
     bad = rewrite(file, tmp_path / "bad.safetensors", spoil)
-    lines = refusal(bad, tmp_path / "back", SIZE_FLAG).splitlines()
+    lines = error_message(bad, tmp_path / "back", SIZE_FLAG).splitlines()
     assert set(lines[1:]) == {
         "  encoder.layers.1.blocks.0.mlp.fc2.bias is missing",
         "  encoder.norm.bias has shape (3,), expected (16,)",
@@ -290,9 +291,9 @@ def test_everything_that_does_not_fit_is_listed(tmp_path, capsys):
     assert "encoder.layers.*.new.weight" in capsys.readouterr().out
 
 
-def test_other_tensors_are_refused(tmp_path):
+def test_unrelated_tensors_raise(tmp_path):
     files.write(tmp_path / "x.safetensors", {"conv1.weight": np.zeros(3, np.float32)})
-    message = refusal(tmp_path / "x.safetensors", tmp_path / "back")
+    message = error_message(tmp_path / "x.safetensors", tmp_path / "back")
     assert "no ViT, Swin or Swin V2" in message
     assert "conv1.weight" in message
 
@@ -300,28 +301,31 @@ def test_other_tensors_are_refused(tmp_path):
 def test_targets_are_checked(tmp_path):
     source, target = tmp_path / "ours", tmp_path / "x.safetensors"
     make(source, VIT)
-    assert "expected a folder, for --to=huggingface" in refusal(
+    assert "with --to=huggingface: expected a folder" in error_message(
         source, target, "--to=huggingface"
     )
-    assert "expected a file" in refusal(source, tmp_path / "folder", "--to=official")
+    assert "expected a file" in error_message(
+        source, tmp_path / "folder", "--to=official"
+    )
     target.write_text("mine")
-    with pytest.raises(SystemExit, match="exists: choose another name"):
+    with pytest.raises(SystemExit, match=r"exists\. Choose another target"):
         convert(source, target, "--to=official")
     assert target.read_text() == "mine"
 
 
 def test_sources_are_checked(tmp_path):
     target = tmp_path / "target"
-    assert "no checkpoint in" in refusal(tmp_path / "none", target)
+    assert "no checkpoint in" in error_message(tmp_path / "none", target)
     make(tmp_path / "ours", VIT)
-    message = refusal(tmp_path / "ours", target, "--model.depth=3")
-    assert "leave all flags but --to away" in message
+    message = error_message(tmp_path / "ours", target, "--model.depth=3")
+    assert "takes no flags but --to" in message
 
 
-def test_official_code_has_one_eps(tmp_path):
+def test_the_official_code_has_one_eps(tmp_path):
     make(tmp_path / "ours", VIT | {"norm_eps": 1e-12})
-    message = refusal(tmp_path / "ours", tmp_path / "x.pth", "--to=official")
-    assert "eps=1e-06, not 1e-12" in message
+    message = error_message(tmp_path / "ours", tmp_path / "x.pth", "--to=official")
+    assert "model.norm_eps=1e-12 does not exist in the official code" in message
+    assert "Expected 1e-06" in message
 
 
 # ---- Checkpoints of ours -------------------------------------------------------------
@@ -352,16 +356,16 @@ def test_predict_runs_on_a_converted_classifier(tmp_path, photo):
     assert numbered.class_names == tuple(f"class {i}" for i in range(5))
     images = numbered.prepare(photo.read_bytes())[None]
     original = Predictor.load(tmp_path / "ours")
-    # The images' mean and deviation are official ones where the file has none.
-    assert original.data["mean"] != numbered.data["mean"]
+    # Without mean and standard deviation in the file, the official ones are used.
+    assert original.config.data.mean != numbered.config.data.mean
     assert numbered(images).shape == (1, 5)
     names.write_text("one\ntwo")
-    message = refusal(bare, tmp_path / "wrong", f"--classes={names}")
-    assert "2 names of classes, and a head for 5" in message
+    message = error_message(bare, tmp_path / "wrong", f"--classes={names}")
+    assert "2 class names for a head with 5 classes" in message
 
 
 def test_finetuning_starts_from_a_converted_encoder(tmp_path):
-    """The whole way: a file, converted, restored, trained for a step."""
+    """End to end: a file is converted, restored and trained for a step."""
     model = PLAIN_VIT | {"patch_size": (14, 14)}
     make(tmp_path / "ours", model, image_size=(28, 28))
     file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
@@ -387,7 +391,7 @@ def test_finetuning_starts_from_a_converted_encoder(tmp_path):
     [{"decoder": {"kind": "mlp"}}, {"target": {"downsample": 2}}],
     ids=["mlp", "downsample"],
 )
-def test_of_other_decoders_the_encoder_is_converted(other, tmp_path, capsys):
+def test_only_the_encoder_is_converted_with_another_decoder(other, tmp_path, capsys):
     params = make(tmp_path / "ours", SWIN)
     meta = store.load(tmp_path / "ours")[1]
     params["decoder_hidden"] = {"kernel": np.zeros((16, 16)), "bias": np.zeros(16)}
@@ -400,7 +404,7 @@ def test_of_other_decoders_the_encoder_is_converted(other, tmp_path, capsys):
     assert_same(store.load(back)[0], {"encoder": params["encoder"]})
 
 
-def test_a_checkpoint_is_never_replaced(tmp_path):
+def test_a_checkpoint_is_never_overwritten(tmp_path):
     make(tmp_path / "ours", VIT)
     before = store.load(tmp_path / "ours")[0]
     with pytest.raises(ValueError, match="holds a checkpoint already"):

@@ -1,4 +1,4 @@
-"""Files of tensors, and the refusal to run what is in them."""
+"""Tensor files, whose code is never executed."""
 
 import argparse
 import os
@@ -23,8 +23,8 @@ def assert_tensors(found, expected=TENSORS):
         assert found[name].dtype == value.dtype
 
 
-class Runs:
-    """Makes a folder when it is unpickled."""
+class Executes:
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -36,7 +36,7 @@ class Runs:
 # ---- safetensors ---------------------------------------------------------------------
 
 
-def test_safetensors_there_and_back(tmp_path):
+def test_safetensors_round_trip(tmp_path):
     path = tmp_path / "new" / "x.safetensors"
     transposed = TENSORS | {"a.weight": TENSORS["a.weight"].T}
     files.write(path, transposed, config="{}")
@@ -60,7 +60,7 @@ def test_half_precision_becomes_float32(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
-def test_doubles_that_float32_would_round_are_refused(suffix, tmp_path):
+def test_float64_that_float32_would_round_raises(suffix, tmp_path):
     if suffix == "pth":
         pytest.importorskip("torch")
     path = tmp_path / f"x.{suffix}"
@@ -73,7 +73,7 @@ def test_doubles_that_float32_would_round_are_refused(suffix, tmp_path):
             files.read(path)
 
 
-def test_folders_that_break_off_leave_nothing_behind(tmp_path):
+def test_a_failed_folder_leaves_nothing_behind(tmp_path):
     path = tmp_path / "folder"
     with pytest.raises(TypeError, match="not JSON serializable"):
         files.write_folder(path, TENSORS, config={"x": {1, 2}})
@@ -87,7 +87,7 @@ def test_folders_that_break_off_leave_nothing_behind(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
-def test_broken_files_are_named(tmp_path):
+def test_corrupt_files_raise(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"no such header")
     with pytest.raises(ValueError, match=r"x\.safetensors' is not a safetensors file"):
@@ -95,25 +95,25 @@ def test_broken_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone"):
         files.read(tmp_path / "gone.pth")
     (tmp_path / "x.npz").touch()
-    with pytest.raises(ValueError, match=r"suffix '\.npz': expected"):
+    with pytest.raises(ValueError, match=r"suffix '\.npz'\. Expected"):
         files.read(tmp_path / "x.npz")
 
 
-def test_a_missing_package_is_named(tmp_path, monkeypatch):
+def test_a_missing_package_raises_with_the_pip_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match="needs torch: pip install torch"):
+    with pytest.raises(ImportError, match=r"needs torch\. Run `pip install torch`"):
         files.write(tmp_path / "x.pth", TENSORS)
 
 
-def test_two_names_do_not_become_one():
-    renamed = files.renamed(TENSORS, str.upper)
+def test_names_that_coincide_raise():
+    renamed = files.rename(TENSORS, str.upper)
     assert list(renamed) == ["A.WEIGHT", "A.INDEX"]
-    with pytest.raises(ValueError, match=r"a\.index is x, which another"):
-        files.renamed(TENSORS, lambda name: "x")
+    with pytest.raises(ValueError, match=r"a\.index becomes x, and so does another"):
+        files.rename(TENSORS, lambda name: "x")
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', "a: 1", "[1]", None])
-def test_json_of_others(text, tmp_path):
+def test_read_json(text, tmp_path):
     path = tmp_path / "config.json"
     if text:
         path.write_text(text)
@@ -132,7 +132,7 @@ def state(torch):
     return OrderedDict((n, torch.from_numpy(v)) for n, v in TENSORS.items())
 
 
-def test_pytorch_there_and_back(tmp_path, torch):
+def test_pytorch_round_trip(tmp_path, torch):
     files.write(tmp_path / "x.pth", TENSORS, config={"DATA": {"IMG_SIZE": 4}})
     content = torch.load(tmp_path / "x.pth", weights_only=True)
     assert set(content) == {"model", "config"}
@@ -141,20 +141,20 @@ def test_pytorch_there_and_back(tmp_path, torch):
     assert rest == {"config": {"DATA": {"IMG_SIZE": 4}}}
 
 
-def test_files_that_break_off_leave_nothing_behind(tmp_path, torch):
+def test_a_failed_file_leaves_nothing_behind(tmp_path, torch):
     with pytest.raises(AttributeError, match="pickle"):
         files.write(tmp_path / "x.pth", TENSORS, config=lambda: 0)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("key", ["model", "state_dict", None])
-def test_where_files_keep_their_tensors(key, tmp_path, torch):
+def test_keys_of_the_state_dict(key, tmp_path, torch):
     content = {key: state(torch), "epoch": 3} if key else state(torch)
     torch.save(content, tmp_path / "x.bin")
     assert_tensors(files.read(tmp_path / "x.bin")[0])
 
 
-def test_other_groups_of_tensors_are_named(tmp_path, torch):
+def test_other_groups_of_tensors_are_found(tmp_path, torch):
     training = {name: {"state": {0: state(torch)}} for name in files._TRAINING_KEYS}
     averages = {"model_ema": state(torch), "state_dict": {"module": state(torch)}}
     content = {"model": state(torch), "epoch": 3, "args": {}} | averages | training
@@ -166,7 +166,7 @@ def test_other_groups_of_tensors_are_named(tmp_path, torch):
     assert files.tensor_groups(rest) == ("ema",)
 
 
-def test_parameters_and_halves(tmp_path, torch):
+def test_parameters_views_and_half_precision(tmp_path, torch):
     values = torch.tensor([1.5, -2.0])
     content = {
         "parameter": torch.nn.Parameter(values),
@@ -195,40 +195,42 @@ def test_yacs_configs_are_read_without_yacs(zipped, tmp_path, torch):
         "MODEL": {"TYPE": "swin", "X": None},
         "BETAS": (0.9, 0.999),
     }
-    assert type(rest["config"]["MODEL"]) is OrderedDict  # not a CfgNode, which has code
+    assert (
+        type(rest["config"]["MODEL"]) is OrderedDict
+    )  # not a CfgNode, which has methods
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_what_a_file_wants_to_run_is_refused(zipped, tmp_path, torch):
-    content = {"model": state(torch), "config": Runs(str(tmp_path / "ran"))}
+def test_code_in_files_is_not_executed(zipped, tmp_path, torch):
+    content = {"model": state(torch), "config": Executes(str(tmp_path / "ran"))}
     path = tmp_path / "x.pth"
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(
-        ValueError, match=r"asks to run posix\.mkdir, which this program never"
+        ValueError, match=r"would execute posix\.mkdir; code in files is never"
     ):
         files.read(path)
     assert not (tmp_path / "ran").exists()
     torch.load(path, weights_only=False)
-    assert (tmp_path / "ran").exists()  # the file means it
+    assert (tmp_path / "ran").exists()  # the file does contain code
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ({"epoch": 3}, r"holds no tensors.*\['epoch'\]"),
-        ([1, 2], "holds a list"),
-        ({"model": [1, 2]}, "holds a list as 'model': expected a dict of tensors"),
+        ({"epoch": 3}, r"has no tensors, but \['epoch'\]"),
+        ([1, 2], "is a list. Expected a dict"),
+        ({"model": [1, 2]}, "has a list under 'model'. Expected a state dict"),
     ],
 )
-def test_files_without_tensors_are_refused(content, complaint, tmp_path, torch):
+def test_files_without_tensors_raise(content, complaint, tmp_path, torch):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=complaint):
         files.read(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("data", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
-def test_broken_pytorch_files_are_named(data, tmp_path, torch):
+def test_corrupt_pytorch_files_raise(data, tmp_path, torch):
     (tmp_path / "x.pth").write_bytes(data)
-    with pytest.raises(ValueError, match=r"x\.pth' is not a PyTorch file, or broken"):
+    with pytest.raises(ValueError, match=r"x\.pth' is not a PyTorch file, or corrupt"):
         files.read(tmp_path / "x.pth")

@@ -1,4 +1,4 @@
-"""Hugging Face transformers: the same images through its models and ours."""
+"""Models of Hugging Face transformers and ours give the same outputs."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from simmim_jax.checkpoints import store
-from simmim_jax.checkpoints.convert.huggingface import _share
+from simmim_jax.checkpoints.convert.huggingface import _crop_fraction
 from simmim_jax.checkpoints.convert.huggingface_names import to_official
 from simmim_jax.checkpoints.convert.model import Model
 from simmim_jax.tasks.predict import Predictor
@@ -56,7 +56,7 @@ VIT_CONFIG = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
     "encoder_stride": PATCH,
-    "layer_norm_eps": 0.01,  # so large that it shows
+    "layer_norm_eps": 0.01,  # large enough to matter
     "id2label": dict(enumerate(CLASSES)),
 }
 BEIT_CONFIG = VIT_CONFIG | {
@@ -72,7 +72,7 @@ SWIN_V2_CONFIG = SWIN_CONFIG | {
 }
 # A grid of 8 does not divide into windows of 3.
 ODD_WINDOW = {"window_size": 3}
-# Class and settings of their models.
+# Models of transformers: class, config class, settings.
 THEIRS = {
     "swin": ("SwinForMaskedImageModeling", "SwinConfig", SWIN_CONFIG),
     "swin-odd": (
@@ -102,7 +102,7 @@ THEIRS = {
         VIT_CONFIG | {"use_mean_pooling": False, "layer_scale_init_value": 0.0},
     ),
 }
-# Ours, and the class that they become.
+# Our models, and the class of transformers that each becomes.
 OURS = {
     "swin": (SWIN, "SwinForMaskedImageModeling"),
     "swin-classifier": (SWIN | SWIN_HEAD, "SwinForImageClassification"),
@@ -130,7 +130,7 @@ def their_model(name: str):
 
 
 def run_theirs(model, masked: bool) -> tuple[np.ndarray, float | None]:
-    """Logits, pixels or features of patches, as ours; and the loss, where masked."""
+    """Logits, pixels or patch features in our layout, and the loss if `masked`."""
     pixels = torch.from_numpy(images().transpose(0, 3, 1, 2))
     hidden = torch.from_numpy(mask().reshape(2, -1)) if masked else None
     with torch.no_grad():
@@ -147,7 +147,7 @@ def run_theirs(model, masked: bool) -> tuple[np.ndarray, float | None]:
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_their_models_give_the_same_as_ours(name, tmp_path, capsys):
+def test_converted_from_transformers_the_outputs_agree(name, tmp_path, capsys):
     theirs = their_model(name)
     theirs.save_pretrained(tmp_path / "hf")
     ours = convert(tmp_path / "hf", tmp_path / "ours")
@@ -158,7 +158,7 @@ def test_their_models_give_the_same_as_ours(name, tmp_path, capsys):
     assert np.abs(expected).max() > 0.1
     if loss is not None:
         assert masked_loss(found, images(), mask()) == pytest.approx(loss, rel=1e-5)
-    # Of all tensors, biases of keys alone may be missing, and are named.
+    # Only biases of keys may be left out, and they are listed.
     report = capsys.readouterr().out
     assert ("left out" in report) == name.startswith("vit")
     assert "left out: " not in report or "attn.k_bias (2)" in report
@@ -168,7 +168,7 @@ def test_their_models_give_the_same_as_ours(name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_models_give_the_same_as_theirs(name, tmp_path):
+def test_converted_to_transformers_the_outputs_agree(name, tmp_path):
     model, kind = OURS[name]
     params = make(tmp_path / "ours", model)
     hf = convert(tmp_path / "ours", tmp_path / "hf", "--to=huggingface")
@@ -176,7 +176,7 @@ def test_our_models_give_the_same_as_theirs(name, tmp_path):
         hf, output_loading_info=True
     )
     assert json.loads((hf / "config.json").read_text())["architectures"] == [kind]
-    # BEiT's pixel decoder is in the file, and not in their model.
+    # The pixel decoder is in the file, but not in BeitModel.
     decoder = {"decoder.0.weight", "decoder.0.bias"} if kind == "BeitModel" else set()
     assert set(loading["unexpected_keys"]) == decoder
     assert not loading["missing_keys"]
@@ -194,7 +194,7 @@ def test_our_models_give_the_same_as_theirs(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_there_and_back_is_exact(name, tmp_path):
+def test_round_trip_is_exact(name, tmp_path):
     model, _ = OURS[name]
     params = make(tmp_path / "ours", model)
     convert(tmp_path / "ours", tmp_path / "hf", "--to=huggingface")
@@ -202,14 +202,14 @@ def test_there_and_back_is_exact(name, tmp_path):
     found, meta = store.load(back)
     assert_same(found, params)
     before = store.load(tmp_path / "ours")[1]
-    strays = {"init_cut", "drop_path_rate"} if model["name"] == "vit" else set()
+    lost = {"init_cut", "drop_path_rate"} if model["name"] == "vit" else set()
     for part in ("model", "data"):
         for field, value in before["config"][part].items():
-            assert field in strays or meta["config"][part][field] == value, field
+            assert field in lost or meta["config"][part][field] == value, field
     assert meta.get("class_names") == before.get("class_names")
 
 
-def test_their_files_come_back_tensor_by_tensor(tmp_path):
+def test_files_of_transformers_come_back_exactly(tmp_path):
     theirs = their_model("swinv2")
     theirs.save_pretrained(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "again", "--to=huggingface")
@@ -220,7 +220,7 @@ def test_their_files_come_back_tensor_by_tensor(tmp_path):
 
 
 @pytest.mark.parametrize("eval_crop", [0.875, 1.0])
-def test_image_processor_prepares_as_predict(eval_crop, tmp_path):
+def test_image_processor_prepares_images_like_predict(eval_crop, tmp_path):
     make(tmp_path / "ours", SWIN | SWIN_HEAD, eval_crop=eval_crop)
     hf = convert(tmp_path / "ours", tmp_path / "hf", "--to=huggingface")
     predictor = Predictor.load(tmp_path / "ours")
@@ -232,12 +232,12 @@ def test_image_processor_prepares_as_predict(eval_crop, tmp_path):
 
 
 @pytest.mark.parametrize("size", [32, 192, 224, 384])
-def test_sizes_of_crops_are_exact(size):
+def test_crop_fractions_give_the_short_side_back(size):
     for short_side in range(size, 2 * size):
-        assert int(size / _share(size, short_side)) == short_side
+        assert int(size / _crop_fraction(size, short_side)) == short_side
 
 
-def test_pytorch_files_and_parts(tmp_path):
+def test_pytorch_files_and_shards(tmp_path):
     theirs = their_model("swin")
     theirs.save_pretrained(tmp_path / "whole")
     convert(tmp_path / "whole", tmp_path / "ours")
@@ -252,7 +252,7 @@ def test_pytorch_files_and_parts(tmp_path):
     assert_same(store.load(tmp_path / "ours-parts")[0], expected)
 
 
-def test_everything_that_does_not_fit_is_listed(tmp_path, capsys):
+def test_all_mismatches_are_listed(tmp_path, capsys):
     config = transformers.BeitConfig(**BEIT_CONFIG, use_mask_token=True)
     transformers.BeitForMaskedImageModeling(config).save_pretrained(tmp_path / "hf")
     with pytest.raises(SystemExit) as error:
@@ -265,15 +265,15 @@ def test_everything_that_does_not_fit_is_listed(tmp_path, capsys):
     assert "left out: lm_head.bias, lm_head.weight" in capsys.readouterr().out
 
 
-def test_two_norms_do_not_become_one(tmp_path):
-    """With use_mean_pooling=False, their BEiT normalises once more before its head."""
+def test_two_norms_that_would_coincide_raise(tmp_path):
+    """With use_mean_pooling=False, BEiT has a second norm before its head."""
     config = transformers.BeitConfig(**BEIT_CONFIG, use_mean_pooling=False)
     transformers.BeitForMaskedImageModeling(config).save_pretrained(tmp_path / "hf")
-    with pytest.raises(SystemExit, match=r"layernorm.* is norm\..*, which another"):
+    with pytest.raises(SystemExit, match=r"layernorm.* becomes norm\..*, and so does"):
         convert(tmp_path / "hf", tmp_path / "ours")
 
 
-def test_unknown_names_stay():
+def test_unknown_names_are_kept():
     state = {"swin.encoder.layers.0.blocks.0.new.weight": np.zeros(1), "x": np.ones(2)}
     official = to_official(state, "swin")
     assert set(official) == {"layers.0.blocks.0.new.weight", "x"}
@@ -286,11 +286,11 @@ def test_unknown_names_stay():
         ({"layer_norm_eps": 1e-6}, "layer_norm_eps=1e-06"),
         ({"model_type": "dinov2"}, "'dinov2'"),
         ({"image_size": {"shortest_edge": 32}}, "lacks the setting 'height'"),
-        ({"drop_path_rate": None}, "of another type"),
+        ({"drop_path_rate": None}, "of an unexpected type"),
         ({"window_size": [4, 4]}, "window_size=.* expected int"),
     ],
 )
-def test_models_that_we_do_not_have_are_refused(setting, complaint, tmp_path):
+def test_models_that_we_lack_raise(setting, complaint, tmp_path):
     their_model("swin").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | setting
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -301,29 +301,29 @@ def test_models_that_we_do_not_have_are_refused(setting, complaint, tmp_path):
 @pytest.mark.parametrize(
     ("model", "complaint"),
     [
-        (SWIN | {"depths": (1, 1, 1), "num_heads": (2, 2, 2)}, "smaller ones"),
+        (SWIN | {"depths": (1, 1, 1), "num_heads": (2, 2, 2)}, "for a smaller one"),
         (SWIN | {"norm_eps": 1e-6}, "norm_eps"),
         (SWIN | {"patch_norm": False}, "patch_norm"),
         (VIT | CLS_HEAD | {"final_norm": False}, "final_norm"),
         (SWIN | SWIN_HEAD | {"patch_size": (4, 8)}, "square patches"),
     ],
 )
-def test_models_that_they_do_not_have_are_refused(model, complaint, tmp_path):
+def test_models_that_transformers_lacks_raise(model, complaint, tmp_path):
     make(tmp_path / "ours", model)
     with pytest.raises(SystemExit, match=complaint):
         convert(tmp_path / "ours", tmp_path / "hf", "--to=huggingface")
     assert not (tmp_path / "hf").exists()
 
 
-def test_their_swin_cannot_have_a_smaller_last_window():
-    """The refusal above is true: their model fails on images of its own size."""
+def test_swin_of_transformers_fails_with_a_smaller_last_window():
+    """The error above is justified: the model fails on images of its own size."""
     config = SWIN_CONFIG | {"depths": [1, 1, 1], "num_heads": [2, 2, 2]}
     model = transformers.SwinModel(transformers.SwinConfig(**config)).eval()
     with pytest.raises(RuntimeError):
         model(torch.zeros(1, 3, SIZE, SIZE))
 
 
-def test_the_model_says_what_it_is(tmp_path):
+def test_kind_of_an_encoder(tmp_path):
     make(tmp_path / "ours", VIT, encoder_only=True)
     model = Model.load(tmp_path / "ours")
     assert model.kind == "encoder"

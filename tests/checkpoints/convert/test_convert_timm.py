@@ -1,4 +1,4 @@
-"""timm: the same images through its models and ours."""
+"""Models of timm and ours give the same outputs."""
 
 import json
 
@@ -100,7 +100,7 @@ def their_model(name: str):
 
 
 def run_theirs(model) -> np.ndarray:
-    """Logits, or features of patches float[b h w d]."""
+    """Logits, or patch features [b, h, w, d] float."""
     pixels = torch.from_numpy(images().transpose(0, 3, 1, 2))
     with torch.no_grad():
         if model.num_classes:
@@ -112,7 +112,7 @@ def run_theirs(model) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_their_models_give_the_same_as_ours(name, tmp_path, capsys):
+def test_converted_from_timm_the_outputs_agree(name, tmp_path, capsys):
     theirs = their_model(name)
     timm.models.save_for_hf(theirs, str(tmp_path / "timm"), safe_serialization="both")
     ours = convert(tmp_path / "timm", tmp_path / "ours")
@@ -124,9 +124,9 @@ def test_their_models_give_the_same_as_ours(name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_our_models_give_the_same_as_theirs(name, tmp_path, capsys):
+def test_converted_to_timm_the_outputs_agree(name, tmp_path, capsys):
     model = OURS[name]
-    # Theirs has no mask token: encoders see whole images.
+    # timm has no mask token: encoders see unmasked images.
     pretrained = "pool" not in model
     params = make(tmp_path / "ours", model)
     folder = convert(tmp_path / "ours", tmp_path / "timm", "--to=timm")
@@ -158,7 +158,7 @@ def test_single_files_load_strictly(suffix, tmp_path):
     theirs = timm.create_model(architecture, **args, checkpoint_path=str(file)).eval()
     expected = run(tmp_path / "ours", images())
     np.testing.assert_allclose(run_theirs(theirs), expected, **TOLERANCE)
-    # And back, with what tensors do not tell.
+    # Convert back, with the setting that tensors do not determine.
     back = convert(file, tmp_path / "back", f"--data.image_size=({SIZE}, {SIZE})")
     assert_same(store.load(back)[0], store.load(tmp_path / "ours")[0])
 
@@ -184,20 +184,20 @@ def test_official_files_load_in_timm(tmp_path):
         (VIT | CLS_HEAD | {"final_norm": False}, "final_norm"),
     ],
 )
-def test_models_that_they_do_not_have_are_refused(model, complaint, tmp_path):
+def test_models_that_timm_lacks_raise(model, complaint, tmp_path):
     make(tmp_path / "ours", model)
     with pytest.raises(SystemExit, match=complaint):
         convert(tmp_path / "ours", tmp_path / "timm", "--to=timm")
 
 
 def change_args(folder, **args):
-    """Other model_args in a folder of timm."""
+    """Change model_args in a folder of timm."""
     config = json.loads((folder / "config.json").read_text())
     config["model_args"] |= args
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_arguments_that_make_another_model_are_refused(tmp_path):
+def test_unsupported_arguments_raise(tmp_path):
     make(tmp_path / "ours", SWIN_V2 | SWIN_HEAD)
     folder = convert(tmp_path / "ours", tmp_path / "timm", "--to=timm")
     change_args(folder, act_layer="gelu", always_partition=False, drop_rate=0.1)
@@ -207,7 +207,7 @@ def test_arguments_that_make_another_model_are_refused(tmp_path):
         convert(folder, tmp_path / "back")
 
 
-def test_windows_of_two_sides(tmp_path):
+def test_windows_given_as_height_and_width(tmp_path):
     make(tmp_path / "ours", SWIN_V2 | SWIN_HEAD)
     folder = convert(tmp_path / "ours", tmp_path / "timm", "--to=timm")
     change_args(folder, window_size=[4, 4])
@@ -218,15 +218,15 @@ def test_windows_of_two_sides(tmp_path):
         convert(folder, tmp_path / "other")
 
 
-def test_malformed_arguments_are_refused(tmp_path):
+def test_malformed_arguments_raise(tmp_path):
     make(tmp_path / "ours", SWIN | SWIN_HEAD)
     folder = convert(tmp_path / "ours", tmp_path / "timm", "--to=timm")
     change_args(folder, pretrained_window_sizes=4)
-    with pytest.raises(SystemExit, match="timm' has a setting of another type"):
+    with pytest.raises(SystemExit, match="timm' has a setting of an unexpected type"):
         convert(folder, tmp_path / "back")
 
 
-def test_other_models_are_refused(tmp_path):
+def test_other_models_raise(tmp_path):
     model = timm.create_model("resnet18", num_classes=2)
     timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
     assert "architecture" in json.loads((tmp_path / "config.json").read_text())
