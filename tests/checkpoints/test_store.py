@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole, the last few and the best."""
+"""Checkpoints are exact and atomic; the last few and the best are kept."""
 
 import json
 import shutil
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simmim_jax.checkpoints.layout import read_meta
 from simmim_jax.checkpoints.store import Checkpointer, load
+from simmim_jax.errors import NotFoundError
 from simmim_jax.training import optim
 
 PARAMS = {
@@ -18,7 +20,7 @@ PARAMS = {
 
 
 def optimizer(params):
-    """The optimizer of a run after one update: its step, and the moments in optax."""
+    """Optimizer item after one update: step, and moments in optax."""
     ones = jax.tree.map(lambda p: 1.0, params)
     tx = optim.adamw(
         lambda step, scale: 1e-3 * scale,
@@ -43,7 +45,7 @@ def opened(workdir, *, keep=2, best="eval_loss", mode="min"):
 
 
 def save(checkpoints, step, metrics=None, params=PARAMS):
-    """Parameters that tell the step, unless given."""
+    """Save a checkpoint; parameters depend on the step unless given."""
     if params is PARAMS:
         params = jax.tree.map(lambda p: p + step, PARAMS)
     checkpoints.save(
@@ -57,7 +59,7 @@ def save(checkpoints, step, metrics=None, params=PARAMS):
 
 
 def save_all(workdir, losses, **options):
-    """One checkpoint a loss, from step 1 on; None where evaluation did not run."""
+    """Save one checkpoint per loss, from step 1; None for one without evaluation."""
     with opened(workdir, **options) as checkpoints:
         for step, loss in enumerate(losses, 1):
             save(checkpoints, step, loss and {"eval_loss": loss, "other": 7.0})
@@ -84,7 +86,7 @@ def assert_same(tree, other):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A workdir with the steps 2 (the best), 3 and 4, read only."""
+    """Workdir with steps 2 (the best), 3 and 4, read-only."""
     workdir = tmp_path_factory.mktemp("run")
     save_all(workdir, [0.5, 0.2, 0.4, 0.3])
     return workdir
@@ -93,7 +95,7 @@ def run(tmp_path_factory):
 # ---- Save and restore ----------------------------------------------------------------
 
 
-def test_restores_parameters_optimizer_and_data_bit_for_bit(tmp_path):
+def test_restore_is_exact(tmp_path):
     data = {"position": [3, {"epoch": 1}], "rng": "0x1f", "seed": 0}
     with opened(tmp_path) as checkpoints:
         checkpoints.save(
@@ -126,7 +128,7 @@ def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
     np.testing.assert_array_equal(params["array"], np.arange(2e6, dtype=np.float32))
 
 
-# ---- What is kept --------------------------------------------------------------------
+# ---- Retention -----------------------------------------------------------------------
 
 
 def test_keeps_the_last_and_the_best(tmp_path):
@@ -144,26 +146,26 @@ def test_best_may_be_the_highest(tmp_path):
         assert checkpoints.best_step() == 2
 
 
-def test_best_survives_checkpoints_that_were_not_evaluated(tmp_path):
+def test_best_survives_checkpoints_without_evaluation(tmp_path):
     steps, best = save_all(tmp_path, [0.5, 0.2, None, None, 0.4, None], keep=2)
     assert steps == [2, 5, 6]
     assert best == 2
 
 
-def test_nothing_is_best_where_nothing_was_evaluated(tmp_path):
+def test_best_step_is_none_without_evaluation(tmp_path):
     steps, best = save_all(tmp_path, [None, None, None], keep=2)
     assert steps == [2, 3]
     assert best is None
 
 
-def test_metrics_of_a_step_are_those_of_its_evaluation(tmp_path):
+def test_metrics_of_a_step_are_from_its_evaluation(tmp_path):
     save_all(tmp_path, [0.5, None])
     with opened(tmp_path) as checkpoints:
         assert checkpoints.metrics(1) == {"eval_loss": 0.5, "other": 7.0}
         assert checkpoints.metrics(2) == {}
 
 
-def test_a_resumed_run_goes_on_counting_what_to_keep(tmp_path):
+def test_retention_continues_after_resuming(tmp_path):
     save_all(tmp_path, [0.2, 0.5, 0.4])
     with opened(tmp_path) as checkpoints:
         assert checkpoints.steps() == [1, 2, 3]
@@ -185,49 +187,54 @@ def test_load_takes_the_best_checkpoint_of_a_workdir(run):
     assert {type(p) for p in jax.tree.leaves(params)} == {np.ndarray}
 
 
-def test_load_takes_the_very_checkpoint_that_is_named(run, monkeypatch):
+def test_load_takes_the_given_checkpoint(run, monkeypatch):
     assert loaded_step(run / "checkpoints" / "3") == 3
     assert loaded_step(str(run / "checkpoints" / "4")) == 4
     monkeypatch.chdir(run)
     assert loaded_step("checkpoints/4") == 4
 
 
-def test_load_takes_the_last_checkpoint_where_none_was_evaluated(tmp_path):
+def test_load_takes_the_last_checkpoint_without_evaluation(tmp_path):
     save_all(tmp_path, [None] * 10, keep=2)
-    assert loaded_step(tmp_path) == 10  # a number, not the text "9", is the highest
+    assert loaded_step(tmp_path) == 10  # sorted as numbers: "9" > "10" as text
 
 
-def test_of_equally_good_checkpoints_load_and_best_step_take_the_same(tmp_path):
+def test_load_and_best_step_break_ties_alike(tmp_path):
     _, best = save_all(tmp_path, [0.2, 0.2, 0.2], keep=3)
     assert loaded_step(tmp_path) == best
 
 
 @pytest.mark.parametrize("path", ["", "nowhere", "checkpoints/9"])
-def test_no_checkpoint_raises_and_says_what_is_expected(tmp_path, path):
+def test_a_missing_checkpoint_raises_with_what_is_expected(tmp_path, path):
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(FileNotFoundError, match="no checkpoint in") as error:
+    with pytest.raises(NotFoundError, match="has no checkpoint in it") as error:
         load(tmp_path / path)
     assert f"'{tmp_path / path}'" in str(error.value)
     assert "checkpoints/<step>/" in str(error.value)
 
 
+def test_read_meta_equals_the_meta_of_load(run):
+    assert read_meta(run) == load(run)[1]
+    assert read_meta(run / "checkpoints" / "3") == {"step": 3}
+
+
 # ---- Interrupted writes --------------------------------------------------------------
 
 
-def test_a_half_written_checkpoint_is_ignored(run, tmp_path):
+def test_a_partial_checkpoint_is_ignored(run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
     folder = workdir / "checkpoints"
-    half = folder / "9.orbax-checkpoint-tmp"
-    shutil.copytree(folder / "2", half)
-    metrics = half / "metrics" / "metrics"
+    partial = folder / "9.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "2", partial)
+    metrics = partial / "metrics" / "metrics"
     better = json.loads(metrics.read_text()) | {"quality": 100.0}
     metrics.write_text(json.dumps(better))
     assert loaded_step(workdir) == 2
     with opened(workdir) as checkpoints:
         assert checkpoints.steps() == [2, 3, 4]
         assert checkpoints.best_step() == 2
-        save(checkpoints, 9)  # the interrupted step can be written again
+        save(checkpoints, 9)  # the interrupted step can be saved again
         checkpoints.wait()
         assert checkpoints.steps() == [2, 4, 9]
-    assert not half.exists()
+    assert not partial.exists()

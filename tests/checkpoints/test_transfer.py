@@ -1,4 +1,4 @@
-"""Pre-trained parameters in a fine-tuning model."""
+"""Transfer of pre-trained parameters to a fine-tuning model."""
 
 import dataclasses
 
@@ -60,7 +60,7 @@ def fresh():
     return random_params(Classifier(FINETUNED, 10), seed=1)
 
 
-def test_encoder_is_the_pretrained_one_and_the_head_is_new(pretrained, fresh):
+def test_encoder_is_pretrained_and_head_is_new(pretrained, fresh):
     merged, _ = transfer(pretrained, fresh)
     assert jax.tree.structure(merged) == jax.tree.structure(fresh)
     old, new = flat(pretrained), flat(fresh)
@@ -79,7 +79,7 @@ def test_shared_table_is_copied_to_every_block(pretrained, fresh):
         np.testing.assert_array_equal(own, shared)
 
 
-def test_transferred_encoder_computes_what_the_pretrained_one_does(pretrained, fresh):
+def test_transferred_encoder_gives_the_same_features(pretrained, fresh):
     merged, _ = transfer(pretrained, fresh)
     images = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
 
@@ -92,7 +92,7 @@ def test_transferred_encoder_computes_what_the_pretrained_one_does(pretrained, f
     )
 
 
-def test_report_says_what_is_restored_new_and_left_out(pretrained, fresh):
+def test_report_lists_restored_new_and_left_out_parameters(pretrained, fresh):
     _, report = transfer(pretrained, fresh)
     restored, new, left_out = report.splitlines()
     count = len(flat(fresh["encoder"]))
@@ -111,7 +111,7 @@ def test_report_says_what_is_restored_new_and_left_out(pretrained, fresh):
     }
 
 
-def test_shared_table_goes_to_a_shared_table(pretrained):
+def test_shared_table_is_kept_by_a_model_that_shares_it(pretrained):
     model = Classifier(dataclasses.replace(PRETRAINED, final_norm=False), 10)
     merged, report = transfer(pretrained, random_params(model, seed=1))
     np.testing.assert_array_equal(
@@ -121,7 +121,7 @@ def test_shared_table_goes_to_a_shared_table(pretrained):
     assert TABLE not in report
 
 
-def test_shared_table_counts_once_where_there_are_both_kinds(pretrained):
+def test_shared_table_is_used_once_if_blocks_have_tables_too(pretrained):
     both = dataclasses.replace(FINETUNED, use_shared_rel_pos_bias=True)
     like = random_params(Classifier(both, 10), seed=1)
     merged, _ = transfer(pretrained, like)
@@ -147,13 +147,13 @@ def test_shared_table_is_added_to_the_blocks_own():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_shared_table_that_no_block_takes_is_reported(pretrained):
+def test_unused_shared_table_is_reported(pretrained):
     model = dataclasses.replace(FINETUNED, use_rel_pos_bias=False)
     _, report = transfer(pretrained, random_params(Classifier(model, 10), seed=1))
     assert f"encoder/rel_pos_bias/{TABLE}" in report.split("left out: ")[1]
 
 
-def test_tables_stay_new_where_the_checkpoint_has_none(fresh):
+def test_tables_are_new_if_the_checkpoint_has_none(fresh):
     model = dataclasses.replace(PRETRAINED, use_shared_rel_pos_bias=False)
     merged, report = transfer(random_params(SimMIM(model)), fresh)
     for i in range(2):
@@ -162,7 +162,7 @@ def test_tables_stay_new_where_the_checkpoint_has_none(fresh):
         assert name in report.splitlines()[1]
 
 
-def test_classifier_gives_another_all_of_its_encoder_but_not_its_head(fresh):
+def test_transfer_from_a_classifier_leaves_out_its_head(fresh):
     trained = random_params(Classifier(FINETUNED, 7), seed=2)
     merged, report = transfer(trained, fresh)
     assert merged["head"]["kernel"].shape == (16, 10)
@@ -173,7 +173,7 @@ def test_classifier_gives_another_all_of_its_encoder_but_not_its_head(fresh):
     assert "head/kernel" in report.splitlines()[2]
 
 
-def test_inputs_are_left_alone(pretrained, fresh):
+def test_inputs_are_not_modified(pretrained, fresh):
     before = [jax.tree.map(np.copy, tree) for tree in (pretrained, fresh)]
     transfer(pretrained, fresh)
     for tree, copy in zip((pretrained, fresh), before, strict=True):
@@ -181,7 +181,7 @@ def test_inputs_are_left_alone(pretrained, fresh):
         jax.tree.map(np.testing.assert_array_equal, tree, copy)
 
 
-def test_nothing_in_common_raises_and_names_what_each_holds(fresh):
+def test_nothing_in_common_raises_with_names_of_both(fresh):
     with pytest.raises(ValueError, match="nothing in the checkpoint matches") as error:
         transfer({"backbone": {"stem": np.zeros(3)}}, fresh)
     assert "It holds backbone/stem" in str(error.value)
@@ -190,21 +190,21 @@ def test_nothing_in_common_raises_and_names_what_each_holds(fresh):
 
 
 def differences(old, new, **options):
-    """The lines of the error, one for each difference."""
+    """Lines of the error, one per difference."""
     with pytest.raises(ValueError, match="is not that of") as error:
         transfer(old, new, **options)
     return [line.strip() for line in str(error.value).splitlines()[1:]]
 
 
-def test_other_widths_raise_and_name_both_shapes_of_every_parameter(fresh):
+def test_other_widths_raise_with_both_shapes_of_every_parameter(fresh):
     wide = dataclasses.replace(PRETRAINED, embed_dim=32)
     lines = differences(random_params(SimMIM(wide)), fresh)
     assert "encoder/cls_token: (1, 1, 32) in the checkpoint, (1, 1, 16) here" in lines
-    # All but the tables, whose shape does not depend on the width.
+    # All except the tables, whose shape does not depend on the width.
     assert len(lines) == len(flat(fresh["encoder"])) - 2
 
 
-def test_other_number_of_heads_raises_and_names_both_tables(fresh):
+def test_other_number_of_heads_raises_with_both_shapes(fresh):
     model = dataclasses.replace(PRETRAINED, num_heads=4)
     assert differences(random_params(SimMIM(model), grid=(6, 6)), fresh) == [
         f"encoder/blocks_{i}/attn/{TABLE}: (124, 4) in the checkpoint, (52, 2) here"
@@ -213,14 +213,14 @@ def test_other_number_of_heads_raises_and_names_both_tables(fresh):
 
 
 @pytest.mark.parametrize(("there", "here"), [(2, 3), (3, 2)])
-def test_other_depth_raises_and_names_both(there, here):
+def test_other_depth_raises_with_both_depths(there, here):
     old, new = (dataclasses.replace(PRETRAINED, depth=depth) for depth in (there, here))
     (line,) = differences(random_params(SimMIM(old)), random_params(SimMIM(new)))
     assert line.startswith(f"blocks: {there} in the checkpoint, {here} here")
     assert ("config.init_first_blocks=True" in line) == (there > here)
 
 
-def test_parts_of_blocks_that_one_side_lacks_raise(pretrained):
+def test_block_parameters_that_one_side_lacks_raise(pretrained):
     plain = random_params(SimMIM(dataclasses.replace(PRETRAINED, layer_scale=0.0)))
     names = [f"encoder/blocks_{i}/gamma_{k}" for i in range(2) for k in (1, 2)]
     assert differences(pretrained, plain) == [
@@ -231,7 +231,7 @@ def test_parts_of_blocks_that_one_side_lacks_raise(pretrained):
     ]
 
 
-def test_first_blocks_are_taken_from_a_deeper_encoder(fresh):
+def test_first_blocks_of_a_deeper_encoder(fresh):
     deep = random_params(SimMIM(dataclasses.replace(PRETRAINED, depth=4)))
     merged, report = transfer(deep, fresh, first_blocks=True)
     assert jax.tree.structure(merged) == jax.tree.structure(fresh)
@@ -247,7 +247,7 @@ def test_first_blocks_are_taken_from_a_deeper_encoder(fresh):
     assert "encoder/blocks_1" not in left_out
 
 
-def test_first_blocks_of_a_shallower_encoder_are_not_enough(pretrained):
+def test_first_blocks_of_a_shallower_encoder_raise(pretrained):
     deep = dataclasses.replace(FINETUNED, depth=3)
     (line,) = differences(
         pretrained, random_params(Classifier(deep, 10)), first_blocks=True
@@ -283,12 +283,12 @@ def test_spacing_is_the_official_one(before, after, q):
 
 
 def cosine_table(side):
-    """T[i, h] = cos(.05 (2i + h)), for which the official code gave the numbers."""
+    """T[i, h] = cos(.05 (2i + h)), the input of the official code for the values."""
     i, h = np.arange(side**2)[:, None], np.arange(2)
     return np.cos(0.05 * (2 * i + h)).reshape(side, side, 2)
 
 
-def test_interpolated_tables_are_the_official_ones():
+def test_interpolated_tables_equal_the_official_ones():
     table = interpolate_offsets(cosine_table(11), (13, 13)).reshape(-1, 2)
     np.testing.assert_allclose(table[84], [0.9601703, 0.9729354], atol=1e-7)
     np.testing.assert_allclose(table[0], [1.0000013, 0.9987512], atol=1e-7)
@@ -331,7 +331,7 @@ def test_small_tables_keep_their_range(before):
 
 
 def resized(before, after, model=PRETRAINED):
-    """A pre-trained table that is transferred to another grid: old, new, report."""
+    """Transfer a table to another grid; return old table, new table and report."""
     pretrained = random_params(SimMIM(model), grid=before)
     like = random_params(Classifier(FINETUNED, 10), grid=after)
     merged, report = transfer(pretrained, like, source_grid=before, target_grid=after)
@@ -345,25 +345,25 @@ def resized(before, after, model=PRETRAINED):
 @pytest.mark.parametrize(
     ("before", "after"), [((4, 4), (6, 6)), ((4, 6), (5, 3)), ((3, 5), (5, 3))]
 )
-def test_table_of_another_image_size_is_interpolated(before, after):
+def test_table_is_interpolated_for_another_image_size(before, after):
     old, new, report = resized(before, after)
     size, new_size = ([2 * n - 1 for n in grid] for grid in (before, after))
     expected = interpolate_offsets(old[:-3].reshape(*size, 2), new_size)
     np.testing.assert_allclose(new[:-3], expected.reshape(-1, 2), atol=1e-6)
-    np.testing.assert_array_equal(new[-3:], old[-3:])  # those of the class token
+    np.testing.assert_array_equal(new[-3:], old[-3:])  # rows of the class token
     assert report.splitlines()[1] == (
         f"interpolated: 2 {TABLE} from {size[0]}x{size[1]} to "
         f"{new_size[0]}x{new_size[1]}"
     )
 
 
-def test_table_of_the_same_grid_is_left_alone():
+def test_table_of_the_same_grid_is_unchanged():
     old, new, report = resized((3, 5), (3, 5))
     np.testing.assert_array_equal(new, old)
     assert "interpolated" not in report
 
 
-def test_grids_that_are_not_given_are_square():
+def test_grids_default_to_square():
     pretrained = random_params(SimMIM(PRETRAINED), grid=(4, 4))
     like = random_params(Classifier(FINETUNED, 10), grid=(6, 6))
     merged, _ = transfer(pretrained, like)
@@ -372,7 +372,7 @@ def test_grids_that_are_not_given_are_square():
 
 
 @pytest.mark.parametrize("grid", [None, (4, 4)])
-def test_table_that_does_not_fit_its_grid_raises(grid, fresh):
+def test_table_of_another_grid_raises(grid, fresh):
     pretrained = random_params(SimMIM(PRETRAINED), grid=(3, 5))
     text = "4x4" if grid else "square"
     with pytest.raises(ValueError, match=f"48 rows, which fit no {text} grid"):
@@ -380,13 +380,13 @@ def test_table_that_does_not_fit_its_grid_raises(grid, fresh):
 
 
 def swin(window, image, encoder=Swin, wrap=SimMIM, **fields):
-    """Parameters of a Swin of two stages, whose windows are cut to their grids."""
+    """Parameters of a Swin with two stages, whose windows are clamped to the grid."""
     fields = {"embed_dim": 8, "depths": (1, 2), "num_heads": (2, 4)} | fields
     model = wrap(encoder(patch_size=(2, 2), window_size=window, **fields))
     return random_params(model, grid=(image[0] // 2, image[1] // 2), patch=2)
 
 
-def test_every_table_of_a_swin_is_interpolated_to_its_window():
+def test_each_table_of_a_swin_is_interpolated_to_its_window():
     old = swin(6, (20, 20))  # 10x10 patches, then 5x5: windows of 6 and 5
     like = swin(7, (24, 48), wrap=to_classes)
     merged, report = transfer(old, like, source_grid=(10, 10), target_grid=(12, 24))
@@ -416,18 +416,18 @@ def test_every_table_of_a_swin_is_interpolated_to_its_window():
         ),
     ],
 )
-def test_swins_of_other_depths_or_heads_raise_and_name_both(fields, line):
+def test_swins_of_other_depths_or_heads_raise_with_both(fields, line):
     old, new = swin(6, (20, 20)), swin(6, (20, 20), **fields)
     assert differences(old, new)[0] == line
 
 
-def test_first_blocks_are_not_taken_from_the_middle_of_a_swin():
+def test_first_blocks_of_a_swin_must_be_a_prefix():
     old, new = swin(6, (20, 20), depths=(2, 2)), swin(6, (20, 20))
     lines = differences(old, new, first_blocks=True)
     assert lines == ["blocks: 2, 2 in the checkpoint, 1, 2 here"]
 
 
-def test_swin_v2_goes_to_another_window_as_it_is():
+def test_swin_v2_is_transferred_unchanged_to_another_window():
     old = swin(6, (24, 24), SwinV2)
     like = swin(8, (32, 32), SwinV2, to_classes, pretrained_window_sizes=(6, 6))
     merged, report = transfer(old, like, source_grid=(12, 12), target_grid=(16, 16))
@@ -438,7 +438,7 @@ def test_swin_v2_goes_to_another_window_as_it_is():
         np.testing.assert_array_equal(value, flat(old["encoder"])[name], err_msg=name)
 
 
-def test_swin_is_no_swin_v2():
+def test_swin_does_not_fit_swin_v2():
     old, new = swin(6, (24, 24)), swin(6, (24, 24), SwinV2)
     lines = differences(old, new)
     assert (
@@ -453,7 +453,7 @@ def test_swin_is_no_swin_v2():
 @pytest.mark.parametrize(
     ("before", "after"), [((5, 7), (8, 7)), ((9, 8), (4, 6)), ((6, 6), (9, 12))]
 )
-def test_absolute_positions_are_resized_as_pillow_does(before, after):
+def test_absolute_positions_are_resized_like_pillow(before, after):
     positions = np.random.default_rng(0).normal(size=(*before, 2)).astype(np.float32)
     expected = [
         np.asarray(Image.fromarray(plane).resize(after[::-1], Image.Resampling.BICUBIC))
@@ -463,7 +463,7 @@ def test_absolute_positions_are_resized_as_pillow_does(before, after):
     np.testing.assert_allclose(ours, np.stack(expected, -1), atol=1e-5)
 
 
-def test_even_and_linear_positions_stay_so():
+def test_constant_and_linear_positions_are_preserved():
     even = interpolate_positions(np.full((4, 6, 1), 3.0, np.float32), (7, 11))
     np.testing.assert_allclose(even, 3, rtol=1e-6)
     ramp = np.broadcast_to(np.arange(8, dtype=np.float32)[:, None, None], (8, 3, 1))
@@ -475,7 +475,7 @@ def test_even_and_linear_positions_stay_so():
 @pytest.mark.parametrize(
     ("before", "after"), [((4, 4), (6, 6)), ((3, 5), (5, 3)), ((3, 5), (3, 5))]
 )
-def test_absolute_positions_of_patches_move_and_the_class_tokens_stays(before, after):
+def test_absolute_position_of_the_class_token_is_kept(before, after):
     model = dataclasses.replace(FINETUNED, use_abs_pos_emb=True)
     old, like = (random_params(Classifier(model, 10), grid=g) for g in (before, after))
     merged, report = transfer(old, like, source_grid=before, target_grid=after)
@@ -488,7 +488,7 @@ def test_absolute_positions_of_patches_move_and_the_class_tokens_stays(before, a
     assert ("pos_embed from" in report) == (before != after)
 
 
-def test_absolute_positions_of_a_swin_have_no_class_token():
+def test_absolute_positions_of_a_swin_lack_a_class_token():
     old, like = (swin(6, image, use_abs_pos_emb=True) for image in ((12, 20), (16, 24)))
     merged, _ = transfer(old, like, source_grid=(6, 10), target_grid=(8, 12))
     grid = old["encoder"]["absolute_pos_embed"].reshape(6, 10, 8)
@@ -498,7 +498,7 @@ def test_absolute_positions_of_a_swin_have_no_class_token():
     )
 
 
-def test_encoder_with_interpolated_positions_computes():
+def test_encoder_with_interpolated_positions_runs():
     model = dataclasses.replace(FINETUNED, use_abs_pos_emb=True)
     old = random_params(Classifier(model, 10), grid=(4, 4))
     like = random_params(Classifier(model, 10), grid=(5, 3))
