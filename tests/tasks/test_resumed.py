@@ -86,5 +86,5 @@ def test_run_from_before_a_field_existed_resumes_with_its_default(finished, tmp_
         return changes_of(tmp_path, config, {})(finished)
 
     assert said() == []
-    with pytest.raises(ValueError, match="loss.kind was 'l1', is 'l2'"):
+    with pytest.raises(ValueError, match=r"loss\.kind was 'l1', is 'l2'"):
         said(**{"loss.kind": "l2"})

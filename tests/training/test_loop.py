@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, or go wrong, and what is left of them."""
+"""Runs that are killed, interrupted or diverge, and the loop's costs."""
 
 import os
 import signal
@@ -11,9 +11,7 @@ import tiny_config
 from simmim_jax.errors import Interrupted
 from simmim_jax.monitoring.writer import read_metrics
 from simmim_jax.runtime import sharding
-from simmim_jax.tasks.classify import finetune
-from simmim_jax.tasks.pretrain import pretrain
-from simmim_jax.training.inputs import num_steps
+from simmim_jax.tasks.api import finetune, pretrain
 from simmim_jax.training.step_log import StepLog
 
 
@@ -65,7 +63,7 @@ def test_killed_finetuning_with_an_average_resumes_bit_for_bit(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_before_the_first_step_ends_the_run_at_once(number, tmp_path):
+def test_signal_before_the_first_step_ends_the_run_at_once(number, tmp_path):
     process = commands.start(*commands.tiny("pretrain", tmp_path))
     for line in process.stdout:
         if "compiling the training step" in line:
@@ -76,7 +74,7 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(number, tmp_path):
     assert "Traceback" not in output
 
 
-def test_sigterm_saves_exits_75_and_the_next_run_goes_on(uninterrupted, tmp_path):
+def test_sigterm_saves_exits_75_and_the_next_run_resumes(uninterrupted, tmp_path):
     late = ("profile.num_steps=1", "profile.start_step=100")
     args = commands.tiny("pretrain", tmp_path, *late)
     process = commands.start(*args)
@@ -88,36 +86,36 @@ def test_sigterm_saves_exits_75_and_the_next_run_goes_on(uninterrupted, tmp_path
     )
     assert process.returncode == 75, output
     assert "SIGTERM at step" in output
-    assert "no profile: of the 12 steps to go, none comes after" in output
+    assert "no profile: of the 12 steps left, none comes after" in output
     assert "resumed at step" in commands.run(*args)
     commands.assert_same(
         commands.params(tmp_path, 12), commands.params(uninterrupted, 12)
     )
 
 
-def test_finished_run_does_nothing_more(uninterrupted):
+def test_finished_run_trains_no_further(uninterrupted):
     before = commands.metrics(uninterrupted)
     output = commands.run(*commands.tiny("pretrain", uninterrupted))
     assert "resumed at step 12 of 12" in output
     assert commands.metrics(uninterrupted) == before
 
 
-def test_nan_stops_the_run_and_names_step_rate_and_checkpoint(tmp_path):
+def test_nan_stops_the_run_with_step_rate_and_checkpoint(tmp_path):
     output = commands.run(
         *commands.tiny("pretrain", tmp_path, "optim.lr=1e20", "optim.warmup=8 steps"),
         status=1,
     )
-    # The first two updates are made at warmup_lr, the third one is far too large.
+    # The first two updates use warmup_lr; the third one is far too large.
     assert "param_norm not finite at step 3, with learning rate" in output
     assert "Last good checkpoint: none yet" in output
 
 
-def test_other_seed_is_another_run(uninterrupted, tmp_path):
+def test_another_seed_gives_another_run(uninterrupted, tmp_path):
     commands.run(*commands.tiny("pretrain", tmp_path, "seed=1"))
     assert commands.metrics(tmp_path) != commands.metrics(uninterrupted)
 
 
-def test_keeps_the_last_checkpoints(tmp_path):
+def test_keeps_the_last_and_the_best_checkpoint(tmp_path):
     commands.run(*commands.tiny("pretrain", tmp_path, "keep_checkpoints=1"))
     kept = {p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()}
     best = min(
@@ -127,36 +125,12 @@ def test_keeps_the_last_checkpoints(tmp_path):
     assert kept == {"12", str(best["step"])}
 
 
-@pytest.mark.parametrize(
-    ("duration", "steps"),
-    [
-        ("800 epochs", 500_000),  # the official ImageNet run: 625 steps an epoch
-        ("10 steps", 10),
-        ("4096 examples", 2),
-        ("0 epochs", 0),
-        ("1 examples", 1),
-    ],
-)
-def test_durations(duration, steps):
-    assert num_steps(duration, batch_size=2048, num_examples=1_281_167) == steps
-
-
-def test_epochs_of_less_than_a_batch():
-    assert num_steps("10 epochs", batch_size=64, num_examples=32) == 5
-
-
-@pytest.mark.parametrize("duration", ["10", "ten epochs", "-1 steps", "10 days"])
-def test_bad_duration_says_what_is_expected(duration):
-    with pytest.raises(ValueError, match="expected a number and a unit"):
-        num_steps(duration, 64, 1000)
-
-
-# ---- Nothing is wasted ---------------------------------------------------------------
+# ---- Costs ---------------------------------------------------------------------------
 
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """step -> programs that were compiled between its log and that of the next one."""
+    """step -> number of programs compiled between its log and that of the next step."""
     counts, now = {}, [0]
 
     def listen(event, seconds, **_):
@@ -198,17 +172,17 @@ def test_nothing_is_compiled_after_step_1_and_the_first_evaluation(
     assert set(compiled) == {0, 4}
     compiled.clear()
     run(config, tmp_path)
-    # Ten steps are done: what comes before step 11, and the evaluation after step 12.
+    # Resumed after step 10: before step 11, and in the evaluation after step 12.
     assert set(compiled) == {10, 12}
 
 
-def test_a_batch_that_is_not_on_the_devices_ends_the_run(tmp_path, monkeypatch):
+def test_batch_that_is_not_on_the_devices_raises(tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "to_devices", lambda batch, mesh: dict(batch))
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         pretrain(tiny_config.get_config("pretrain"), tmp_path)
 
 
-def test_lines_tell_rates_the_start_and_what_checkpoints_took(uninterrupted):
+def test_lines_have_rates_startup_and_checkpoint_seconds(uninterrupted):
     lines = [x for x in read_metrics(uninterrupted / "metrics.jsonl") if "loss" in x]
     first, *others = lines
     assert first["first_step_seconds"] > first["compile_seconds"] > 0
@@ -218,5 +192,5 @@ def test_lines_tell_rates_the_start_and_what_checkpoints_took(uninterrupted):
             assert line["images_per_second_per_chip"] == line["images_per_second"]
             assert 0 <= line["input_wait"] <= 1
     assert [x["step"] for x in lines if "checkpoint_seconds" in x] == [5, 9]
-    # The peak of a CPU is not known, nor does it tell its memory.
+    # A CPU has no known peak and reports no memory.
     assert not any({"mfu", "device_memory"} & set(line) for line in lines)
