@@ -1,8 +1,19 @@
-"""Several processes, one run: how they find, follow and lose each other.
+"""Runs of several processes: start, agreement and failure.
 
-Each process is a host of a TPU slice, a GPU, or whatever else its launcher starts; all
-run the same command. They find each other through JAX's coordination service, which
-lives in process 0 and also tells of those that no longer answer.
+A process is a host of a TPU slice, a GPU or whatever its launcher starts; all run the
+same command. JAX's coordination service, which runs in process 0, connects them and
+detects processes that no longer respond.
+
+Barriers and collectives are those of Orbax and JAX. Two things have no public
+equivalent:
+
+- The reason of a failure reaches the other processes through the coordination service's
+  key-value store (`_store`). Barriers carry no text, and a file in the shared workdir
+  comes too late where a mounted bucket caches metadata for a minute.
+- `AnyProcess` agrees on the step at which a signal stops the run. JAX's preemption
+  service (`orbax.checkpoint.multihost.reached_preemption`) was tried: it ignores
+  Ctrl-C, and it swallows SIGTERM where no steps are taken, so compilation runs to its
+  end and a benchmark never stops.
 """
 
 import atexit
@@ -18,26 +29,24 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-
-# JAX has no public way to the store of its coordination service; Orbax takes this one.
-from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import multihost
 
 from simmim_jax.errors import UserError
 
-# Exit status of a process that stops because another one is gone (EX_UNAVAILABLE).
+# Exit status of a process that stops because another one is lost (EX_UNAVAILABLE).
 EXIT_LOST = 69
-# Where the process that fails first leaves word.
+# Key under which the first process to fail stores the reason.
 _FAILURE = "simmim_jax/failure"
-# For so many seconds the others may come upon the same error by themselves.
+# Time for the other processes to hit the same error themselves [seconds].
 _GRACE = 3.0
-# Seconds until a file that one process wrote is taken to be invisible to another.
+# Time until a file of one process must be visible to the others [seconds].
 _SHARED_TIMEOUT = 30.0
-# Seconds that processes wait for each other; one that is gone is noticed before.
-_MEETING_TIMEOUT = 3600.0
-_MEETINGS = itertools.count()  # each barrier has a name of its own
-# Set where this process ends for an error of its own.
+# Timeout of barriers [seconds]. A lost process is detected earlier, by its heartbeat.
+_BARRIER_TIMEOUT = 3600.0
+_BARRIERS = itertools.count()  # each barrier needs a unique key
+# Set when this process ends because of its own error.
 _failing = threading.Event()
 
 
@@ -53,37 +62,38 @@ def start(
     initialization_timeout: int = 300,
     heartbeat_timeout: int = 60,
 ) -> bool:
-    """Joins the other processes of the run, before JAX touches any device.
+    """Join the other processes of the run; call it before JAX initialises devices.
 
-    mode: "auto" joins those that a launcher tells of (Cloud TPU, Slurm, Open MPI,
-    Kubernetes) or the other arguments name, and else runs alone; "on" insists on it;
-    "off" runs alone. Timeouts in seconds: until all have joined, and until one that is
-    silent is given up. returns: whether there are others. raises: ValueError where what
-    is needed is neither told nor found. Ends the process with EXIT_LOST where others do
-    not come.
+    mode: "auto" joins if a launcher (Cloud TPU, Slurm, Open MPI, Kubernetes) or the
+    other arguments announce more processes; "on" requires them; "off" runs alone.
+    initialization_timeout: until all processes have joined [seconds].
+    heartbeat_timeout: until a silent process counts as lost [seconds].
+    returns: whether there are other processes.
+    raises: UserError if the processes of the run cannot be determined. Ends the process
+    with EXIT_LOST if the others do not join in time.
     """
-    told = (coordinator_address, num_processes, process_id)
-    if mode == "off" or (
-        mode == "auto" and told == (None, None, None) and runs_alone(os.environ)
-    ):
+    address = (coordinator_address, num_processes, process_id)
+    given = [value is not None for value in address]
+    if mode == "off" or (mode == "auto" and not any(given) and runs_alone(os.environ)):
         return False
-    if told != (None, None, None) and (None in told or ":" not in str(told[0])):
+    if any(given) and not (all(given) and ":" in str(coordinator_address)):
         raise UserError(
-            f"--coordinator_address={told[0]}, --num_processes={told[1]}, --process_id="
-            f"{told[2]}: expected all three, such as 10.0.0.1:8476, 4, and 0 to 3."
+            f"--coordinator_address={coordinator_address}, --num_processes="
+            f"{num_processes}, --process_id={process_id}: expected all three, such as "
+            "10.0.0.1:8476, 4, and 0 to 3."
         )
-    # Signals are caught and agreed upon here, in `AnyProcess`.
+    # `AnyProcess` handles signals.
     jax.config.update("jax_enable_preemption_service", False)
     where = f" at {coordinator_address}" if coordinator_address else ""
-    # JAX would abort with a stack trace; this comes before.
+    # JAX's own timeout aborts with a stack trace, so this one fires first.
     timer = threading.Timer(
         initialization_timeout,
         _exit,
         (
             EXIT_LOST,
-            f"not all processes met{where} within {initialization_timeout} s. Expected "
-            "the same command on every host, process 0 on that of the coordinator, its "
-            "port open to the others, and a process_id of its own for each "
+            f"not all processes joined{where} within {initialization_timeout} s. "
+            "Expected the same command on every host, process 0 on the coordinator's, "
+            "its port open to the others, and a different process_id for each "
             "(--initialization_timeout waits longer).",
         ),
     )
@@ -91,7 +101,7 @@ def start(
     timer.start()
     try:
         jax.distributed.initialize(
-            *told,
+            *address,
             initialization_timeout=initialization_timeout + 60,
             heartbeat_timeout_seconds=heartbeat_timeout,
         )
@@ -99,37 +109,37 @@ def start(
         if mode == "auto" and "coordinator_address should be" in str(error):
             return False  # no launcher that JAX knows
         raise UserError(
-            f"cannot tell which processes belong to the run: {error} Expected "
+            f"cannot determine the processes of the run: {error} Expected "
             "--coordinator_address=HOST:PORT, --num_processes=N and --process_id=0 to "
             "N-1, or a launcher that JAX knows, or --distributed=off."
         ) from error
     finally:
         timer.cancel()
-    over = threading.Event()
-    heed = threading.Thread(target=_heed_failures, args=(over,), daemon=True)
-    heed.start()
-    # Before JAX leaves the service, which happens at exit, too.
-    atexit.register(heed.join)
-    atexit.register(over.set)
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch_failures, args=(done,), daemon=True)
+    watcher.start()
+    # Exit handlers run in reverse order: these come before JAX's, which disconnects.
+    atexit.register(watcher.join)
+    atexit.register(done.set)
     return True
 
 
 def runs_alone(env: Mapping[str, str]) -> bool:
-    """Whether the environment tells of a launcher that started this process alone.
+    """Return whether a launcher started this process alone.
 
-    JAX would take part of the GPUs there, or wait for others that do not exist.
+    In that case JAX would use only some of the GPUs, or wait for missing processes.
     """
     if "SLURM_STEP_NODELIST" in env:
         return int(env.get("SLURM_NTASKS", "1")) == 1
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
     if hosts:
         return "," not in hosts and int(env.get("MEGASCALE_NUM_SLICES", "1")) == 1
-    # A pod that is not of an indexed Job: a notebook, for one.
+    # A pod outside an indexed Job, such as a notebook.
     return "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" not in env
 
 
 def describe() -> str:
-    """Which process this is, and its part of the devices."""
+    """Return this process's index and its share of the devices, for the log."""
     return (
         f"process {jax.process_index()} of {jax.process_count()}, "
         f"{jax.local_device_count()} of {jax.device_count()} devices "
@@ -138,7 +148,7 @@ def describe() -> str:
 
 
 def check_shared(folder: Path) -> None:
-    """ValueError where processes see different folders; they wait for each other."""
+    """Raise UserError unless all processes see the same folder. A collective."""
     if jax.process_count() == 1:
         return
     token = int(multihost_utils.broadcast_one_to_all(np.int32(time.time_ns() % 2**31)))
@@ -160,47 +170,49 @@ def check_shared(folder: Path) -> None:
         )
 
 
-# ---- What all know -------------------------------------------------------------------
+# ---- Agreement -----------------------------------------------------------------------
 
 
 def meet() -> None:
-    """Waits until all processes are here, without their devices.
+    """Wait for all processes, without a collective on devices.
 
-    For what takes each of them another time, such as compiling: collectives give up
-    on a process that lags by two minutes.
+    For work whose time differs between processes, such as compilation: collectives give
+    up on a process that is two minutes late.
     """
-    if jax.process_count() > 1:
-        client: Any = global_state.client
-        milliseconds = round(1000 * _MEETING_TIMEOUT)
-        client.wait_at_barrier(f"simmim_jax/{next(_MEETINGS)}", milliseconds)
+    barrier = multihost.get_barrier_sync_fn()
+    key = f"simmim_jax/{next(_BARRIERS)}"
+    barrier(key=key, timeout_ms=round(1000 * _BARRIER_TIMEOUT))
 
 
 class AnyProcess:
-    """Whether any process says yes, told to all of them at the same step.
+    """Whether any process says yes, known to all of them at the same step.
 
-    An answer comes one step late, by a maximum over all devices that runs between
-    steps: the host waits for no step that it would not have waited for anyway.
+    The answer is one step late. It comes from an all-reduce that runs between steps, so
+    the host never waits for a step that it would not have waited for anyway.
     """
 
     def __init__(self) -> None:
         mesh = Mesh(np.array(jax.devices()), "all")
-        self._parts = NamedSharding(mesh, PartitionSpec("all"))
+        self._split = NamedSharding(mesh, PartitionSpec("all"))
         whole = NamedSharding(mesh, PartitionSpec())
-        self._any = jax.jit(lambda said: said.any(), out_shardings=whole)
+        self._any = jax.jit(lambda votes: votes.any(), out_shardings=whole)
         self._answer: jax.Array | None = None
 
     def ask(self, says: bool) -> bool:
-        """To be called by all processes once a step, before it is started."""
+        """Vote before a step; return the result of the previous step's vote.
+
+        All processes call it. One process alone gets its own vote back at once.
+        """
         if jax.process_count() == 1:
             return says
-        said = np.full(jax.local_device_count(), says)
-        asked = jax.make_array_from_process_local_data(self._parts, said)
-        answer, self._answer = self._answer, self._any(asked)
+        ours = np.full(jax.local_device_count(), says)
+        votes = jax.make_array_from_process_local_data(self._split, ours)
+        answer, self._answer = self._answer, self._any(votes)
         return answer is not None and bool(jax.device_get(answer))
 
 
 def total(counts: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
-    """Sums over all processes of the counts with these names, without zeros."""
+    """Sum the counts of these names over all processes; zeros are left out."""
     if jax.process_count() == 1:
         return dict(counts)
     ours = np.array([counts.get(name, 0) for name in names], np.int32)
@@ -208,43 +220,51 @@ def total(counts: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
     return {name: int(n) for name, n in zip(names, sums, strict=True) if n}
 
 
-# ---- The end -------------------------------------------------------------------------
+# ---- Failure -------------------------------------------------------------------------
 
 
 def fail(text: str, status: int) -> NoReturn:
-    """Ends this process, and with word of it the others, which would wait for it.
+    """Print `text` and end all processes of the run with `status`.
 
-    Without the usual end, in which JAX waits for all of them.
+    Skips JAX's shutdown, which waits for all processes.
     """
     if status != EXIT_LOST:
         _failing.set()
-    client: Any = global_state.client
-    said = f"process {jax.process_index()}: {text.strip().splitlines()[-1]}"
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # one left word before us
-        client.key_value_set(_FAILURE, f"{status} {said}")
+    reason = f"process {jax.process_index()}: {text.strip().splitlines()[-1]}"
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another failed first
+        _store().key_value_set(_FAILURE, f"{status} {reason}")
     print(text, file=sys.stderr, flush=True)
     if jax.process_index() == 0:
-        time.sleep(_GRACE + 2)  # so that the others can still read it
+        time.sleep(_GRACE + 2)  # the store ends with process 0: let the others read it
     _exit(status)
 
 
-def _heed_failures(over: threading.Event) -> None:
-    """Ends this process where another one left word that it failed, and as it ended.
+def _watch_failures(done: threading.Event) -> None:
+    """End this process if another one fails, with its exit status.
 
-    An error that a new start meets again would else look like one that it mends.
+    Otherwise a permanent error would look transient: a lost process.
     """
-    client: Any = global_state.client
-    while not over.wait(1.0):
+    store = _store()
+    while not done.wait(1.0):
         try:
-            status, _, said = client.key_value_try_get(_FAILURE).partition(" ")
+            found = store.key_value_try_get(_FAILURE)
         except jax.errors.JaxRuntimeError:
-            continue  # no word
-        if said.startswith(f"process {jax.process_index()}: "):
-            return  # it is ours
+            continue  # no failure
+        status, _, reason = found.partition(" ")
+        if reason.startswith(f"process {jax.process_index()}: "):
+            return
         time.sleep(_GRACE)
         if _failing.is_set():
-            return  # of the same, most likely: it says so itself
-        _exit(int(status), f"stopped, because another process failed. {said}")
+            return  # most likely the same error: this process reports it itself
+        _exit(int(status), f"stopped, because another process failed. {reason}")
+
+
+def _store() -> Any:
+    """Return the client of the coordination service's key-value store."""
+    # JAX offers no public access; Orbax reaches it in this way, too.
+    from jax._src.distributed import global_state
+
+    return global_state.client
 
 
 def _exit(status: int, text: str = "") -> NoReturn:

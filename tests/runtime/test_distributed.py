@@ -1,4 +1,4 @@
-"""Runs of several processes on this machine, with Gloo, and what becomes of them."""
+"""Runs of several processes on one machine, with Gloo: results, signals, failures."""
 
 import os
 import shutil
@@ -14,11 +14,11 @@ from PIL import Image
 
 from simmim_jax.runtime import distributed
 
-# Wide enough for matrices to be split, and an average beside the latest parameters.
+# Wide enough for FSDP to split matrices; with an average of the parameters.
 WIDE = ("model.embed_dim=512", "model.depth=1", "ema_decay=0.5", "pictures=0")
-# No processes beside those of the run.
+# No worker processes.
 THREADS = ("data.num_workers=0", "data.num_threads=1")
-# No evaluation but at the end: each one is a program to compile.
+# Evaluate at the end only: fewer programs to compile.
 LONG = (
     *WIDE,
     *THREADS,
@@ -29,9 +29,9 @@ LONG = (
 
 
 def dataset(folder, *, bad):
-    """Images, the first `bad` of each split garbage.
+    """Write 48 and 20 images; the first `bad` of each split are unreadable.
 
-    Evaluation ends with a batch in which the second of two processes has none.
+    In the last evaluation batch the second of two processes has no images.
     """
     for split, count in (("train", 48), ("val", 20)):
         (folder / split).mkdir(parents=True)
@@ -46,7 +46,7 @@ def dataset(folder, *, bad):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Few, so that processes do not spend their time in evaluation."""
+    """A small data set, to keep evaluation short."""
     return dataset(tmp_path_factory.mktemp("images") / "data", bad=0)
 
 
@@ -60,26 +60,26 @@ def losses(workdir, name="loss"):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, long):
-    """A run of two processes with two devices each that nothing interrupts."""
-    workdir = tmp_path_factory.mktemp("whole")
+def uninterrupted(tmp_path_factory, long):
+    """An uninterrupted run of two processes with two devices each."""
+    workdir = tmp_path_factory.mktemp("uninterrupted")
     args = commands.tiny("pretrain", workdir, *long, "mesh.fsdp=4")
     return workdir, commands.outputs(commands.start_together(2, *args, devices=2))
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, long):
-    """The same in one process with one device."""
+    """The same run in one process with one device."""
     workdir = tmp_path_factory.mktemp("alone")
     commands.run(*commands.tiny("pretrain", workdir, *long))
     return workdir
 
 
-def test_two_processes_give_the_numbers_of_one(whole, alone):
-    workdir, said = whole
+def test_two_processes_match_one(uninterrupted, alone):
+    workdir, said = uninterrupted
     assert "process 0 of 2, 2 of 4 devices" in said[0]
     assert "process 1 of 2, 2 of 4 devices" in said[1]
-    assert "loss" not in said[1]  # the first one tells
+    assert "loss" not in said[1]  # process 0 logs
     for name in ("loss", "eval_loss", "avg_dist"):
         assert losses(workdir, name) == pytest.approx(losses(alone, name), rel=1e-5)
     commands.assert_same(
@@ -87,17 +87,17 @@ def test_two_processes_give_the_numbers_of_one(whole, alone):
     )
 
 
-def test_their_checkpoint_goes_on_in_one_process(whole, alone, long, tmp_path):
-    """Onto another mesh: four parts of each matrix become one."""
-    workdir, _ = whole
+def test_one_process_resumes_their_checkpoint(uninterrupted, alone, long, tmp_path):
+    """The mesh changes: four shards of each matrix become one."""
+    workdir, _ = uninterrupted
     commands.copy_run(workdir, tmp_path, step=16)
     output = commands.run(*commands.tiny("pretrain", tmp_path, *long))
     assert "resumed at step 16 of 24" in output
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-5)
 
 
-def test_sigterm_and_a_kill_and_the_run_goes_on_bit_for_bit(whole, long, tmp_path):
-    """One process gets the signal, all of them save the same step."""
+def test_sigterm_then_kill_then_resume_bit_for_bit(uninterrupted, long, tmp_path):
+    """One process receives the signal; all save the same step."""
     args = commands.tiny("pretrain", tmp_path, *long, "mesh.fsdp=4")
 
     def start():
@@ -123,28 +123,30 @@ def test_sigterm_and_a_kill_and_the_run_goes_on_bit_for_bit(whole, long, tmp_pat
     begin = time.monotonic()
     output, _ = processes[0].communicate(timeout=120)
     processes[1].communicate()
-    # Gloo notices, or else JAX does when heartbeats stop.
+    # Gloo reports the loss, or JAX does when heartbeats stop.
     assert processes[0].returncode in (distributed.EXIT_LOST, -signal.SIGABRT), output
-    assert "another one is gone" in output or "another task died" in output
+    assert "another process is gone" in output or "another task died" in output
     assert time.monotonic() - begin < 60
 
     said = commands.outputs(start())
     assert "resumed at step" in said[0]
-    commands.assert_same(commands.params(tmp_path, 24), commands.params(whole[0], 24))
-    assert commands.metrics(tmp_path) == commands.metrics(whole[0])
+    commands.assert_same(
+        commands.params(tmp_path, 24), commands.params(uninterrupted[0], 24)
+    )
+    assert commands.metrics(tmp_path) == commands.metrics(uninterrupted[0])
 
 
 TOGETHER = """
 import sys, time
-from simmim_jax import distributed
+from simmim_jax.runtime import distributed
 
 process, port, failing = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 distributed.start(
     coordinator_address=f"localhost:{port}", num_processes=2, process_id=process
 )
 distributed.meet()
-asked = distributed.AnyProcess()
-print([asked.ask(process == 1 and step >= 2) for step in range(5)])
+voting = distributed.AnyProcess()
+print([voting.ask(process == 1 and step >= 2) for step in range(5)])
 counts = {"empty": process + 1, "missing": process}
 print(distributed.total(counts, ("missing", "empty", "corrupt")), flush=True)
 if failing == process:
@@ -154,7 +156,7 @@ time.sleep(600 if failing >= 0 else 0)
 
 
 @pytest.mark.parametrize("failing", [-1, 0, 1])
-def test_all_hear_the_same_and_of_a_failure(failing):
+def test_processes_agree_and_learn_of_a_failure(failing):
     port = str(commands.free_port())
     processes = [
         subprocess.Popen(
@@ -174,11 +176,11 @@ def test_all_hear_the_same_and_of_a_failure(failing):
         assert "{'missing': 1, 'empty': 3}" in output
         if failing >= 0:
             assert "ValueError: no good" in output
-            heard = f"stopped, because another process failed. process {failing}: "
-            assert (heard in output) == (process != failing)
+            notice = f"stopped, because another process failed. process {failing}: "
+            assert (notice in output) == (process != failing)
 
 
-def test_a_process_that_nobody_joins_says_so(tmp_path):
+def test_a_process_that_nobody_joins_ends(tmp_path):
     begin = time.monotonic()
     output = commands.run(
         *commands.tiny("pretrain", tmp_path),
@@ -186,7 +188,7 @@ def test_a_process_that_nobody_joins_says_so(tmp_path):
         "--initialization_timeout=1",
         status=distributed.EXIT_LOST,
     )
-    assert "not all processes met at localhost:1 within 1 s" in output
+    assert "not all processes joined at localhost:1 within 1 s" in output
     assert time.monotonic() - begin < 60
 
 
@@ -205,7 +207,7 @@ def test_a_process_that_nobody_joins_says_so(tmp_path):
         (("--distributed=on",), "or --distributed=off"),
     ],
 )
-def test_flags_that_make_no_run(flags, says, tmp_path):
+def test_invalid_flags_are_rejected(flags, says, tmp_path):
     output = commands.run(*commands.tiny("pretrain", tmp_path), *flags, status=1)
     assert says in output
     assert "Traceback" not in output
@@ -218,7 +220,7 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 @pytest.mark.parametrize(
     ("env", "alone"),
     [
-        ({}, False),  # nothing told: JAX asks a TPU VM's metadata server
+        ({}, False),  # JAX asks the metadata server of a TPU VM
         (SLURM | {"SLURM_NTASKS": "4"}, False),
         (SLURM | {"SLURM_NTASKS": "1"}, True),
         ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, False),
@@ -230,22 +232,22 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
         (POD | {"TPU_WORKER_HOSTNAMES": "pod-0,pod-1"}, False),
     ],
 )
-def test_who_was_started_alone(env, alone):
+def test_launchers_of_a_single_process(env, alone):
     assert distributed.runs_alone(env) == alone
 
 
-def test_one_process_sums_and_asks_by_itself():
+def test_one_process_needs_no_agreement():
     assert distributed.total({"empty": 2}, ("empty", "corrupt")) == {"empty": 2}
-    asked = distributed.AnyProcess()
-    assert [asked.ask(says) for says in (False, True)] == [False, True]
+    voting = distributed.AnyProcess()
+    assert [voting.ask(says) for says in (False, True)] == [False, True]
 
 
-# ---- What takes minutes --------------------------------------------------------------
+# ---- Slow tests ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def of_four(tmp_path_factory, long):
-    """A run of four processes with two devices each that a signal to one has ended."""
+def four_processes(tmp_path_factory, long):
+    """A run of four processes with two devices each, stopped by a signal to one."""
     workdir = tmp_path_factory.mktemp("four")
     args = commands.tiny("pretrain", workdir, *long, "mesh.fsdp=4")
     processes = commands.start_together(4, *args, devices=2)
@@ -259,10 +261,10 @@ def of_four(tmp_path_factory, long):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "fsdp"), [(1, 1), (2, 2)])
-def test_a_checkpoint_of_four_processes_goes_on_in_fewer(
-    processes, fsdp, of_four, alone, long, tmp_path
+def test_fewer_processes_resume_a_checkpoint_of_four(
+    processes, fsdp, four_processes, alone, long, tmp_path
 ):
-    shutil.copytree(of_four, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(four_processes, tmp_path, dirs_exist_ok=True)
     args = commands.tiny("pretrain", tmp_path, *long, f"mesh.fsdp={fsdp}")
     if processes == 1:
         said = [commands.run(*args)]
@@ -273,10 +275,10 @@ def test_a_checkpoint_of_four_processes_goes_on_in_fewer(
 
 
 @pytest.mark.slow
-def test_fine_tuning_from_their_encoder_gives_the_numbers_of_one(whole, tmp_path):
+def test_fine_tuning_from_their_encoder_matches_one_process(uninterrupted, tmp_path):
     fields = (
         *("model.embed_dim=512", "model.depth=1", "pictures=2", "duration=4 steps"),
-        f"init_from={whole[0]}",
+        f"init_from={uninterrupted[0]}",
     )
     one, two = tmp_path / "one", tmp_path / "two"
     commands.run(*commands.tiny("finetune", one, *fields))
@@ -319,7 +321,7 @@ def test_bad_images_of_all_processes_are_counted(tmp_path):
 
 @pytest.mark.slow
 def test_too_many_bad_images_in_one_process_end_all(tmp_path):
-    """Those of evaluation, which all lie in the part of the first process."""
+    """All of them are evaluation images of the first process."""
     data = dataset(tmp_path / "data", bad=0)
     for i in range(4):
         (data / "val" / f"{i:02}.png").write_bytes(b"garbage")
@@ -331,7 +333,7 @@ def test_too_many_bad_images_in_one_process_end_all(tmp_path):
 
 @pytest.mark.slow
 def test_an_error_in_one_process_ends_the_others(tmp_path):
-    """A file that only the second process will find to be a folder."""
+    """A file of the second process turns out to be a folder."""
     workdir = tmp_path / "run"
     (workdir / "bad_images.1.tsv").mkdir(parents=True)
     data = dataset(tmp_path / "data", bad=3)
@@ -344,7 +346,7 @@ def test_an_error_in_one_process_ends_the_others(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_first_process_is_killed(long, tmp_path):
+def test_killing_the_first_process_ends_the_second(long, tmp_path):
     args = commands.tiny("pretrain", tmp_path, *long)
     processes = commands.start_together(2, *args, devices=2)
     while not (tmp_path / "checkpoints/8").exists():
@@ -367,7 +369,7 @@ def test_each_process_measures_its_own_input(tmp_path):
 
 
 @pytest.mark.slow
-def test_folders_that_are_not_the_same(tmp_path):
+def test_different_workdirs_are_rejected(tmp_path):
     port = commands.free_port()
     processes = [
         commands.start(
