@@ -6,7 +6,7 @@ import pytest
 import tiny_config
 
 from simmim_jax.monitoring.profile import Profile
-from simmim_jax.tasks.pretrain import pretrain
+from simmim_jax.tasks.api import pretrain
 
 
 def traces(workdir):
