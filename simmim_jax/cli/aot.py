@@ -95,7 +95,7 @@ def _run(config: Pretrain | Finetune, of: Accelerator, search: bool) -> dict[str
 
 
 def report(r: dict[str, Any]) -> str:
-    """The tables that are printed of a result."""
+    """Return the tables of a result."""
     memory = r["memory"]
     available, total = memory["available"] / _GIB, memory["total"] / _GIB
     lines = [
@@ -104,7 +104,7 @@ def report(r: dict[str, Any]) -> str:
         f"{r['batch_size']}, {r['batch_size_per_chip']} images a chip",
         *(f"Assumed: {text}." for text in r["assumptions"]),
         f"Compiled in {r['compile_seconds']:.0f} s by jax {r['jax']}, libtpu "
-        f"{r['libtpu']}. Nothing ran: all below is the compiler's estimate.",
+        f"{r['libtpu']}. Nothing ran: these are the compiler's estimates.",
         f"\nMemory a chip: {'fits' if r['fits'] else 'DOES NOT FIT'}, {total:.2f} of "
         f"{available:.2f} GiB",
     ]
@@ -142,11 +142,11 @@ def _speed(r: dict[str, Any]) -> list[str]:
 
 def _movement(r: dict[str, Any]) -> list[str]:
     roofline = r["roofline"]
-    lines = ["\nNo step can take less (roofline):"]
+    lines = ["\nLower bounds of a step (roofline):"]
     for name, text in (
         ("compute", "matrix products at the peak rate"),
         ("memory", f"{roofline['memory_bytes'] / 1e9:.1f} GB through main memory"),
-        ("links", "collectives over all links, if nothing hides them"),
+        ("links", "collectives over all links, not overlapped"),
     ):
         seconds = roofline[f"{name}_seconds"]
         lines.append(f"  {name:<10}{1e3 * seconds:>8.1f} ms   {text}")
@@ -169,7 +169,7 @@ def _operations(r: dict[str, Any]) -> list[str]:
         )
     unknown = r["without_estimate"]
     lines.append(
-        "\nWithout an estimate, and so not in the cycles above:\n"
+        "\nWithout an estimate, and not in the cycles above:\n"
         f"{'MB':>17}{'times':>7}  what, where"
     )
     lines += [

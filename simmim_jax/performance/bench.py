@@ -1,4 +1,4 @@
-"""How fast a training step is: the real one, on images that are there already."""
+"""Speed of the training step: the real one, on a synthetic batch."""
 
 import collections
 import contextlib
@@ -23,17 +23,17 @@ from simmim_jax.training.run import Learner
 from simmim_jax.training.step_log import device_memory, utilization
 from simmim_jax.training.steps import TrainState
 
-# Steps that do not count: memory is found for the first ones.
+# Steps that do not count: the first ones allocate memory.
 _WARM_UP = 2
 StepFn = Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]
 
 
 def bench(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
-    """Measures the training step of `config` on one synthetic batch; prints a table.
+    """Measure the training step of `config` on one synthetic batch; print a table.
 
     No data set, pre-trained weights or input pipeline take part. Returns what it writes
     to <workdir>/bench.json. With config.profile some more steps are traced.
-    raises: ValueError where `config` makes no sense.
+    raises: UserError where `config` makes no sense.
     """
     say = print if jax.process_index() == 0 else lambda *args, **kwargs: None
     learns = learner(config, num_classes=config.bench.num_classes)
@@ -41,7 +41,7 @@ def bench(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
         raise UserError(
             "config.bench.checkpoint=True measures a run of one process, and this one "
             f"has {jax.process_count()}: set it to False; checkpoint_seconds in "
-            "metrics.jsonl of a training run tells what checkpoints cost there."
+            "metrics.jsonl of a training run is what checkpoints cost there."
         )
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     plan = compilation.plan(learns, mesh)
@@ -127,9 +127,9 @@ def run(
     count: int,
     profile: Profile | None = None,
 ) -> tuple[list[float], TrainState]:
-    """So many steps, each started before the one ahead of it is over, as in training.
+    """Run `count` steps, each started before the previous one ends, as in training.
 
-    returns: seconds from the end of one step to that of the next, and the state.
+    returns: durations between the ends of steps [seconds], and the state.
     """
     ends, running = [time.perf_counter()], collections.deque[steps.Metrics]()
 
@@ -143,7 +143,7 @@ def run(
         with profile.step(number) if profile else contextlib.nullcontext():
             state, metrics = step_fn(state, batch)
         running.append(metrics)
-        # A CPU has computed it already, or does nothing else until it has.
+        # A CPU has computed it already, or computes nothing else meanwhile.
         finish(0 if jax.default_backend() == "cpu" else 1)
         if profile:
             profile.after(metrics)
@@ -152,7 +152,7 @@ def run(
 
 
 def planned_memory(compiled: jax.stages.Compiled) -> int | None:
-    """Bytes of a device that the program takes, as its compiler says: all at once."""
+    """Return the peak memory of a device by the compiler's plan [bytes]."""
     plan = compiled.memory_analysis()
     if plan is None:
         return None
@@ -167,9 +167,9 @@ def planned_memory(compiled: jax.stages.Compiled) -> int | None:
 def checkpoint_cost(
     workdir: Path, state: TrainState, step_fn: StepFn, batch: steps.Batch, mean: float
 ) -> dict[str, Any]:
-    """What saving holds the loop up, and how much slower steps are meanwhile.
+    """Return how long saving blocks the loop, and how much it slows steps.
 
-    mean: seconds of a step while nothing is saved.
+    mean: duration of a step while nothing is saved [seconds].
     """
     folder = workdir / "bench_checkpoint"
     shutil.rmtree(folder, ignore_errors=True)
@@ -183,7 +183,7 @@ def checkpoint_cost(
             meta={},
             metrics=None,
         )
-        held_up = time.perf_counter() - begin
+        blocked = time.perf_counter() - begin
         durations = []
         while checkpoints.is_writing():
             some, state = run(step_fn, state, batch, 1)
@@ -193,7 +193,7 @@ def checkpoint_cost(
     shutil.rmtree(folder)
     return {
         "bytes": size,
-        "held_up_seconds": held_up,
+        "held_up_seconds": blocked,
         "written_after_seconds": written,
         "steps_meanwhile": len(durations),
         "step_slowdown": sum(durations) / len(durations) / mean if durations else None,
@@ -201,7 +201,7 @@ def checkpoint_cost(
 
 
 def report(result: dict[str, Any]) -> str:
-    """What is printed of a result."""
+    """Return the table of a result."""
     r = result
     height, width = r["image_size"]
     rows = {
@@ -220,7 +220,7 @@ def report(result: dict[str, Any]) -> str:
     }
     if saved := r.get("checkpoint"):
         rows["checkpoint"] = f"{saved['bytes'] / 1e6:,.4g} MB"
-        rows["holds the loop up for"] = f"{saved['held_up_seconds']:.2f} s"
+        rows["blocks the loop for"] = f"{saved['held_up_seconds']:.2f} s"
         rows["is written after"] = f"{saved['written_after_seconds']:.2f} s"
         slowdown = saved["step_slowdown"]
         rows["a step meanwhile takes"] = f"{slowdown:.2f} x" if slowdown else "no time"
@@ -229,7 +229,7 @@ def report(result: dict[str, Any]) -> str:
             f"\n{r['mode']}, {r['model']}, {r['dtype']}: {r['batch_size']} images of "
             f"{height}x{width} a step, {r['devices']}\n",
             *(f"{name:<32} {value:>16}" for name, value in rows.items()),
-            *([] if r["mfu"] else ["\nThe peak rate of these devices is not known."]),
+            *([] if r["mfu"] else ["\nThe peak rate of these devices is unknown."]),
         ]
     )
 

@@ -1,4 +1,4 @@
-"""How fast the input is: stage by stage, as a whole, and beside what it has to feed."""
+"""Speed of the input: by stage, as a whole, and beside what accelerators need."""
 
 import concurrent.futures
 import contextlib
@@ -23,47 +23,48 @@ from simmim_jax.runtime import sharding
 from simmim_jax.runtime.accelerators import Accelerator, accelerator
 from simmim_jax.tasks import inputs
 from simmim_jax.tasks.learners import learner
+from simmim_jax.tasks.views import train_view
 from simmim_jax.training import compilation
 
-# Share of its peak that an accelerator is taken to reach. What is published for ViT-B
-# to ViT-H comes to 26 to 39 % on TPU v4 (deit3-jax, README).
+# MFU that an accelerator is assumed to reach. Published rates of ViT-B to ViT-H on TPU
+# v4 amount to 26 to 39 % (deit3-jax, README).
 ASSUMED_MFU = 0.4
-# Seconds for each stage, and for the pipeline as a whole.
+# Duration of each stage, and of the whole pipeline [seconds].
 _STAGE_SECONDS = 1.5
 _PIPELINE_SECONDS = 5.0
-# Batches that do not count: threads and workers start, and the first ones lie ready.
+# Batches that do not count: threads and workers start, and the first ones are ready.
 _WARM_UP = 4
-# Rates are noisy: this share of another one and less is less.
+# Rates are noisy: a rate is clearly lower from this share of another one down.
 _CLEARLY_LESS = 0.6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One host: means of an example, seconds in one thread, and images a second."""
+    """Measurements of one host: means of an example, durations, rates [images/s]."""
 
     bytes: float
     pixels: float
-    image_size: tuple[int, int]  # that they are cropped to
+    image_size: tuple[int, int]  # after cropping
     skipped: float  # share of examples that cannot be decoded
     read_seconds: float
-    read_cpu_seconds: float  # the part of it that keeps a core busy
-    decode_seconds: float  # of the whole image
-    crop_seconds: float  # of decoding and cropping as in training
+    read_cpu_seconds: float  # the part that keeps a core busy
+    decode_seconds: float  # whole image
+    crop_seconds: float  # decode and crop as in training
     read_rate: float  # with all threads
     pipeline_rate: float
     copy_rate: float  # to the devices
-    threads: int  # of all workers
+    threads: int  # over all workers
     cores: int
     batch_size: int  # of this measurement
 
 
 def bench_input(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
-    """Measures the training input of `config` for some seconds, and prints a table.
+    """Measure the training input of `config` for some seconds; print a table.
 
     config.bench.accelerators names those to
     compare with. Returns what it writes to <workdir>/bench_input.json; nothing else is
-    written. Of several processes each measures its own host, and the first one tells.
-    raises: ValueError for an unknown accelerator and for data without images.
+    written. Each of several processes measures its own host, and process 0 reports.
+    raises: UserError for an unknown accelerator and for data without images.
     """
     names = config.bench.accelerators.replace(",", " ").split()
     accelerators = [accelerator(name) for name in names]
@@ -97,7 +98,7 @@ def bench_input(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
 
 
 def measure(config: Pretrain | Finetune, source: Source) -> Measured:
-    """All that is measured, in about ten seconds."""
+    """Measure everything, in about ten seconds."""
     order = np.random.default_rng(config.seed).permutation(len(source))
     means = one_thread(config, source, order)
     workers, threads = inputs.decoders(config.data, source)
@@ -121,12 +122,12 @@ def measure(config: Pretrain | Finetune, source: Source) -> Measured:
 def one_thread(
     config: Pretrain | Finetune, source: Source, order: np.ndarray
 ) -> dict[str, float]:
-    """Means of the examples `order`, or as many of them as there is time for."""
+    """Return means over the examples `order`, as many as there is time for."""
     names = (
         *("bytes", "pixels"),
         *("read_seconds", "read_cpu_seconds", "decode_seconds", "crop_seconds"),
     )
-    rows, tried, view = [], 0, inputs.train_view(config.data)
+    rows, tried, view = [], 0, train_view(config.data)
     end = time.perf_counter() + _STAGE_SECONDS
     for index in order:
         if time.perf_counter() > end:
@@ -151,14 +152,14 @@ def one_thread(
             f"config.data.dataset={config.data.dataset!r}: none of {tried} examples "
             "could be decoded."
         )
-    # The first one loads libraries.
+    # The first example loads libraries.
     means = np.mean(rows[len(rows) > 1 :], axis=0).tolist()
     return {**dict(zip(names, means, strict=True)), "skipped": 1 - len(rows) / tried}
 
 
 def read_rate(source: Source, order: np.ndarray, threads: int) -> float:
-    """Examples a second that so many threads read, and nothing else."""
-    # From the end: the first ones have been read, and come from memory.
+    """Return examples a second that a number of threads only read."""
+    # From the end: the first ones have been read, and are cached.
     indices = itertools.cycle(order[::-1].tolist())
     start = time.perf_counter()
 
@@ -176,7 +177,7 @@ def read_rate(source: Source, order: np.ndarray, threads: int) -> float:
 
 
 def batch_size(config: Pretrain | Finetune, rate: float) -> int:
-    """config.data.batch_size, or what takes about half a second at `rate` if less."""
+    """Return config.data.batch_size, or what takes half a second at `rate` if less."""
     devices = jax.device_count()
     fitting = rate * jax.process_count() / 2
     return min(config.data.batch_size, max(1, round(fitting / devices)) * devices)
@@ -200,7 +201,7 @@ def pipeline(
 
 
 def copy_rate(batch: Batch) -> float:
-    """Images a second that go from this host's memory to its devices."""
+    """Return images a second copied from this host's memory to its devices."""
     mesh = sharding.make_mesh()
     jax.block_until_ready(sharding.to_devices(batch, mesh))
     images, start = 0, time.perf_counter()
@@ -214,7 +215,7 @@ def copy_rate(batch: Batch) -> float:
 
 
 def needs(of: Accelerator, flops_per_image: float, on: Measured) -> dict[str, Any]:
-    """What an accelerator needs, and how many cores of this speed would feed a host."""
+    """Return what an accelerator needs, and how many cores like these feed a host."""
     rate = of.images_per_second(flops_per_image, ASSUMED_MFU)
     per_core = on.pipeline_rate / min(on.cores, on.threads)
     return {
@@ -229,11 +230,11 @@ def needs(of: Accelerator, flops_per_image: float, on: Measured) -> dict[str, An
 
 
 def bottleneck(measured: Measured) -> tuple[str, str]:
-    """What holds the pipeline up, and what to do about it.
+    """Return the stage that limits the pipeline, and what to do about it.
 
-    Three rates bound it: that of the storage, that of the threads, of which each reads
-    and decodes one image after the other, and that of the cores, which are busy with
-    all but waiting for bytes.
+    Three rates bound it: that of the storage, that of the threads, each of which reads
+    and decodes one image after the other, and that of the cores, which do everything
+    except waiting for bytes.
     """
     m = measured
     busy = {
@@ -245,30 +246,29 @@ def bottleneck(measured: Measured) -> tuple[str, str]:
     by_cores = m.cores / sum(busy.values())
     bound = min(m.read_rate, by_threads, by_cores)
     if m.copy_rate < m.pipeline_rate:
-        return "copy", "Batches are made faster than they are copied to the devices."
+        return "copy", "Batches are decoded faster than they are copied to the devices."
     if m.pipeline_rate < _CLEARLY_LESS * bound:
         return "hand-over", (
             f"Reading and decoding alone would give {bound:,.0f} images/s. If no other "
-            "program takes the cores, threads wait for each other: share the work "
-            "among processes, --config.data.num_workers=N, with fewer "
-            "--config.data.num_threads in each."
+            "program uses the cores, threads block each other: use several processes, "
+            "--config.data.num_workers=N, with fewer --config.data.num_threads each."
         )
     are_large = m.pixels > 2 * math.prod(m.image_size)
-    smaller = " or smaller images: python -m simmim_jax.data.pack" if are_large else ""
+    smaller = " or smaller images: simmim pack" if are_large else ""
     if bound < _CLEARLY_LESS * by_cores:
         if m.read_rate < _CLEARLY_LESS * by_threads:
-            return "read", f"The cores wait for bytes. Wants a faster disk{smaller}."
+            return "read", f"The cores wait for bytes. Use a faster disk{smaller}."
         return "threads", (
             f"{m.threads} threads, which wait for bytes in between, do not keep "
             f"{m.cores} cores busy: raise --config.data.num_threads."
         )
     stage = max(busy, key=lambda name: busy[name])
     share = busy[stage] / sum(busy.values())
-    return stage, f"It takes {share:.0%} of the cores' time. Wants more cores{smaller}."
+    return stage, f"It takes {share:.0%} of the cores' time. Use more cores{smaller}."
 
 
 def report(result: dict[str, Any]) -> str:
-    """What is printed of a result."""
+    """Return the tables of a result."""
     r = result
     height, width = r["image_size"]
     rates = {

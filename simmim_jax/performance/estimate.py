@@ -1,4 +1,8 @@
-"""A training step on a TPU slice that is not there: does it fit, what does it cost."""
+"""A training step on a TPU slice that is elsewhere: does it fit, what does it cost?
+
+It is our own: XLA's analyses of a compiled TPU program give its memory, but neither
+cycles nor the source lines that cost them.
+"""
 
 import concurrent.futures
 import dataclasses
@@ -28,32 +32,32 @@ from simmim_jax.training import compilation
 from simmim_jax.training.compilation import Plan
 from simmim_jax.training.run import Learner
 
-# The largest batch is looked for among multiples of this many images a chip, and of
-# what config.optim.accumulation makes of it.
+# The search for the largest batch tries multiples of this, times
+# config.optim.accumulation [images a chip].
 BATCH_UNIT = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on each chip. Parts of a step that does not fit are known in part."""
+    """Memory of each chip [bytes]. Of a step that does not fit, parts are unknown."""
 
     fits: bool
     available: int
     total: int
     parameters: int
-    optimizer: int  # and moving averages
+    optimizer: int  # with moving averages
     batch: int
-    temporaries: int  # activations, gradients and what else lives within a step
+    temporaries: int  # activations, gradients and other arrays within a step
     program: int
 
 
 def estimate(
     config: Pretrain | Finetune, of: Accelerator, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Compiles the training step of `config` for a slice; what the compiler says of it.
+    """Compile the training step of `config` for a slice; return the estimate.
 
-    say: gets a line of progress.
-    raises: ValueError where `config` makes no sense on that slice.
+    say: prints a line of progress.
+    raises: UserError where `config` makes no sense on that slice.
     """
     learns, assumptions = learner_of(config)
     mesh = sharding.make_mesh(
@@ -89,7 +93,7 @@ def estimate(
     cost = step_cost.cost(program, lambda call: issued.get(kernels.key(call)))
     if any(operation.kind == hlo.PALLAS for operation in cost.unknown):
         assumptions.append(
-            "some Pallas kernels, whose schedules do not tell, take no time"
+            "some Pallas kernels, whose schedules are unreadable, take no time"
         )
     return result | rates(cost, of, config.data.batch_size, flops)
 
@@ -97,7 +101,7 @@ def estimate(
 def rates(
     cost: step_cost.Cost, of: Accelerator, batch_size: int, flops: float
 ) -> dict[str, Any]:
-    """What the cost of a step on a chip means for the slice."""
+    """Return rates, roofline and costs of the slice, given the cost of a chip."""
     chip = CHIPS[of.name.partition("-")[0]]
     seconds = cost.cycles / chip.clock
     sent = sum(transfer.sent for transfer in cost.transfers.values())
@@ -127,7 +131,7 @@ def rates(
 
 
 def learner_of(config: Pretrain | Finetune) -> tuple[Learner, list[str]]:
-    """What learns, and what is assumed of a data set that is not on this machine."""
+    """Return what learns, and assumptions on a data set that does not open here."""
     data, assumed = config.data, []
     try:
         check_source(data.dataset, data.train_split, data_dir=data.data_dir)
@@ -148,8 +152,8 @@ def learner_of(config: Pretrain | Finetune) -> tuple[Learner, list[str]]:
 def kernel_bundles(
     config: Pretrain | Finetune, of: Accelerator
 ) -> dict[kernels.Key, int | None]:
-    """Bundles that the Pallas kernels of a step issue, on a chip."""
-    # Only a process that starts anew can be told to dump schedules.
+    """Return the bundles that the Pallas kernels of a step issue on a chip."""
+    # The compiler dumps schedules only if asked before it starts.
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(_kernel_bundles, schema.to_dict(config), of).result()
@@ -171,7 +175,7 @@ def _kernel_bundles(
 def _compile(
     plan: Plan, mesh: Mesh, say: Callable[[str], None]
 ) -> tuple[Memory, str, float]:
-    """Bytes on a chip, the optimised program, and seconds that the compiler took."""
+    """Return memory of a chip, the optimised program, and compile time [seconds]."""
     state = plan.state
     parts = {
         "available": available_bytes(mesh),
@@ -198,7 +202,7 @@ def _compile(
         return memory, "", seconds
     seconds = time.perf_counter() - begin
     stats, text = compiled.memory_analysis(), compiled.as_text()
-    assert stats, "the TPU compiler always tells"
+    assert stats, "the TPU compiler reports memory"
     assert text
     total = (
         stats.argument_size_in_bytes
@@ -208,8 +212,8 @@ def _compile(
         + stats.generated_code_size_in_bytes
     )
     memory = Memory(
-        # The compiler takes some steps that need a little more than is available, of
-        # which it tells two decimals.
+        # The compiler accepts some steps that need slightly more than is available,
+        # which it prints with two decimals.
         fits=total < parts["available"] + 0.005 * 2**30,
         total=total,
         temporaries=stats.temp_size_in_bytes,
@@ -221,7 +225,7 @@ def _compile(
 
 
 def available_bytes(mesh: Mesh) -> int:
-    """Main memory of a chip as the compiler sees it: what it says to far too much."""
+    """Return main memory of a chip [bytes], from the error on an oversized program."""
     whole = NamedSharding(mesh, PartitionSpec())
     large = jax.ShapeDtypeStruct((2**40,), jnp.float32, sharding=whole)
     try:
@@ -231,13 +235,13 @@ def available_bytes(mesh: Mesh) -> int:
         if found:
             return round(float(found[1]) * 2**30)
         raise
-    raise RuntimeError("the TPU compiler takes 4 TiB for what fits: a new libtpu?")
+    raise RuntimeError("the TPU compiler accepts an array of 4 TiB: a new libtpu?")
 
 
 def needed_bytes(message: str) -> int:
-    """What a step that does not fit needs, as the compiler's message says; 0: nothing.
+    """Return the memory in the compiler's out-of-memory message [bytes]; 0: none.
 
-    Its first line tells of temporaries alone, or of everything.
+    Its first line is about temporaries alone, or about everything.
     """
     sizes = re.findall(r"([\d.]+)([KMGT])\b", message.splitlines()[0])
     unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -255,9 +259,9 @@ def _bytes_per_chip(tree: Any) -> int:
 
 
 def advice(config: Pretrain | Finetune, of: Accelerator, memory: Memory) -> list[str]:
-    """Flags that would make a step smaller, the best one first."""
+    """Return flags that make a step smaller, the best one first."""
     found = []
-    # Gradients are as large as the parameters.
+    # Gradients have the size of the parameters.
     state = 2 * memory.parameters + memory.optimizer
     if config.mesh.fsdp == 1 and of.chips > 1 and state > memory.available / 4:
         found.append(
@@ -269,8 +273,8 @@ def advice(config: Pretrain | Finetune, of: Accelerator, memory: Memory) -> list
     parts = 2 * config.optim.accumulation
     if config.data.batch_size % (parts * of.chips) == 0:
         found.append(
-            f"--config.optim.accumulation={parts}: the batch in so many parts, one "
-            "after the other"
+            f"--config.optim.accumulation={parts}: the batch in {parts} "
+            "micro-batches, one after the other"
         )
     found.append(
         f"a smaller --config.data.batch_size than {config.data.batch_size}, or more "
@@ -287,13 +291,13 @@ def largest_batch(
     constant: int,
     limit: int,
 ) -> int:
-    """The largest batch a chip that fits, among multiples of `unit`; 0: none does.
+    """Return the largest batch a chip that fits, among multiples of `unit`; 0: none.
 
-    bytes_of: batch a chip -> whether it fits, and bytes that it needs, which grow with
-    the batch about linearly from `constant` on. first: where to begin. limit: bytes
-    that there are.
+    bytes_of: batch a chip -> whether it fits, and its memory, which grows about
+    linearly with the batch from `constant` on [bytes]. first: where to start. limit:
+    available memory [bytes].
     """
-    fits, fails = 0, 0  # the largest that does, the smallest that does not
+    fits, fails = 0, 0  # largest that fits, smallest that does not
     known = {0: constant}
     guess = max(first // unit, 1) * unit
     while True:

@@ -177,7 +177,7 @@ def test_what_an_accelerator_needs_of_a_host():
     ("changes", "stage", "says"),
     [
         ({}, "decode", "67% of the cores' time.* or smaller images: .*data.pack"),
-        ({"pixels": 256 * 256}, "decode", r"Wants more cores\.$"),
+        ({"pixels": 256 * 256}, "decode", r"Use more cores\.$"),
         ({"decode_seconds": 1.0e-3}, "crop", "63% of"),
         # Decoding to the crop's size may be faster than decoding the whole image.
         ({"decode_seconds": 4e-3}, "decode", "97% of"),
