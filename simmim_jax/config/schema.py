@@ -69,6 +69,10 @@ class Data:
         'Where TFDS keeps prepared sets; "" is ~/tensorflow_datasets.',
         harmless=True,
     )
+    view: str = field(
+        "image",
+        "How an example becomes an array of a batch: the name of a modality.",
+    )
     train_split: str = field(
         "train", 'Split to train on; for TFDS also a slice, "train[:10%]".'
     )

@@ -28,7 +28,8 @@ def build_encoder(name: str, **fields: Any) -> nn.Module:
 def plain(model: SimMIM | Classifier) -> SimMIM | Classifier:
     """The same model, which computes nothing twice, nor pads anything for a kernel."""
     fields = {"remat": "none", "scan_layers": False, "attention": "xla"}
-    return model.clone(encoder=model.encoder.clone(**fields))
+    known = {name: v for name, v in fields.items() if hasattr(model.encoder, name)}
+    return model.clone(encoder=model.encoder.clone(**known))
 
 
 def build_simmim(

@@ -1,6 +1,5 @@
 """What config.data describes: sources, views, streams of batches, evaluation passes."""
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -20,9 +19,8 @@ from simmim_jax.data.loader.pipeline import (
 from simmim_jax.data.loader.workers import num_cpus, share_out
 from simmim_jax.data.sources.base import ArraySource, Source, SubsetSource
 from simmim_jax.data.sources.registry import open_source
-from simmim_jax.data.views.base import View
-from simmim_jax.data.views.image import CenterCropView, ImageView, RandomCropView
 from simmim_jax.runtime import distributed
+from simmim_jax.tasks.views import eval_view, train_view
 from simmim_jax.training.run import Lengths
 
 # Class names that a run prints: enough to see whether they are the right ones.
@@ -48,24 +46,6 @@ def describe(
     first = ", ".join(class_names[:_NAMES_SHOWN])
     more = ", ..." if len(class_names) > _NAMES_SHOWN else ""
     return f"{text}, {len(class_names):,} classes: {first}{more}"
-
-
-def train_view(data: schema.Data) -> View:
-    """Return the view of training: random crops, or whole images."""
-    image = _image_view(data)
-    if not data.crop_scale:
-        return image
-    return RandomCropView(
-        **_fields(image),
-        scale=(data.crop_scale[0], data.crop_scale[1]),
-        ratio=data.crop_ratio,
-        fast=data.fast_decode,
-    )
-
-
-def eval_view(data: schema.Data) -> CenterCropView:
-    """Return the view of evaluation: centre crops."""
-    return CenterCropView(**_fields(_image_view(data)), crop_fraction=data.eval_crop)
 
 
 def batch_like(data: schema.Data) -> dict[str, jax.ShapeDtypeStruct]:
@@ -164,19 +144,6 @@ def lengths(config: Pretrain | Finetune, num_examples: int) -> Lengths:
         eval_every=num_steps("eval_every"),
         checkpoint_every=num_steps("checkpoint_every"),
     )
-
-
-def _image_view(data: schema.Data) -> ImageView:
-    return ImageView(
-        size=data.image_size,
-        channels=data.channels,
-        interpolation=data.interpolation,
-        dtype=data.dtype,
-    )
-
-
-def _fields(view: ImageView) -> dict:
-    return {f.name: getattr(view, f.name) for f in dataclasses.fields(view)}
 
 
 def _bad_images(

@@ -13,10 +13,12 @@ from simmim_jax.augment import basic
 from simmim_jax.checkpoints import store
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Finetune
+from simmim_jax.data.sources.base import NO_LABEL
 from simmim_jax.errors import UserError
 from simmim_jax.models import build_classifier, plain
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.tasks import inputs
+from simmim_jax.tasks.views import eval_view
 
 TOP = 5  # classes shown
 BATCH = 64  # images classified at once
@@ -66,8 +68,9 @@ class Predictor:
 
     def prepare(self, image: bytes | np.ndarray) -> np.ndarray:
         """Return an encoded image, or its pixels, as the model sees it: [h w c]."""
-        view = inputs.eval_view(self.config.data)
-        return view.crop(image, np.random.default_rng(0))
+        view = eval_view(self.config.data)
+        example = {"image": image, "label": NO_LABEL}
+        return view(example, np.random.default_rng(0))["image"]
 
     @functools.cached_property
     def _probabilities(self) -> Callable[[Any, np.ndarray], jax.Array]:

@@ -1,0 +1,76 @@
+"""Modalities: the views that config.data.view names, one for training and evaluation.
+
+A new modality is a `View` of its own and one `register` call.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from simmim_jax.config.schema import Data
+from simmim_jax.data.views.base import View
+from simmim_jax.data.views.image import CenterCropView, ImageView, RandomCropView
+from simmim_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Modality:
+    """How config.data becomes the views of a modality."""
+
+    train: Callable[[Data], View]
+    evaluate: Callable[[Data], View]
+
+
+def train_view(data: Data) -> View:
+    """Return the view of training batches."""
+    return _modality(data).train(data)
+
+
+def eval_view(data: Data) -> View:
+    """Return the view of evaluation and prediction."""
+    return _modality(data).evaluate(data)
+
+
+def register(name: str, modality: Modality) -> None:
+    """Add a modality; config.data.view chooses it by name."""
+    _MODALITIES[name] = modality
+
+
+def _modality(data: Data) -> Modality:
+    if data.view not in _MODALITIES:
+        raise UserError(
+            f"config.data.view={data.view!r}: expected one of {sorted(_MODALITIES)}, "
+            "or a name registered by simmim_jax.tasks.views.register."
+        )
+    return _MODALITIES[data.view]
+
+
+def _random_crops(data: Data) -> View:
+    if not data.crop_scale:
+        return ImageView(
+            size=data.image_size,
+            channels=data.channels,
+            interpolation=data.interpolation,
+            dtype=data.dtype,
+        )
+    return RandomCropView(
+        size=data.image_size,
+        channels=data.channels,
+        interpolation=data.interpolation,
+        dtype=data.dtype,
+        scale=(data.crop_scale[0], data.crop_scale[1]),
+        ratio=data.crop_ratio,
+        fast=data.fast_decode,
+    )
+
+
+def _center_crops(data: Data) -> View:
+    return CenterCropView(
+        size=data.image_size,
+        channels=data.channels,
+        interpolation=data.interpolation,
+        dtype=data.dtype,
+        crop_fraction=data.eval_crop,
+    )
+
+
+_MODALITIES = {"image": Modality(_random_crops, _center_crops)}
