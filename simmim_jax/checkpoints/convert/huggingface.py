@@ -181,29 +181,22 @@ def _config(model: Model, kind: str) -> dict[str, Any]:
         "layer_norm_eps": fields["norm_eps"],
         "qkv_bias": fields["qkv_bias"],
     }
-    if kind in ("vit", "beit"):
-        config |= {
-            "hidden_size": fields["embed_dim"],
-            "num_hidden_layers": fields["depth"],
-            "num_attention_heads": fields["num_heads"],
-            "intermediate_size": int(fields["embed_dim"] * fields["mlp_ratio"]),
-            "encoder_stride": fields["patch_size"][0],
-        }
-    else:
-        stages = len(fields["depths"])
-        config |= {
-            "embed_dim": fields["embed_dim"],
-            "depths": fields["depths"],
-            "num_heads": fields["num_heads"],
-            "window_size": fields["window_size"],
-            "mlp_ratio": fields["mlp_ratio"],
-            "drop_path_rate": fields["drop_path_rate"],
-            "use_absolute_embeddings": fields["use_abs_pos_emb"],
-            "encoder_stride": fields["patch_size"][0] * 2 ** (stages - 1),
-        }
-    if kind == "swinv2":
-        windows = fields["pretrained_window_sizes"] or [0] * len(fields["depths"])
-        config["pretrained_window_sizes"] = windows
+    config |= (_vit_config if kind in ("vit", "beit") else _swin_config)(model, kind)
+    if model.class_names:
+        config["id2label"] = dict(enumerate(model.class_names))
+        config["label2id"] = {name: i for i, name in enumerate(model.class_names)}
+    return config
+
+
+def _vit_config(model: Model, kind: str) -> dict[str, Any]:
+    fields = model.model
+    config = {
+        "hidden_size": fields["embed_dim"],
+        "num_hidden_layers": fields["depth"],
+        "num_attention_heads": fields["num_heads"],
+        "intermediate_size": int(fields["embed_dim"] * fields["mlp_ratio"]),
+        "encoder_stride": fields["patch_size"][0],
+    }
     if kind == "beit":
         config |= {
             "use_mask_token": "mask_token" in model.bare_state(),
@@ -214,9 +207,24 @@ def _config(model: Model, kind: str) -> dict[str, Any]:
             "drop_path_rate": fields["drop_path_rate"],
             "use_mean_pooling": not fields["final_norm"],
         }
-    if model.class_names:
-        config["id2label"] = dict(enumerate(model.class_names))
-        config["label2id"] = {name: i for i, name in enumerate(model.class_names)}
+    return config
+
+
+def _swin_config(model: Model, kind: str) -> dict[str, Any]:
+    fields, stages = model.model, len(model.model["depths"])
+    config = {
+        "embed_dim": fields["embed_dim"],
+        "depths": fields["depths"],
+        "num_heads": fields["num_heads"],
+        "window_size": fields["window_size"],
+        "mlp_ratio": fields["mlp_ratio"],
+        "drop_path_rate": fields["drop_path_rate"],
+        "use_absolute_embeddings": fields["use_abs_pos_emb"],
+        "encoder_stride": fields["patch_size"][0] * 2 ** (stages - 1),
+    }
+    if kind == "swinv2":
+        windows = fields["pretrained_window_sizes"] or [0] * stages
+        config["pretrained_window_sizes"] = windows
     return config
 
 
