@@ -1,5 +1,8 @@
 """The notebook runs from top to bottom, on the smoke settings."""
 
+import importlib.util
+import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -24,6 +27,32 @@ def executed(tmp_path_factory):
     return folder, {cell.id: cell for cell in notebook.cells}
 
 
+@pytest.fixture
+def install(monkeypatch):
+    """Run the first cell where the package is missing; returns what pip would get."""
+
+    def run(folder: Path, status: int = 0) -> str:
+        calls = []
+
+        def pip(command):
+            calls.append(command)
+            return subprocess.CompletedProcess(command, status)
+
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(subprocess, "run", pip)
+        (cell,) = (
+            cell
+            for cell in nbformat.read(NOTEBOOK, as_version=4).cells
+            if cell.id == "install"
+        )
+        exec(cell.source, {})
+        ((*_, package),) = calls
+        return package
+
+    return run
+
+
 def text_of(cell) -> str:
     return "".join(o.text for o in cell.outputs if o.output_type == "stream")
 
@@ -39,6 +68,22 @@ def test_nothing_is_installed_where_the_package_is(executed):
     folder, cells = executed
     assert not cells["install"].outputs
     assert [path.name for path in folder.iterdir()] == ["runs"]
+
+
+def test_it_installs_the_clone_that_it_is_in(install, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert install(NOTEBOOK.parent).startswith(str(NOTEBOOK.parents[1]))
+
+
+def test_elsewhere_it_installs_from_pypi(install, monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert install(tmp_path) == "simmim_jax[gpu]"
+
+
+def test_it_says_what_to_do_where_pip_fails(install, tmp_path):
+    with pytest.raises(RuntimeError, match="clone the repository"):
+        install(tmp_path, status=1)
 
 
 def test_fine_tuning_starts_from_the_pre_trained_encoder(executed):
