@@ -1,1 +1,1 @@
-"""Encoded bytes to arrays."""
+"""Encoded bytes to arrays: one module per codec, and their registry."""

@@ -1,4 +1,4 @@
-"""Decoding of every kind of file that turns up in image folders."""
+"""Decode every kind of image file that is found in the wild."""
 
 import io
 import os
@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, ImageOps
 
-from simmim_jax.data.codecs.image import BadImage, decode, decode_jpeg, read_jpeg_header
+from simmim_jax.data.codecs.image import BadImage, decode_jpeg, read_jpeg_header
+from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.views.crop import random_crop
+from simmim_jax.errors import UserError
 from tests.images import PHOTOS, encoded, gradient
 
 REASONS = {"empty", "not an image", "truncated", "corrupt", "too large"}
@@ -50,7 +52,7 @@ def test_exif_orientation_turns_the_image_upright():
     exif[0x0112] = 6  # Rotate by 90 degrees clockwise to see it upright.
     upright = decode(encoded(image, "JPEG", exif=exif, quality=95), 3)
     assert upright.shape == (30, 20, 3)
-    assert upright[5, 10, 0] > 200  # What was left is on top.
+    assert upright[5, 10, 0] > 200  # The left half is now on top.
     assert upright[25, 10, 0] < 50
 
 
@@ -59,7 +61,7 @@ def test_broken_exif_leaves_the_image_as_it_is(format):
     image = Image.new("RGB", (30, 20), "white")
     if format == "CMYK":
         file = encoded(image.convert("CMYK"), "JPEG", exif=b"Exif\0\0garbage")
-    elif format == "PNG":  # Pillow would not write it.
+    elif format == "PNG":  # Pillow refuses to write it.
         file = encoded(image)
         file = file[:33] + png_chunk(b"eXIf", b"garbage") + file[33:]
     else:
@@ -107,11 +109,13 @@ def test_raw_pixels_pass_through_untouched():
 
 
 def test_errors_say_what_was_expected():
-    with pytest.raises(ValueError, match=r"uint8\[5 6 4\].*expected uint8\[h w 3\]"):
+    with pytest.raises(
+        UserError, match=r"uint8 \[5, 6, 4\].*expected uint8 or float32 \[h, w, 3\]"
+    ):
         decode(gradient(5, 6, 4), 3)
-    with pytest.raises(ValueError, match=r"float32.*expected uint8"):
-        decode(gradient(5, 6, 3).astype(np.float32), 3)
-    with pytest.raises(ValueError, match=r"channels=4.*raw uint8 arrays"):
+    with pytest.raises(UserError, match=r"int16 \[5, 6, 3\]: expected uint8"):
+        decode(gradient(5, 6, 3).astype(np.int16), 3)
+    with pytest.raises(UserError, match=r"channels=4.*as .npy arrays"):
         decode(encoded(Image.new("RGB", (4, 4))), 4)
     with pytest.raises(BadImage, match=r"9 bytes starting with b'not an i'.*JPEG"):
         decode(b"not an im", 3)
@@ -120,17 +124,17 @@ def test_errors_say_what_was_expected():
         decode(truncated, 3)
 
 
-# ---- Files as they turn up -----------------------------------------------------------
+# ---- Rare files ----------------------------------------------------------------------
 
 
-def test_cmyk_and_ycck_photographs_show_their_colours():
+def test_cmyk_and_ycck_photographs_keep_their_colours():
     photo = Image.open(PHOTOS[0]).resize((64, 48))
     cmyk = photo.convert("CMYK")
     expected = np.asarray(cmyk.convert("RGB")).astype(int)
     file = encoded(cmyk, "JPEG", quality=95, subsampling=0)
-    assert read_jpeg_header(file) is None  # Pillow's part
+    assert read_jpeg_header(file) is None  # Pillow decodes it
     assert np.abs(decode(file, 3) - expected).mean() < 4
-    # Adobe's transform 2 in the segment that Pillow writes says YCCK.
+    # Transform 2 in the Adobe segment that Pillow writes means YCCK.
     adobe = file.index(b"Adobe")
     assert file[adobe + 11] == 0
     ycck = file[: adobe + 11] + b"\x02" + file[adobe + 12 :]
@@ -140,7 +144,7 @@ def test_cmyk_and_ycck_photographs_show_their_colours():
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_picture_counts(format):
+def test_animations_decode_to_their_first_frame(format):
     pictures = [Image.new("RGB", (16, 12), color) for color in ("red", "blue", "lime")]
     file = encoded(
         pictures[0], format, save_all=True, append_images=pictures[1:], lossless=True
@@ -154,7 +158,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def test_16_bit_rgb_keeps_its_upper_bytes():
-    # Pillow cannot write one: a PNG by hand, of one row.
+    # Pillow cannot write such a PNG: assemble one row by hand.
     row = b"\0" + struct.pack(">6H", 0, 256, 65535, 257 * 10, 257 * 200, 257)
     header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
     file = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
@@ -164,31 +168,31 @@ def test_16_bit_rgb_keeps_its_upper_bytes():
 
 @pytest.mark.parametrize("size", [(1, 1), (20000, 1), (1, 20000)])
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
-def test_the_smallest_and_the_longest(size, format):
+def test_smallest_and_longest_images(size, format):
     image = decode(encoded(Image.new("RGB", size, "red"), format), 3)
     assert image.shape == (size[1], size[0], 3)
     assert image[0, 0, 0] > 250
 
 
-def test_a_wrong_ending_does_not_matter_as_no_ending_is_seen():
+def test_the_content_counts_not_the_file_name():
     png = encoded(Image.open(PHOTOS[0]).resize((40, 30)))
     assert decode(png, 3).shape == (30, 40, 3)
 
 
 @pytest.mark.parametrize("format", ["TIFF", "PPM", "JPEG2000", "GIF", "AVIF"])
-def test_other_kinds_that_the_web_names_jpg(format):
+def test_formats_that_are_often_named_jpg(format):
     image = Image.new("RGB", (40, 30), (200, 100, 50))
     shown = decode(encoded(image, format), 3).astype(int)
     assert np.abs(shown - (200, 100, 50)).max() < 8
 
 
-def test_no_program_is_run_to_show_a_file(monkeypatch, tmp_path):
-    """Pillow has Ghostscript run the PostScript in an EPS file."""
+def test_programs_in_files_are_not_run(monkeypatch, tmp_path):
+    """Pillow runs Ghostscript on the PostScript in an EPS file."""
     ghostscript = tmp_path / "gs"
     ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/was_run\n")
     ghostscript.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # looked for anew
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # searched again
     with pytest.raises(BadImage, match="expected JPEG, PNG") as raised:
         decode(encoded(Image.new("RGB", (16, 16)), "EPS"), 3)
     assert raised.value.reason == "not an image"
@@ -196,7 +200,7 @@ def test_no_program_is_run_to_show_a_file(monkeypatch, tmp_path):
 
 
 def test_decompression_bombs_are_refused_before_they_are_decoded():
-    # 65,500 x 65,500 white pixels, whose data would follow.
+    # Headers of 65,500 x 65,500 pixels; the data is that of 16 x 16.
     jpeg = bytearray(encoded(Image.new("RGB", (16, 16), "white"), "JPEG"))
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_500, 65_500)
@@ -232,19 +236,19 @@ def test_reasons():
 
 
 @pytest.mark.parametrize("photo", PHOTOS, ids=lambda path: path.stem)
-def test_a_photograph_decodes_to_the_pixels_that_pillow_gives(photo):
+def test_a_photograph_decodes_to_the_pixels_of_pillow(photo):
     data = photo.read_bytes()
     with Image.open(photo) as image:
         np.testing.assert_array_equal(decode(data, 3), np.asarray(image))
         gray = decode(data, 1)[..., 0].astype(int) - np.asarray(image.convert("L"))
-    # The JPEG's own luma: other than Pillow's where a colour was cut off at 0 or 255.
+    # The JPEG's own luma differs from Pillow's where a colour was clipped.
     assert np.abs(gray).max() <= 6
     assert np.abs(gray).mean() < 0.02
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("reduction", [1, 4])
-def test_every_orientation_is_turned_upright_as_by_pillow(orientation, reduction):
+def test_every_orientation_is_turned_as_by_pillow(orientation, reduction):
     photo = Image.open(PHOTOS[1]).crop((40, 30, 295, 201))  # odd sides
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -290,10 +294,10 @@ EDIT = st.tuples(st.floats(0, 1), st.binary(max_size=6), st.integers(0, 6))
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(SEEDS), st.lists(EDIT, min_size=1, max_size=8), st.booleans())
-def test_whatever_happens_to_a_file_it_decodes_or_is_a_bad_image(seed, edits, cut):
+def test_damaged_files_decode_or_are_bad_images(seed, edits, cut):
     data = seed
     for place, new, dropped in edits:
-        # Headers are short, and most interesting: half of the edits go there.
+        # Half of the edits hit the first 200 bytes, where the headers are.
         at = int(2 * place * 200) if place < 0.5 else int((place - 0.5) * 2 * len(data))
         data = data[:at] + new + data[at + dropped :]
     if cut:

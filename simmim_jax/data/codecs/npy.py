@@ -1,0 +1,124 @@
+"""NumPy's .npy files: arrays of uint8 or float32."""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from simmim_jax.data.codecs.base import DTYPES, BadImage, Codec, check_array
+from simmim_jax.errors import UserError
+
+MAGIC = b"\x93NUMPY"
+# float16 converts exactly, float64 is rounded to 7 digits.
+_TO_FLOAT32 = (np.dtype(np.float16), np.dtype(np.float64))
+# Version 3 differs in the names of fields alone, and `stored_dtype` refuses fields.
+_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+class Header(NamedTuple):
+    """Layout of the array in a .npy file; offset: of its first byte."""
+
+    shape: tuple[int, ...]
+    is_fortran: bool
+    dtype: np.dtype
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of a complete file [bytes]."""
+        return self.offset + math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_header(file: IO[bytes]) -> Header:
+    """Read the header of a .npy file.
+
+    raises: BadImage if it is damaged.
+    """
+    try:
+        version = np.lib.format.read_magic(file)  # type: ignore[arg-type]
+        header = _READERS[version](file)  # type: ignore[operator]
+        return Header(*header, file.tell())
+    except Exception as error:  # NumPy evaluates a literal: damage raises many types
+        is_short = str(error).startswith("EOF: reading")
+        raise BadImage(
+            "truncated" if is_short else "corrupt",
+            f"The header of a .npy file cannot be read ({error}).",
+        ) from error
+
+
+def stored_dtype(dtype: np.dtype, where: str) -> np.dtype:
+    """Return the dtype that arrays of this dtype are read as: uint8 or float32.
+
+    where: the array, for messages. raises: UserError for all dtypes that are neither
+    uint8 nor floating point.
+    """
+    native = dtype.newbyteorder("=")
+    if native in DTYPES:
+        return native
+    if native in _TO_FLOAT32:
+        return np.dtype(np.float32)
+    hint = (
+        "Arrays of Python objects are never unpickled: save one array of numbers."
+        if dtype.hasobject
+        else "Convert it: np.save(path, array.astype(np.float32))."
+    )
+    raise UserError(
+        f"{where} has dtype {dtype}: expected uint8 or float32 (float16 and float64 "
+        f"are converted to float32). {hint}"
+    )
+
+
+def decode_npy(data: bytes, channels: int) -> np.ndarray:
+    """Decode a .npy file that holds one array [h, w] or [h, w, c].
+
+    returns: [h, w, c] in C order and native byte order, uint8 or float32.
+    raises: BadImage if the file is damaged, UserError for another shape or dtype.
+    """
+    return check_array(decode_array(data), channels)
+
+
+def decode_array(data: bytes, where: str = "A .npy file") -> np.ndarray:
+    """Decode a .npy file of an image, with as many channels as it has."""
+    file = io.BytesIO(data)
+    header = read_header(file)
+    dtype = stored_dtype(header.dtype, where)
+    if len(header.shape) not in (2, 3):
+        raise UserError(
+            f"{where} has shape {_text(header.shape)}: expected one image, [h, w] or "
+            "[h, w, c]. Give a file of many images [n, h, w, c] itself as the data "
+            "set, not its folder."
+        )
+    count = math.prod(header.shape)
+    if min(header.shape) < 1:
+        raise BadImage("empty", f"{where} has shape {_text(header.shape)}.")
+    if len(data) < header.num_bytes:
+        raise BadImage(
+            "truncated",
+            f"{where} has {len(data):,} bytes: expected {header.num_bytes:,} for shape "
+            f"{_text(header.shape)}.",
+        )
+    array = np.frombuffer(data, header.dtype, count, header.offset)
+    array = array.reshape(header.shape, order="F" if header.is_fortran else "C")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    return np.ascontiguousarray(array, dtype)
+
+
+def encode_npy(array: np.ndarray) -> bytes:
+    """Return the .npy file of an array."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+    return file.getvalue()
+
+
+def _text(shape: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+NPY = Codec(".npy", MAGIC, decode_npy)

@@ -1,0 +1,43 @@
+"""Decode images of any encoding; the content decides which, not the file name."""
+
+import numpy as np
+
+from simmim_jax.data.codecs.base import Codec, check_array
+from simmim_jax.data.codecs.image import IMAGE
+from simmim_jax.data.codecs.npy import NPY
+
+# The first match decodes. IMAGE matches everything: Pillow tells its formats apart.
+CODECS = (NPY, IMAGE)
+_registered: list[Codec] = []
+
+
+def register_codec(codec: Codec) -> Codec:
+    """Add a codec, tried before all others; one of the same name is replaced.
+
+    Worker processes import the main module again, and no other: call this at its top
+    level or in a module that it imports.
+    """
+    _registered[:] = [codec, *(c for c in _registered if c.name != codec.name)]
+    return codec
+
+
+def registered_codecs() -> tuple[Codec, ...]:
+    """Return what `register_codec` has added, to register it in another process."""
+    return tuple(_registered)
+
+
+def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
+    """Decode an encoded image; check an array and return it unchanged.
+
+    data: an encoded image, or an array [h, w, c] or [h, w], uint8 or float32;
+    channels: 1 (gray) or 3 (RGB) for photographs, what the data has for arrays.
+    returns: [h, w, c], uint8 or float32.
+    raises: BadImage if the bytes are not a usable image; UserError for a wrong dtype or
+    number of channels.
+    """
+    if isinstance(data, np.ndarray):
+        return check_array(data, channels)
+    for codec in (*_registered, *CODECS):
+        if codec.matches(data):
+            return codec.decode(data, channels)
+    raise AssertionError("IMAGE matches all bytes")
