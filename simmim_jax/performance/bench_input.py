@@ -124,9 +124,9 @@ def one_thread(
 ) -> dict[str, float]:
     """Return means over the examples `order`, as many as there is time for."""
     names = (
-        *("bytes", "pixels"),
-        *("read_seconds", "read_cpu_seconds", "decode_seconds", "crop_seconds"),
-    )
+        "bytes", "pixels",
+        "read_seconds", "read_cpu_seconds", "decode_seconds", "crop_seconds",
+    )  # fmt: skip
     rows, tried, view = [], 0, train_view(config.data)
     end = time.perf_counter() + _STAGE_SECONDS
     for index in order:

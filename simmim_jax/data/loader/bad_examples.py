@@ -15,9 +15,9 @@ from simmim_jax.errors import UserError
 ENOUGH = 10_000
 # Every value of `reason_of`.
 REASONS = (
-    *("missing", "unreadable", "empty", "not an image", "truncated", "corrupt"),
+    "missing", "unreadable", "empty", "not an image", "truncated", "corrupt",
     "too large",
-)
+)  # fmt: skip
 # (counts by reason, REASONS) -> their sums over all processes.
 Total = Callable[[Mapping[str, int], Sequence[str]], Mapping[str, int]]
 # Bad examples that are logged one by one.
