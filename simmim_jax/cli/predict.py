@@ -27,12 +27,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("images", nargs="+", help="image files")
     args = parser.parse_args(argv)
     from simmim_jax.monitoring import pictures
+    from simmim_jax.tasks import inputs
     from simmim_jax.tasks.predict import Predictor
 
     try:
         predictor = Predictor.load(args.checkpoint)
     except (OSError, UserError) as error:
         sys.exit(str(error))
+    print(f"{args.checkpoint}: {predictor.describe()}")
     prepared = {}
     for path in args.images:
         try:
@@ -50,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ranked = (f"{c} {v:.1%}" for c, v in zip(classes, values, strict=True))
         print(f"{path:<{width}}  {', '.join(ranked)}")
     titles = [Path(p).name for p in prepared]
-    pictures.prediction_grid(images, names, probabilities, args.output, titles=titles)
+    shown = inputs.displayed(predictor.config.data, images)
+    pictures.prediction_grid(shown, names, probabilities, args.output, titles=titles)
     print(f"picture: {args.output}")
     if len(prepared) < len(set(args.images)):
         sys.exit(1)

@@ -1,6 +1,5 @@
 """What config.data describes: sources, views, streams of batches, evaluation passes."""
 
-import sys
 from pathlib import Path
 
 import jax
@@ -19,6 +18,7 @@ from simmim_jax.data.loader.pipeline import (
 from simmim_jax.data.loader.workers import num_cpus, share_out
 from simmim_jax.data.sources.base import ArraySource, Source, SubsetSource
 from simmim_jax.data.sources.registry import open_source
+from simmim_jax.monitoring.progress import say
 from simmim_jax.runtime import distributed
 from simmim_jax.tasks.views import eval_view, train_view
 from simmim_jax.training.run import Lengths
@@ -156,11 +156,6 @@ def _bad_images(
     if workdir is None:
         return None
     process = jax.process_index()
-
-    def say(text: str) -> None:
-        # The cursor may stand on the progress bar of a terminal.
-        print(f"\n{text}" if sys.stdout.isatty() else text, flush=True)
-
     return BadImages(
         split,
         max_fraction=data.max_bad_fraction,

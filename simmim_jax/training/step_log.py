@@ -94,6 +94,7 @@ class StepLog:
         self._losses.append(values["loss"])
         self._done = step
         if not due:
+            self.writer.tick(step)
             return
         values["loss"] = float(np.mean(self._losses))
         values |= {"learning_rate": self._rate(step), **bad}
