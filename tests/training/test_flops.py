@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
-from simmim_jax.configs import common
 
+from simmim_jax.config import schema
+from simmim_jax.configs import common
 from simmim_jax.runtime import sharding
 from simmim_jax.tasks import pretrain
-from simmim_jax.training import compilation, flops, steps
+from simmim_jax.tasks.pretrain_step import pretrain_loss
+from simmim_jax.training import compilation, flops
 
 A, B = jnp.ones((3, 4, 5)), jnp.ones((3, 5, 6))
 PRODUCT = 2 * 3 * 4 * 5 * 6
@@ -125,8 +127,9 @@ def test_a_kernel_counts_once_for_each_cell_of_its_grid():
 
 def forward_and_gradient(config):
     """Both of one image, and their arguments, as shapes."""
+    config = schema.parse(config)
     model = pretrain.model_of(config)
-    loss = steps.pretrain_loss(model, pretrain.objective_of(config))
+    loss = pretrain_loss(model, pretrain.objective_of(config))
     (h, w), (p, q) = config.data.image_size, config.model.patch_size
     images = jax.ShapeDtypeStruct((1, h, w, 3), jnp.float32)
     mask = jax.ShapeDtypeStruct((1, h // p, w // q), bool)
@@ -182,19 +185,19 @@ def small_run(**model):
     config.dtype = "float32"
     config.data.image_size, config.data.batch_size = (32, 32), 32
     config.mask.unit_size = config.model.patch_size
-    return config, pretrain.learner(config, num_examples=1000)
+    return pretrain.learner(schema.parse(config), num_examples=1000)
 
 
 def test_a_whole_training_step_as_xla_counts_it():
-    config, learner = small_run()
-    compiled = compilation.plan(config, learner, sharding.make_mesh()).lower().compile()
-    by_xla = compiled.cost_analysis()["flops"] / config.data.batch_size
+    learner = small_run()
+    compiled = compilation.plan(learner, sharding.make_mesh()).lower().compile()
+    by_xla = compiled.cost_analysis()["flops"] / learner.batch_size
     # XLA's count has norms, softmax, GELU, AdamW and the like beside the products.
-    assert 1 < by_xla / compilation.flops_per_image(config, learner) < 1.2
+    assert 1 < by_xla / compilation.flops_per_image(learner) < 1.2
 
 
 def test_what_a_step_computes_again_and_in_a_loop_counts_once():
-    plain = compilation.flops_per_image(*small_run())
-    assert plain == compilation.flops_per_image(*small_run(remat="full"))
+    plain = compilation.flops_per_image(small_run())
+    assert plain == compilation.flops_per_image(small_run(remat="full"))
     looped = small_run(remat="dots", scan_layers=True)
-    assert plain == compilation.flops_per_image(*looped)
+    assert plain == compilation.flops_per_image(looped)

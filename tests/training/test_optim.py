@@ -1,12 +1,12 @@
-"""Schedules, parameter groups and AdamW: the numbers of the official code."""
+"""Schedules, parameter groups and AdamW against numbers of the official code."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from simmim_jax.configs import common
 
+from simmim_jax.configs import common
 from simmim_jax.models import build_classifier, build_simmim
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
@@ -53,7 +53,7 @@ LAYER_0 = 0.65**13
         (COSINE, 1, 4.12736e-6),
         (COSINE, 625, 8.36e-5),
         (COSINE, 6249, 7.99872640e-4),
-        (COSINE, 6250, 7.814014762e-4),  # jumps down: the cosine ran from step 0
+        (COSINE, 6250, 7.814014762e-4),  # jumps down: the cosine counts from step 0
         (COSINE, 31250, 4.2e-4),
         (COSINE, 62499, 4.000000048e-5),
         (MULTISTEP, 0, 2e-6),
@@ -74,7 +74,7 @@ LAYER_0 = 0.65**13
 )
 def test_official_schedule_has_the_official_rates(recipe, iteration, rate):
     schedule = optim.learning_rate(**recipe, schedule="official")
-    # The official scheduler sets lr(iteration) after that update, for the next one.
+    # The official scheduler sets lr(iteration) after that update.
     np.testing.assert_allclose(schedule(iteration + 1), rate, rtol=1e-5, atol=5e-10)
 
 
@@ -127,25 +127,25 @@ def test_constant_schedule_stays_at_the_peak_after_the_warm_up():
     np.testing.assert_allclose(rates, [4e-6, 4.02e-4, 8e-4, 8e-4], rtol=1e-6)
 
 
-def test_schedule_gives_the_same_in_a_jitted_step():
+def test_schedule_is_the_same_under_jit():
     schedule = optim.learning_rate(**COSINE, schedule="official")
     for step in (0, 6250, 6251, 60000):
         traced = jax.jit(schedule)(jnp.int32(step), 0.5)
         np.testing.assert_allclose(traced, schedule(step, 0.5), rtol=1e-6)
 
 
-def test_unknown_decay_is_named():
+def test_unknown_decay_raises():
     schedule = optim.learning_rate(**COSINE | {"decay": "linear"}, schedule="official")
     with pytest.raises(ValueError, match=r"config\.optim\.decay='linear'.*'cosine'"):
         schedule(0)
 
 
-# ---- Groups of parameters ------------------------------------------------------------
+# ---- Parameter groups ----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def vit_base():
-    """Shapes of the official pre-training model; nothing is computed."""
+    """Parameter shapes of the official pre-training model."""
     model = build_simmim(dtype="float32", **common.pretrain().model)
     inputs = jnp.zeros((1, 224, 224, 3)), jnp.zeros((1, 14, 14), bool)
     return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
@@ -170,7 +170,7 @@ def swin_params(model):
 
 
 def names(mask, value):
-    """Paths of the leaves that equal `value`."""
+    """Return the paths of leaves that equal `value`."""
     leaves = jax.tree_util.tree_leaves_with_path(mask)
     return {"/".join(optim.path_names(path)) for path, leaf in leaves if leaf == value}
 
@@ -216,7 +216,7 @@ def test_official_groups_decay_the_tables_of_a_classifier(vit_base_classifier):
         f"encoder/blocks_{i}/attn/relative_position_bias_table" for i in range(12)
     }
     assert tables < official
-    assert len(official) == 12 * 5 + 2  # and the patches' and the head's kernel
+    assert len(official) == 12 * 5 + 2  # and the kernels of patch embedding and head
     intended = names(optim.decay_mask(vit_base_classifier, "intended"), True)
     assert official - intended == tables
 
@@ -231,7 +231,7 @@ def test_official_groups_decay_125_tensors_of_swin_base_and_spare_205():
     assert decayed - names(optim.decay_mask(params, "intended"), True) == tables
 
 
-def test_official_groups_decay_swin_v2_positions_in_pre_training_alone():
+def test_official_groups_decay_swin_v2_positions_only_in_pre_training():
     positions = ("logit_scale", "cpb_mlp_0/kernel", "cpb_mlp_2/kernel")
     pretrain, finetune = (
         names(optim.decay_mask(swin_params(model), "official"), True)
@@ -248,12 +248,12 @@ def test_absolute_positions_are_spared_in_both_groupings():
         assert mask == {"encoder": {"pos_embed": False, "kernel": True}}
 
 
-def test_unknown_groups_are_named(vit_base):
+def test_unknown_groups_raise(vit_base):
     with pytest.raises(ValueError, match=r"decay_groups='none': expected 'official'"):
         optim.decay_mask(vit_base, "none")
 
 
-def test_layer_scales_of_vit_base_are_the_measured_ones(
+def test_layer_scales_of_vit_base_are_the_official_ones(
     classifier, vit_base_classifier
 ):
     scales = optim.layer_scales(vit_base_classifier, classifier.layer_id, 0.65)
@@ -275,7 +275,7 @@ def test_layers_and_decay_make_28_groups(classifier, vit_base_classifier):
     assert len(groups) == 28
 
 
-def test_no_layer_decay_scales_nothing(classifier, vit_base_classifier):
+def test_layer_decay_of_1_scales_nothing(classifier, vit_base_classifier):
     scales = optim.layer_scales(vit_base_classifier, classifier.layer_id, 1.0)
     assert set(jax.tree.leaves(scales)) == {1.0}
 
@@ -293,7 +293,7 @@ def adamw(schedule, *, clip_norm=0.0, scales=ONES):
 
 
 def run(tx, scale_of_step=lambda step: 1.0, steps=5):
-    """Parameters after updates with the same random gradients, times a factor."""
+    """Return the parameters after updates with fixed random gradients times a factor."""
     params, state = PARAMS, tx.init(PARAMS)
     keys = jax.random.split(jax.random.key(0), steps)
     for step in range(steps):
@@ -315,14 +315,14 @@ def rate(step, scale=1.0):
     return 1e-2 * scale * (1 + step)
 
 
-def test_adamw_is_optax_adamw_where_scales_are_1():
+def test_adamw_equals_optax_adamw_with_scales_of_1():
     assert_close(run(adamw(rate)), run(optax.adamw(rate, mask=MASK, **ADAM)))
 
 
-def test_first_update_is_that_of_torch_with_decoupled_decay():
+def test_first_update_is_the_sign_of_the_gradient_with_decoupled_decay():
     params = run(adamw(rate), steps=1)
     (key,) = jax.random.split(jax.random.key(0), 1)
-    # Adam's first direction is the gradient's sign; decay is of the parameter alone.
+    # Adam's first direction is the sign of the gradient.
     for name, decay in (("bias", 0.0), ("kernel", 0.05)):
         sign = jnp.sign(jax.random.normal(key, PARAMS[name].shape))
         expected = PARAMS[name] - 1e-2 * (sign + decay * PARAMS[name])
@@ -358,6 +358,6 @@ def test_clipping_divides_gradients_by_their_global_norm():
     assert (jnp.abs(unclipped["bias"] - big["bias"]) > 1e-4).any()
 
 
-def test_gradients_below_the_clip_norm_are_left_alone():
+def test_gradients_below_the_clip_norm_are_unchanged():
     clipped = run(adamw(rate, clip_norm=1e3))
     assert_close(clipped, run(adamw(rate, clip_norm=0.0)))

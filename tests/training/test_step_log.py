@@ -1,14 +1,15 @@
-"""Rates count the steps that a device finished, whenever it finished them."""
+"""The step log: rates, means, checks and one-off timings."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from simmim_jax.checkpoints.store import Checkpointer
+from simmim_jax.errors import NonFiniteError
 from simmim_jax.monitoring.timer import StepTimer
 from simmim_jax.monitoring.writer import MetricWriter, read_metrics
 from simmim_jax.runtime import accelerators
-from simmim_jax.training.step_log import NonFiniteError, StepLog, utilization
+from simmim_jax.training.step_log import StepLog, utilization
 
 BATCH = 8
 
@@ -43,10 +44,10 @@ def finished(loss=1.0):
     return {"loss": jnp.float32(loss).block_until_ready()}
 
 
-def test_rate_of_a_device_that_computes_at_once(parts):
+def test_rate_of_a_synchronous_device(parts):
     log, now, path = parts
     for step in range(1, 5):
-        now[0] += 2.0  # the step itself, before it is added
+        now[0] += 2.0  # the step runs before it is added
         log.add(step, finished(), due=True, bad_images={})
     log.finish()
     lines = read_metrics(path)
@@ -54,7 +55,7 @@ def test_rate_of_a_device_that_computes_at_once(parts):
     assert [line["images_per_second"] for line in lines] == [BATCH / 2] * 4
 
 
-def test_restarted_clock_leaves_out_what_was_not_training(parts):
+def test_restarted_clock_excludes_time_outside_training(parts):
     log, now, path = parts
     now[0] += 2.0
     log.add(1, finished(), due=True, bad_images={})
@@ -67,17 +68,17 @@ def test_restarted_clock_leaves_out_what_was_not_training(parts):
     assert [x["images_per_second"] for x in read_metrics(path)] == [BATCH / 2] * 2
 
 
-def test_loss_of_a_line_is_the_mean_since_the_last_one(parts):
+def test_loss_of_a_line_is_the_mean_since_the_previous_line(parts):
     log, _, path = parts
     for step, loss in enumerate([1.0, 2.0, 6.0], start=1):
         log.add(step, finished(loss), due=step == 3, bad_images={})
     log.finish()
     (line,) = read_metrics(path)
     assert line["loss"] == 3.0
-    assert line["learning_rate"] == 2.0  # of update number 2, counted from 0
+    assert line["learning_rate"] == 2.0  # of update 2, counted from 0
 
 
-def test_nan_is_found_before_the_next_step_is_logged(parts):
+def test_nan_raises_before_the_next_step_is_logged(parts):
     log, _, path = parts
     running = slow(jnp.full((1024, 1024), jnp.nan))
     log.add(1, {"loss": running}, due=True, bad_images={})
@@ -88,7 +89,7 @@ def test_nan_is_found_before_the_next_step_is_logged(parts):
         log.add(3, finished(float("nan")), due=True, bad_images={})
 
 
-def test_bad_images_of_the_run_stand_in_each_line_from_the_first_one_on(parts):
+def test_lines_count_bad_images_once_there_are_any(parts):
     log, _, path = parts
     for step, bad in enumerate([{}, {"missing": 1}, {"missing": 3, "empty": 1}], 1):
         log.add(step, finished(), due=step != 2, bad_images=bad)
@@ -98,7 +99,7 @@ def test_bad_images_of_the_run_stand_in_each_line_from_the_first_one_on(parts):
     assert (second["bad_images/missing"], second["bad_images/empty"]) == (3, 1)
 
 
-def test_what_the_start_and_checkpoints_took_stands_in_one_line_each(parts):
+def test_startup_and_checkpoint_seconds_are_in_one_line_each(parts):
     log, _, path = parts
     for step in range(1, 5):
         log.add(step, finished(), due=step > 1, bad_images={})
@@ -114,7 +115,7 @@ def test_what_the_start_and_checkpoints_took_stands_in_one_line_each(parts):
     assert fourth["checkpoint_seconds"] == 2.5
 
 
-def test_a_step_that_runs_is_not_waited_for(parts):
+def test_log_does_not_wait_for_a_running_step(parts):
     log, _, _ = parts
     log.add(1, finished(), due=True, bad_images={})
     running = slow(jnp.ones((1024, 1024)))
@@ -122,7 +123,7 @@ def test_a_step_that_runs_is_not_waited_for(parts):
     assert not running.is_ready()
 
 
-def test_utilization_needs_a_peak_that_is_known(monkeypatch):
+def test_utilization_needs_a_known_peak(monkeypatch):
     rate = 1000.0 * jax.device_count()
     assert utilization(rate, 1e9) == {"images_per_second_per_chip": 1000.0}
     kind = jax.devices()[0].device_kind
