@@ -1,4 +1,4 @@
-"""The objective: its target, the pixels that count, and its pictures."""
+"""The objective: target, loss area and pictures."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def prediction_for(objective, images):
 # ---- The loss ------------------------------------------------------------------------
 
 
-def test_the_default_is_l1_on_the_masked_pixels(batch):
+def test_default_is_l1_on_the_masked_pixels(batch):
     _, images, mask = batch
     prediction = prediction_for(SIMMIM, images)
     found = SIMMIM(prediction, images, mask)
@@ -43,7 +43,7 @@ def test_the_default_is_l1_on_the_masked_pixels(batch):
 @pytest.mark.parametrize("kind", ["l1", "l2", "smooth_l1"])
 @pytest.mark.parametrize("target", ["pixels", "normalized"])
 @pytest.mark.parametrize("downsample", [1, 2, 8])
-def test_the_loss_is_over_what_is_masked_of_the_target(batch, kind, target, downsample):
+def test_loss_is_over_the_masked_part_of_the_target(batch, kind, target, downsample):
     _, images, mask = batch
     objective = Objective(target=target, window=5, downsample=downsample, loss=kind)
     prediction = prediction_for(objective, images)
@@ -64,7 +64,7 @@ def test_the_loss_is_over_what_is_masked_of_the_target(batch, kind, target, down
     np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
-def test_only_with_area_all_do_visible_pixels_count(batch):
+def test_visible_pixels_count_only_with_area_all(batch):
     _, images, mask = batch
     visible = ~masking.upsample(mask, 16, 24)[..., None]
     prediction = prediction_for(SIMMIM, images)
@@ -92,13 +92,13 @@ def test_images_of_weight_0_do_not_count(batch, area, downsample):
 
 
 @pytest.mark.parametrize("bins", [8, 256])
-def test_bins_are_those_of_the_bytes(batch, bins):
+def test_bins_are_of_the_bytes(batch, bins):
     pixels, images, _ = batch
     objective = Objective(bins=bins, **CLASSES)
     np.testing.assert_array_equal(objective.of(images), pixels // (256 // bins))
 
 
-def test_every_byte_is_recovered_before_it_is_sorted_into_bins():
+def test_every_byte_is_recovered_before_binning():
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     mean, std = (0.4850,), (0.229,)
     objective = Objective(loss="bins", bins=8, mean=mean, std=std)
@@ -106,7 +106,7 @@ def test_every_byte_is_recovered_before_it_is_sorted_into_bins():
     np.testing.assert_array_equal(found, pixels // 32)
 
 
-def test_smaller_bins_are_those_of_the_mean(batch):
+def test_bins_of_a_smaller_target_are_of_the_mean(batch):
     pixels, images, mask = batch
     objective = Objective(downsample=8, **CLASSES)
     means = pixels.reshape(4, 2, 8, 3, 8, 3).mean((2, 4))
@@ -121,14 +121,14 @@ def test_smaller_bins_are_those_of_the_mean(batch):
 
 
 @pytest.mark.parametrize("target", ["pixels", "normalized"])
-def test_a_perfect_prediction_gives_the_picture_back(batch, target):
+def test_perfect_prediction_gives_the_image(batch, target):
     pixels, images, _ = batch
     objective = Objective(target=target, window=7, mean=MEAN, std=STD)
     found = objective.to_pixels(objective.of(images), images)
     np.testing.assert_allclose(found, pixels, atol=1e-2)
 
 
-def test_a_perfect_smaller_prediction_gives_the_mean_of_every_cell(batch):
+def test_perfect_smaller_prediction_gives_the_mean_of_every_cell(batch):
     pixels, images, _ = batch
     objective = Objective(downsample=4, mean=MEAN, std=STD)
     found = objective.to_pixels(objective.of(images), images)
@@ -138,7 +138,7 @@ def test_a_perfect_smaller_prediction_gives_the_mean_of_every_cell(batch):
 
 
 @pytest.mark.parametrize(("bins", "worst"), [(8, 15.6), (256, 0.1)])
-def test_a_perfect_prediction_of_bins_is_within_half_a_bin(batch, bins, worst):
+def test_perfect_prediction_of_bins_is_within_half_a_bin(batch, bins, worst):
     pixels, images, _ = batch
     objective = Objective(bins=bins, **CLASSES)
     sure = 1e4 * jax.nn.one_hot(objective.of(images), bins)
@@ -147,14 +147,14 @@ def test_a_perfect_prediction_of_bins_is_within_half_a_bin(batch, bins, worst):
     assert np.abs(found - pixels).max() < worst
 
 
-def test_a_smaller_prediction_of_bins_fills_the_picture(batch):
+def test_smaller_prediction_of_bins_fills_the_picture(batch):
     pixels, images, _ = batch
     objective = Objective(downsample=8, **CLASSES)
     prediction = prediction_for(objective, images)
     assert objective.to_pixels(prediction, images).shape == pixels.shape
 
 
-# ---- Mistakes ------------------------------------------------------------------------
+# ---- Errors --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,19 +171,19 @@ def test_a_smaller_prediction_of_bins_fills_the_picture(batch):
         ({"loss": "bins", "target": "normalized"}, "'normalized' has no colour bins"),
     ],
 )
-def test_values_that_mean_nothing_are_refused(fields, says):
+def test_invalid_values_raise(fields, says):
     with pytest.raises(ValueError, match=says):
         Objective(**fields)
 
 
-def test_units_that_would_hide_part_of_a_target_pixel_are_refused():
+def test_units_that_would_hide_part_of_a_target_pixel_raise():
     with pytest.raises(ValueError, match=r"downsample=32 must divide .*\(32, 16\)"):
         Objective(downsample=32).check_mask((32, 16), 0.6)
     Objective(downsample=32).check_mask((32, 64), 0.6)
     Objective(downsample=32, area="all").check_mask((32, 16), 0.6)
 
 
-def test_masks_that_leave_nothing_to_count_are_refused():
+def test_masks_without_pixels_to_count_raise():
     with pytest.raises(ValueError, match=r"config\.mask\.ratio=0\.0 hides nothing"):
         SIMMIM.check_mask((32, 32), 0.0)
     SIMMIM.check_mask((32, 32), 0.01)

@@ -1,4 +1,4 @@
-"""Pre-training: its held-out loss and its pictures."""
+"""Pre-training: held-out loss and pictures."""
 
 import jax
 import numpy as np
@@ -8,24 +8,17 @@ from PIL import Image
 
 from simmim_jax.data.sources.base import ArraySource
 from simmim_jax.mim import masking
-from simmim_jax.tasks.pretrain import evaluation, init, model_of, objective_of, pretrain
+from simmim_jax.runtime import sharding
+from simmim_jax.tasks.api import pretrain
+from simmim_jax.tasks.pretrain import Parts, evaluation
+from simmim_jax.tasks.pretrain_step import pretrain_prepare
 from simmim_jax.training import steps
 
 
 def parts_of(**overrides):
-    config = tiny_config.get_config("pretrain")
-    config.update_from_flattened_dict(overrides)
-    model = model_of(config)
-    prepare = steps.pretrain_prepare(
-        patch_size=config.model.patch_size,
-        mask_unit=config.mask.unit_size,
-        mask_ratio=config.mask.ratio,
-        mean=config.data.mean,
-        std=config.data.std,
-        flip=False,
-    )
-    params = jax.jit(lambda key: init(config, model, key))(jax.random.key(0))
-    return config, model, prepare, params
+    """Return the parts of a config, and fresh parameters."""
+    parts = Parts(tiny_config.typed("pretrain", **overrides))
+    return parts, jax.jit(parts.learner(1000).init)(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +27,9 @@ def parts():
 
 
 def evaluate(parts, images, workdir, step=3):
-    config, _, _, params = parts
+    parts, params = parts
     source = ArraySource(images, None, ())
-    return evaluation(config, workdir, source)(params, step)
+    return evaluation(parts, workdir, source, sharding.make_mesh())(params, step)
 
 
 def images(n):
@@ -52,40 +45,45 @@ def test_padding_of_the_last_batch_does_not_count(parts, tmp_path):
     batch = images(16)
     whole = evaluate(parts, batch, tmp_path)["eval_loss"]
     padded = evaluate(parts, batch[:5], tmp_path)["eval_loss"]
-    config, model, prepare, params = parts
-    key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    prepared = prepare({"image": batch}, steps.purpose(key, "eval"))
-    prediction = model.apply({"params": params}, prepared["image"], prepared["mask"])
-    error = np.abs(prediction - prepared["image"])[..., 0]
-    mask = np.repeat(np.repeat(prepared["mask"], 14, 1), 7, 2)
+    prediction, prepared, mask = first_batch(parts, batch)
+    error = np.abs(prediction - prepared)[..., 0]
+    mask = np.repeat(np.repeat(mask, 14, 1), 7, 2)
     assert whole == pytest.approx(error[mask].mean(), rel=1e-5)
     assert padded == pytest.approx(error[:5][mask[:5]].mean(), rel=1e-5)
 
 
-def test_without_pictures_none_is_drawn(parts, tmp_path):
-    config, *rest = parts
-    config = config.copy_and_resolve_references()
-    config.pictures = 0
-    evaluate((config, *rest), images(4), tmp_path)
+def test_pictures_0_draws_nothing(parts, tmp_path):
+    _, params = parts
+    without = Parts(tiny_config.typed("pretrain", pictures=0))
+    evaluate((without, params), images(4), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_picture_shows_the_first_images(parts, tmp_path):
+def test_evaluation_draws_a_picture(parts, tmp_path):
     evaluate(parts, images(20), tmp_path)
     with Image.open(tmp_path / "reconstructions" / "0000003.png") as picture:
         assert picture.size[0] > 400
 
 
 def first_batch(parts, images):
-    """What the first batch of an evaluation is turned into, and its prediction."""
-    config, model, prepare, params = parts
+    """Return prediction, images and masks of the first batch of an evaluation."""
+    parts, params = parts
+    config = parts.config
+    prepare = pretrain_prepare(
+        patch_size=config.model.patch_size,
+        mask_unit=config.mask.unit_size,
+        mask_ratio=config.mask.ratio,
+        mean=config.data.mean,
+        std=config.data.std,
+        flip=False,
+    )
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     prepared = prepare({"image": images}, steps.purpose(key, "eval"))
     images, mask = prepared["image"], prepared["mask"]
-    return model.apply({"params": params}, images, mask), images, mask
+    return parts.model.apply({"params": params}, images, mask), images, mask
 
 
-def test_avg_dist_is_that_of_the_held_out_masks(parts, tmp_path):
+def test_avg_dist_is_of_the_held_out_masks(parts, tmp_path):
     batch = images(16)
     _, _, mask = first_batch(parts, batch)
     expected = np.asarray(masking.avg_dist(mask, (14, 7)))
@@ -101,11 +99,11 @@ def test_avg_dist_is_that_of_the_held_out_masks(parts, tmp_path):
         {"loss.kind": "bins", "loss.bins": 4, "decoder.kind": "mlp"},
     ],
 )
-def test_every_objective_has_its_held_out_loss_and_pictures(fields, tmp_path):
+def test_every_objective_has_a_held_out_loss_and_pictures(fields, tmp_path):
     parts = parts_of(**fields)
     batch = images(16)
     found = evaluate(parts, batch, tmp_path)["eval_loss"]
-    value, _ = objective_of(parts[0])(*first_batch(parts, batch))
+    value, _ = parts[0].objective(*first_batch(parts, batch))
     np.testing.assert_allclose(found, value, rtol=1e-5)
     with Image.open(tmp_path / "reconstructions" / "0000003.png") as picture:
         assert np.asarray(picture).std() > 10
@@ -124,10 +122,10 @@ def test_every_objective_has_its_held_out_loss_and_pictures(fields, tmp_path):
         ("loss.kind", "huber", "config.loss.kind='huber': expected one of"),
         ("loss.area", "visible", "config.loss.area='visible': expected one of"),
         ("decoder.kind", "unet", "config.decoder.kind='unet': expected"),
-        ("log_every", "often", "'often' is no length of time"),
+        ("log_every", "often", "config.log_every='often': invalid duration"),
     ],
 )
-def test_mistakes_end_before_anything_is_compiled(field, value, says, tmp_path):
+def test_mistakes_raise_before_anything_is_compiled(field, value, says, tmp_path):
     config = tiny_config.get_config("pretrain")
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=says):

@@ -293,7 +293,7 @@ def adamw(schedule, *, clip_norm=0.0, scales=ONES):
 
 
 def run(tx, scale_of_step=lambda step: 1.0, steps=5):
-    """Return the parameters after updates with fixed random gradients times a factor."""
+    """Return the parameters after updates with random gradients times a factor."""
     params, state = PARAMS, tx.init(PARAMS)
     keys = jax.random.split(jax.random.key(0), steps)
     for step in range(steps):
