@@ -54,7 +54,7 @@ def test_a_config_of_a_user_imports_the_shared_ones(tmp_path):
     )
     width = in_folder(
         tmp_path,
-        "arguments.load("mine.py", [])[1].model.embed_dim",
+        "arguments.load('mine.py', [])[1].model.embed_dim",
         "from simmim_jax.cli import arguments",
     )
     assert width == "384"
