@@ -4,17 +4,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from einops import rearrange, repeat
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image, ImageDraw, ImageFont
 
 from simmim_jax.errors import UserError
+
+if TYPE_CHECKING:  # it takes 0.8 s to import, and most of a run draws nothing with it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MASK_GREY = 205
 MIN_CELL_SIZE = 96  # pixels; smaller images are enlarged
@@ -214,6 +214,8 @@ def _join_cells(panels: np.ndarray, captions: Sequence[str]) -> Image.Image:
     n, w = len(panels), panels.shape[3]
     groups = 2 if n >= 4 else 1
     gap = max(w // 24, 4)
+    import matplotlib  # for its font
+
     margin = 3 * gap
     font = ImageFont.truetype(
         str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")),
@@ -242,13 +244,16 @@ def _join_cells(panels: np.ndarray, captions: Sequence[str]) -> Image.Image:
     return canvas
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches
     return Figure(figsize=(width, height), dpi=DPI, layout=layout)
 
 
 def _draw_curves(
-    axes: Axes, title: str, lines: Mapping[str, tuple[Sequence, Sequence]]
+    axes: "Axes", title: str, lines: Mapping[str, tuple[Sequence, Sequence]]
 ) -> None:
     for index, (name, (xs, ys)) in enumerate(lines.items()):
         x, y = np.asarray(xs, float), np.asarray(ys, float)
@@ -280,7 +285,7 @@ def _draw_curves(
 
 
 def _draw_bars(
-    axes: Axes,
+    axes: "Axes",
     names: Sequence[str],
     probabilities: Sequence[float],
     true_name: str | None,
@@ -315,7 +320,7 @@ def _draw_bars(
         _write_title(axes, f"✗ true: {_shortened(true_name)}", WRONG_INK)
 
 
-def _write_title(axes: Axes, text: str, colour: str) -> None:
+def _write_title(axes: "Axes", text: str, colour: str) -> None:
     # "$" in a file or class name must not start a formula.
     title = axes.set_title(text, loc="left", fontsize=8.5, color=colour, pad=4)
     title.set_parse_math(False)
