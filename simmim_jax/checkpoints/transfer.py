@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from scipy.interpolate import make_interp_spline
 
 from simmim_jax.errors import UserError
 
@@ -88,6 +87,8 @@ def interpolate_offsets(table: np.ndarray, size: Size) -> np.ndarray:
     table: [h, w, heads] float, one row or column an offset, 0 in the middle.
     size: new h and w, both odd. Returns: [*size, heads].
     """
+    from scipy.interpolate import make_interp_spline  # 1 s to import
+
     for axis, (before, after) in enumerate(zip(table.shape, size, strict=False)):
         if before == after:
             continue
