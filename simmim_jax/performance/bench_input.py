@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from simmim_jax.config.schema import Finetune, Pretrain
-from simmim_jax.data.codecs.image import decode
+from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.loader.memory import Batch
 from simmim_jax.data.loader.workers import num_cpus
 from simmim_jax.data.sources.base import Source

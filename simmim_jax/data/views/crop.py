@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from simmim_jax.data.codecs.image import decode, decode_jpeg, read_jpeg_header
+from simmim_jax.data.codecs.image import decode_jpeg, read_jpeg_header
+from simmim_jax.data.codecs.registry import decode
 from simmim_jax.errors import UserError
 
 Box = tuple[float, float, float, float]  # top, left, height, width

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from simmim_jax.data.codecs.image import decode
+from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.views.base import Spec, View
 from simmim_jax.data.views.crop import random_crop, resize_center_crop
 from simmim_jax.errors import UserError
