@@ -87,11 +87,13 @@ def build(
     train, held_out: in place of the splits of config.data.dataset.
     """
     data = config.data
-    source = train or inputs.open_split(data, data.train_split)
+    # An empty source is false, and an error.
+    source = inputs.open_split(data, data.train_split) if train is None else train
     class_names = _check_classes(data, source)
     if data.num_labels:
         source = subset(source, data.num_labels, config.seed)
-    held_out = held_out or inputs.open_split(data, data.eval_split)
+    if held_out is None:
+        held_out = inputs.open_split(data, data.eval_split)
     if held_out.class_names != class_names:
         raise UserError(
             f"config.data.eval_split={data.eval_split!r} has the classes "

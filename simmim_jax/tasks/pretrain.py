@@ -78,8 +78,10 @@ def build(
     train, held_out: in place of the splits of config.data.dataset.
     """
     data, parts = config.data, Parts(config)
-    source = train or inputs.open_split(data, data.train_split)
-    held_out = held_out or inputs.open_split(data, data.eval_split)
+    # An empty source is false, and an error.
+    source = inputs.open_split(data, data.train_split) if train is None else train
+    if held_out is None:
+        held_out = inputs.open_split(data, data.eval_split)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     record = {"config": schema.to_dict(config)}
     return Run(
