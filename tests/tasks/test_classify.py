@@ -1,4 +1,4 @@
-"""Fine-tuning: what is restored, what is counted, what is refused."""
+"""Fine-tuning: restored encoders, metrics and errors."""
 
 import dataclasses
 
@@ -8,22 +8,18 @@ import numpy as np
 import pytest
 import tiny_config
 from PIL import Image
-from simmim_jax.configs import common
 
 from simmim_jax.augment import basic
 from simmim_jax.checkpoints.transfer import interpolate_offsets
+from simmim_jax.config import schema
+from simmim_jax.configs import common
 from simmim_jax.data.sources.base import ArraySource
-from simmim_jax.data.sources.registry import open_source
 from simmim_jax.models import build_classifier
-from simmim_jax.tasks.classify import (
-    check_classes,
-    draw_augmented,
-    evaluation,
-    finetune,
-    finetune_task,
-    window_notice,
-)
-from simmim_jax.training import compilation, inputs
+from simmim_jax.runtime import sharding
+from simmim_jax.tasks import classify, inputs
+from simmim_jax.tasks.api import finetune
+from simmim_jax.tasks.classify import draw_augmented, window_notice
+from simmim_jax.training import compilation
 from tests.images import write_photographs
 
 
@@ -36,13 +32,20 @@ def pretrained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classifier():
-    config = tiny_config.get_config("finetune")
-    model = build_classifier(num_classes=10, dtype="float32", **config.model)
+    config = tiny_config.typed("finetune")
+    model = build_classifier(
+        num_classes=10, dtype="float32", **schema.to_dict(config.model)
+    )
     images = np.zeros((1, 28, 28, 1), np.float32)
     params = jax.jit(model.init)(jax.random.key(1), images)["params"]
     # A head that tells classes apart.
     params["head"]["kernel"] *= 1000
     return config, model, params
+
+
+def evaluation(config, model, source):
+    passes = inputs.eval_pass(config.data, source)
+    return classify.evaluation(config, model, passes, sharding.make_mesh())
 
 
 @pytest.mark.parametrize("examples", [1, 16, 37])
@@ -54,7 +57,7 @@ def test_accuracy_counts_every_image_once(examples, classifier):
         rng.integers(0, 10, examples),
         tuple("abcdefghij"),
     )
-    metrics = evaluation(config, model, inputs.eval_pass(config, source))(params, 0)
+    metrics = evaluation(config, model, source)(params, 0)
 
     pixels = basic.normalize(source.images, config.data.mean, config.data.std)
     logits = np.asarray(model.apply({"params": params}, pixels), np.float64)
@@ -81,7 +84,7 @@ def test_starts_from_the_pre_trained_encoder(pretrained, tmp_path, capsys):
     assert "left out: decoder" in said
 
 
-def test_draws_what_the_model_sees_where_a_run_starts(tmp_path):
+def test_draws_what_the_model_sees_at_the_start_of_a_run(tmp_path):
     config = tiny_config.get_config("finetune")
     config.duration = "1 steps"
     config.augment = common.finetune().augment
@@ -92,13 +95,13 @@ def test_draws_what_the_model_sees_where_a_run_starts(tmp_path):
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.std() > 10
     (tmp_path / "augmented.png").unlink()
-    finetune(config, tmp_path)  # goes on from its checkpoint
+    finetune(config, tmp_path)  # resumes from its checkpoint
     assert not (tmp_path / "augmented.png").exists()
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording(ArraySource):
-    """Knows which of its images were asked for."""
+    """Records the indices of the images that are read."""
 
     asked: set[int] = dataclasses.field(default_factory=set)
 
@@ -107,15 +110,13 @@ class Recording(ArraySource):
         return super().__getitem__(index)
 
 
-def test_drawing_reads_the_images_that_are_drawn_and_no_others(tmp_path):
-    config = tiny_config.get_config("finetune")
-    config.pictures = 3
-    config.data.num_workers = 1  # in whose process nothing would be recorded here
+def test_drawing_reads_only_the_images_that_are_drawn(tmp_path):
+    # A worker's process would not record anything here.
+    config = tiny_config.typed("finetune", pictures=3, **{"data.num_workers": 1})
     images = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8)
     source = Recording(images, np.arange(40) % 10, tuple("abcdefghij"))
-    path = draw_augmented(
-        config, tmp_path, source, finetune_task(config, tmp_path).prepare
-    )
+    learner, _ = classify.learner(config, 40, 10)
+    path = draw_augmented(config, tmp_path, source, learner.prepare)
     assert source.asked == {0, 19, 39}
     assert path.exists()
 
@@ -138,7 +139,7 @@ def test_other_image_size_and_fewer_blocks(pretrained, tmp_path, capsys):
     assert f"interpolated: 1 {name} from 3x7 to 5x7" in capsys.readouterr().out
 
 
-def test_frozen_encoder_stays_and_the_head_learns(pretrained, tmp_path):
+def test_frozen_encoder_is_unchanged_and_the_head_learns(pretrained, tmp_path):
     config = tiny_config.get_config("finetune")
     config.init_from = str(pretrained)
     config.freeze_encoder = True
@@ -159,14 +160,14 @@ def test_frozen_encoder_stays_and_the_head_learns(pretrained, tmp_path):
         finetune(config, tmp_path / "0.0")
 
 
-def test_random_encoder_is_not_frozen(tmp_path):
+def test_freezing_a_random_encoder_raises(tmp_path):
     config = tiny_config.get_config("finetune")
     config.freeze_encoder = True
     with pytest.raises(ValueError, match="would keep a random encoder"):
         finetune(config, tmp_path)
 
 
-def test_average_is_what_is_evaluated_and_kept(pretrained, tmp_path):
+def test_average_is_evaluated_and_saved(pretrained, tmp_path):
     config = tiny_config.get_config("finetune")
     config.init_from = str(pretrained)
     config.duration = "1 steps"
@@ -175,9 +176,12 @@ def test_average_is_what_is_evaluated_and_kept(pretrained, tmp_path):
     trained = finetune(config, tmp_path)
     saved = commands.params(tmp_path, 1)
     commands.assert_same(jax.device_get(trained.params), saved)
-    model = build_classifier(num_classes=10, dtype="float32", **config.model)
-    source = inputs.open_split(config, config.data.eval_split)
-    evaluate = evaluation(config, model, inputs.eval_pass(config, source))
+    config = schema.parse(config)
+    model = build_classifier(
+        num_classes=10, dtype="float32", **schema.to_dict(config.model)
+    )
+    source = inputs.open_split(config.data, config.data.eval_split)
+    evaluate = evaluation(config, model, source)
     assert evaluate(saved, 1) == trained.last
 
     latest = commands.latest_params(tmp_path, 1)
@@ -186,7 +190,7 @@ def test_average_is_what_is_evaluated_and_kept(pretrained, tmp_path):
         for p in (commands.params(pretrained, 4), saved, latest)
     )
     assert np.abs(last - restored).max() > 1e-3
-    # It began with what was restored, not with the fresh encoder.
+    # The average started at the restored encoder, not at the fresh one.
     np.testing.assert_allclose(average, 0.25 * restored + 0.75 * last, atol=1e-6)
 
 
@@ -224,41 +228,43 @@ def swin_v2(size=192, **model):
         ),
     ],
 )
-def test_windows_of_swin_v2_that_change_are_told(old, new, says):
+def test_changed_windows_of_swin_v2_are_logged(old, new, says):
     notice = window_notice(old, new)
     assert says in notice
     assert bool(notice) == bool(says)
 
 
-def test_vit_has_no_windows_to_tell_of():
-    config = tiny_config.get_config("finetune")
-    assert window_notice(config.to_dict(), config) == ""
+def test_vit_has_no_window_notice():
+    config = tiny_config.get_config("finetune").to_dict()
+    assert window_notice(config, config) == ""
 
 
-def test_another_shape_of_model_is_refused(pretrained, tmp_path):
-    config = tiny_config.get_config("finetune")
-    config.init_from = str(pretrained)
-    config.model.embed_dim = 32
-    with pytest.raises(ValueError, match=r"\(16,\) in the checkpoint, \(32,\) here"):
-        finetune(config, tmp_path)
-
-
-def test_images_without_classes_are_refused():
-    config = tiny_config.get_config("finetune")
+def test_images_without_classes_raise(tmp_path):
     source = ArraySource(np.zeros((2, 28, 28, 1), np.uint8), None, ())
     with pytest.raises(ValueError, match="labelled images of at least two classes"):
-        check_classes(config, source)
+        classify.build(tiny_config.typed("finetune"), tmp_path, train=source)
 
 
-def test_what_makes_images_unlabelled_is_told(tmp_path):
+def test_other_held_out_classes_raise(tmp_path):
+    images, labels = np.zeros((4, 28, 28, 1), np.uint8), np.arange(4) % 2
+    sources = {
+        "train": ArraySource(images, labels, ("cat", "dog")),
+        "held_out": ArraySource(images, labels, ("dog", "cat")),
+    }
+    config = tiny_config.typed("finetune", **{"data.num_labels": 0})
+    with pytest.raises(ValueError, match=r"\('dog', 'cat'\).* has \('cat', 'dog'\)"):
+        classify.build(config, tmp_path, **sources)
+
+
+def test_error_names_the_image_that_makes_a_folder_unlabelled(tmp_path):
     write_photographs(tmp_path, ["cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "4.jpg"])
     config = tiny_config.get_config("finetune")
     config.data.dataset = str(tmp_path)
-    with pytest.raises(ValueError, match=rf"{tmp_path}/4\.jpg' lies in no class"):
-        check_classes(config, open_source(str(tmp_path), "train"))
+    with pytest.raises(ValueError, match=rf"{tmp_path}/4\.jpg' is in no class folder"):
+        finetune(config, tmp_path / "run")
 
 
-def test_other_model_in_the_same_workdir_is_refused(tmp_path):
+def test_another_model_in_the_same_workdir_raises(tmp_path):
     config = tiny_config.get_config("finetune")
     config.duration = "1 steps"
     finetune(config, tmp_path)
@@ -267,7 +273,7 @@ def test_other_model_in_the_same_workdir_is_refused(tmp_path):
         finetune(config, tmp_path)
 
 
-def test_finished_run_does_not_pretend_to_have_another_config(pretrained, tmp_path):
+def test_another_encoder_in_the_workdir_of_a_finished_run_raises(pretrained, tmp_path):
     config = tiny_config.get_config("finetune")
     config.duration = "1 steps"
     finetune(config, tmp_path)
@@ -279,23 +285,22 @@ def test_finished_run_does_not_pretend_to_have_another_config(pretrained, tmp_pa
     assert f"is '{pretrained}/checkpoints/4'" in str(error.value)
 
 
-def test_held_out_images_need_labels(classifier):
+def test_held_out_images_without_labels_raise(classifier):
     config, model, params = classifier
     source = ArraySource(np.zeros((3, 28, 28, 1), np.uint8), None, ())
-    evaluate = evaluation(config, model, inputs.eval_pass(config, source))
+    evaluate = evaluation(config, model, source)
     with pytest.raises(ValueError, match="images without labels"):
         evaluate(params, 0)
 
 
-def test_a_frozen_encoder_costs_no_backpropagation(tmp_path):
-    config = tiny_config.get_config("finetune")
-    task = finetune_task(config, tmp_path)
-    frozen = dataclasses.replace(task, frozen=("encoder",))
+def test_frozen_encoder_costs_no_backpropagation():
+    learner, _ = classify.learner(tiny_config.typed("finetune"), 40, 10)
+    frozen = dataclasses.replace(learner, frozen=("encoder",))
     tokens, patches, width, pixels, classes = 9, 8, 16, 14 * 7, 10
     blocks = 2 * (12 * tokens * width**2 + 2 * tokens**2 * width)
     into_patches, head = patches * width * pixels, classes * width
     forward = 2 * (into_patches + blocks + head)
     # Backpropagation costs twice the forward pass, but ends at the patches and, with a
     # frozen encoder, at the norm before the head.
-    assert compilation.flops_per_image(config, task) == 3 * forward - 2 * into_patches
-    assert compilation.flops_per_image(config, frozen) == forward + 4 * head
+    assert compilation.flops_per_image(learner) == 3 * forward - 2 * into_patches
+    assert compilation.flops_per_image(frozen) == forward + 4 * head
