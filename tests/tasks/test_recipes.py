@@ -1,16 +1,17 @@
-"""Every published recipe, against the tables of the official configs."""
+"""Every published recipe against the tables of the official configs."""
 
 import importlib
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simmim_jax.configs import models
 
+from simmim_jax.config import schema
+from simmim_jax.configs import models
 from simmim_jax.models import build_classifier, build_encoder, build_simmim
-from simmim_jax.training import compilation, optim
+from simmim_jax.tasks.optimizer import optimizer
+from simmim_jax.training import optim
 
 IMAGENET = 1_281_167
 
@@ -65,7 +66,7 @@ def load(name):
 
 
 def build(config):
-    """The model and the shapes of its parameters."""
+    """Return the model and the shapes of its parameters."""
     images = jnp.zeros((1, *config.data.image_size, 3))
     fields = {"dtype": config.dtype, **config.model}
     if config.mode == "pretrain":
@@ -79,12 +80,10 @@ def build(config):
 
 
 def rates(config):
-    """The learning rate by the number of updates done."""
-    task = SimpleNamespace(
-        num_examples=IMAGENET, layer_id=lambda path: 0, layer_decay=1.0, frozen=()
-    )
+    """Return the learning rate as a function of the number of updates."""
     params = {"encoder": {"kernel": jnp.zeros((1, 1))}}
-    return compilation.optimizer(config, task, params)[0]
+    schedule, _ = optimizer(schema.parse(config), IMAGENET)(params)
+    return schedule
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
@@ -169,7 +168,7 @@ def test_encoder_has_the_published_number_of_parameters(name, expected):
     assert sum(p.size for p in jax.tree.leaves(params["encoder"])) == expected
 
 
-# ---- Rates at iterations of the official scheduler, which update i + 1 uses ----------
+# ---- Rates at iteration i of the official scheduler, used by update i + 1 ------------
 
 
 @pytest.mark.parametrize(
@@ -222,7 +221,7 @@ def test_learning_rate_is_the_official_one(name, iteration, rate):
     ("name", "lowest"),
     [("vit_base_finetune", 3.697206e-3), ("swin_base_finetune", 3.777893e-3)],
 )
-def test_layer_decay_reaches_the_embedding_as_officially(name, lowest):
+def test_layer_decay_of_the_embedding_is_the_official_one(name, lowest):
     config = load(name)
     model, params = build(config)
     scales = optim.layer_scales(params, model.layer_id, config.optim.layer_decay)
@@ -235,8 +234,8 @@ def test_layer_decay_reaches_the_embedding_as_officially(name, lowest):
 @pytest.mark.parametrize(
     ("name", "groups"), [("vit_base_finetune", 28), ("swin_base_finetune", 52)]
 )
-def test_there_are_as_many_parameter_groups_as_officially(name, groups):
-    """Layers times decayed or not; the ViT's groups fill 14, Swin's 26 layers."""
+def test_number_of_parameter_groups_is_the_official_one(name, groups):
+    """Groups are (layer, decayed): the ViT has 14 layers, Swin 26."""
     config = load(name)
     model, params = build(config)
     ids = jax.tree_util.tree_map_with_path(
@@ -267,7 +266,7 @@ def test_weight_decay_groups_are_the_official_ones(name, decayed, spared):
         ("swin_v2_base", 12, 87),
         ("swin_v2_large", 12, 195),
         ("swin_v2_huge", 12, 655),
-        # Of their papers: Swin with its head of 1000 classes; ViT without tables.
+        # From the papers: Swin with its head of 1000 classes; ViT without tables.
         ("swin_tiny", 7, 28),
         ("swin_small", 7, 49),
         ("swin_base", 7, 87),
@@ -288,8 +287,8 @@ def test_variants_have_the_published_sizes(variant, window, millions):
     assert count == pytest.approx(millions, abs=1)
 
 
-def test_unknown_variants_are_named():
+def test_unknown_variant_raises():
     with pytest.raises(
         ValueError, match=r"model 'swin_giant': expected one of \['swin_"
     ):
-        models.encoder("swin_giant")
+        models.pretraining("swin_giant")
