@@ -49,7 +49,10 @@ def finetune(
     data: Any = None,
     held_out: Any = None,
 ) -> Trained:
-    """Fine-tune as a config says, or resume the run in `workdir`; see `pretrain`."""
+    """Fine-tune as a config says, or resume the run in `workdir`; see `pretrain`.
+
+    data, held_out: with labels; a pair (images, labels) will do.
+    """
     parsed, said = architecture.adopt(_parse(config, Finetune))
     for line in said:
         print(line)
@@ -85,9 +88,9 @@ def _folder(workdir: str | Path) -> Path:
 def _sources(data: Any, held_out: Any) -> dict[str, Source | None]:
     if data is None:
         return {"train": None, "held_out": None}
-    source = base.as_source(data)
+    source = _source(data)
     if held_out is not None:
-        return {"train": source, "held_out": base.as_source(held_out)}
+        return {"train": source, "held_out": _source(held_out)}
     index = np.arange(len(source))
     chosen = index % _HELD_OUT == _HELD_OUT - 1
     if not chosen.any():
@@ -96,3 +99,7 @@ def _sources(data: Any, held_out: Any) -> dict[str, Source | None]:
         "train": SubsetSource(source, index[~chosen]),
         "held_out": SubsetSource(source, index[chosen]),
     }
+
+
+def _source(data: Any) -> Source:
+    return base.as_source(*data) if isinstance(data, tuple) else base.as_source(data)

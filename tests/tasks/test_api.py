@@ -1,0 +1,133 @@
+"""Training from Python: arrays, sources and .npy files, float32 ones end to end."""
+
+import json
+
+import commands
+import numpy as np
+import pytest
+import tiny_config
+
+import simmim_jax
+from simmim_jax.errors import UserError
+from simmim_jax.monitoring.writer import read_metrics
+
+
+def measured(count, seed=0):
+    """Float32 fields [n 28 28 2] far from 0..255, of two kinds."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int32) % 2
+    slope = np.linspace(-1, 1, 28)[:, None] * (1 - 2 * labels)[:, None, None]
+    fields = 29_000 + 10 * slope[..., None] + rng.standard_normal((count, 28, 28, 2))
+    return fields.astype(np.float32), labels
+
+
+def config(mode):
+    fields = tiny_config.get_config(mode)
+    fields.data.dtype = "float32"
+    fields.data.channels = 2
+    fields.data.mean, fields.data.std = (29_000.0,) * 2, (6.0,) * 2
+    fields.duration, fields.optim.warmup = "4 steps", "1 steps"
+    if mode == "finetune":
+        fields.data.num_labels = 0
+    return fields
+
+
+def test_float32_arrays_in_memory_pre_train_and_classify(tmp_path):
+    images, labels = measured(80)
+    trained = simmim_jax.pretrain(config("pretrain"), tmp_path / "pre", data=images)
+    # In units of their standard deviation; were they divided by 255, it would be 30.
+    assert 0.3 < trained.last["eval_loss"] < 2
+    assert (tmp_path / "pre/reconstructions/0000004.png").exists()
+    fields = config("finetune")
+    fields.init_from = str(tmp_path / "pre")
+    fields.duration, fields.optim.lr, fields.pictures = "60 steps", 0.1, 4
+    trained = simmim_jax.finetune(
+        fields, tmp_path / "fine", data=(images, labels), held_out=measured(40, seed=1)
+    )
+    assert trained.last["top1"] == 1
+    assert (tmp_path / "fine/augmented.png").exists()
+    classifier = simmim_jax.load(tmp_path / "fine")
+    (first, second) = classifier.predict(list(measured(2, seed=2)[0]))
+    assert first["0"] > 0.5 > first["1"]
+    assert second["1"] > 0.5 > second["0"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_npy_files_give_what_arrays_in_memory_give(kind, tmp_path):
+    images, _ = measured(60)
+    if kind == "file":
+        np.save(tmp_path / "images.npy", images)
+        dataset = tmp_path / "images.npy"
+    else:
+        dataset = tmp_path / "images"
+        for split, part in (("train", images[:50]), ("val", images[50:])):
+            (dataset / split).mkdir(parents=True)
+            for i, image in enumerate(part):
+                np.save(dataset / split / f"{i:03}.npy", image)
+    fields = config("pretrain")
+    fields.data.dataset = str(dataset)
+    fields.pictures = 0
+    from_files = simmim_jax.pretrain(fields, tmp_path / "files")
+    assert 0.3 < from_files.last["eval_loss"] < 2
+    if kind == "folder":
+        from_memory = simmim_jax.pretrain(
+            fields, tmp_path / "memory", data=images[:50], held_out=images[50:]
+        )
+        assert from_memory.last == from_files.last
+        losses = [
+            [
+                line.get("loss")
+                for line in read_metrics(tmp_path / run / "metrics.jsonl")
+            ]
+            for run in ("files", "memory")
+        ]
+        assert losses[0] == losses[1]
+
+
+def test_float32_values_in_a_run_of_uint8_are_refused(tmp_path):
+    images, _ = measured(40)
+    fields = config("pretrain")
+    fields.data.dtype = "uint8"
+    with pytest.raises(UserError, match=r"set --config\.data\.dtype=float32"):
+        simmim_jax.pretrain(fields, tmp_path, data=images)
+
+
+def test_any_random_access_source_will_do(tmp_path):
+    class Slices:
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, index):
+            return {"image": np.full((28, 28, 1), index, np.uint8), "label": index % 3}
+
+    fields = tiny_config.get_config("pretrain")
+    fields.duration, fields.pictures = "2 steps", 0
+    trained = simmim_jax.pretrain(fields, tmp_path, data=Slices())
+    assert trained.step == 2
+    # Every 20th example is held out.
+    position = json.loads((tmp_path / "checkpoints/2/data/metadata").read_text())
+    assert position["num_examples"] == 38
+
+
+def test_a_config_of_another_mode_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"config\.mode='finetune': expected a config"):
+        simmim_jax.pretrain(tiny_config.get_config("finetune"), tmp_path)
+
+
+def test_a_killed_run_on_arrays_of_npy_files_resumes(tmp_path):
+    images, _ = measured(40)
+    np.save(tmp_path / "images.npy", images)
+    overrides = (
+        f"data.dataset={tmp_path / 'images.npy'}",
+        "data.dtype=float32",
+        "data.channels=2",
+        "data.mean=(29000.0,29000.0)",
+        "data.std=(6.0,6.0)",
+        "pictures=0",
+    )
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    commands.run(*commands.tiny("pretrain", whole, *overrides))
+    process = commands.start(*commands.tiny("pretrain", broken, *overrides))
+    commands.kill(process, (broken / "checkpoints" / "4").exists)
+    commands.run(*commands.tiny("pretrain", broken, *overrides))
+    commands.assert_same(commands.params(whole, 12), commands.params(broken, 12))
