@@ -9,13 +9,18 @@ from simmim_jax.errors import UserError
 
 # What arrays may hold: images, and measured values.
 DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
+# float16 converts exactly, float64 is rounded to 7 digits.
+_TO_FLOAT32 = (np.dtype(np.float16), np.dtype(np.float64))
 
 
 class BadImage(UserError):
     """Bytes that are not a usable image.
 
-    reason: "empty", "not an image", "truncated", "corrupt" or "too large".
+    reason: "empty", "not an image", "truncated", "corrupt" or "too large";
+    filename: the file they came from, if a source decoded it.
     """
+
+    filename = ""
 
     def __init__(self, reason: str, message: str):
         super().__init__(f"{message} Remove or replace the file.")
@@ -56,3 +61,25 @@ def check_array(image: np.ndarray, channels: int) -> np.ndarray:
             "data has, or convert the data."
         )
     return image
+
+
+def array_dtype(dtype: np.dtype, where: str) -> np.dtype:
+    """Return the dtype that arrays of this dtype are converted to: uint8 or float32.
+
+    where: the array, for messages.
+    raises: UserError for all dtypes other than uint8, float16, float32 and float64.
+    """
+    native = dtype.newbyteorder("=")
+    if native in DTYPES:
+        return native
+    if native in _TO_FLOAT32:
+        return np.dtype(np.float32)
+    hint = (
+        "Python objects are never unpickled: save one array of numbers."
+        if dtype.hasobject
+        else "Convert it, with array.astype(np.float32) for example."
+    )
+    raise UserError(
+        f"{where} has dtype {dtype}: expected uint8 or float32 (float16 and float64 "
+        f"are converted to float32). {hint}"
+    )

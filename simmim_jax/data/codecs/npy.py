@@ -7,13 +7,11 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from simmim_jax.data.codecs.base import DTYPES, BadImage, Codec, check_array
+from simmim_jax.data.codecs.base import BadImage, Codec, array_dtype, check_array
 from simmim_jax.errors import UserError
 
 MAGIC = b"\x93NUMPY"
-# float16 converts exactly, float64 is rounded to 7 digits.
-_TO_FLOAT32 = (np.dtype(np.float16), np.dtype(np.float64))
-# Version 3 differs in the names of fields alone, and `stored_dtype` refuses fields.
+# Version 3 differs in the names of fields alone, and `array_dtype` refuses fields.
 _READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -52,28 +50,6 @@ def read_header(file: IO[bytes]) -> Header:
         ) from error
 
 
-def stored_dtype(dtype: np.dtype, where: str) -> np.dtype:
-    """Return the dtype that arrays of this dtype are read as: uint8 or float32.
-
-    where: the array, for messages. raises: UserError for all dtypes that are neither
-    uint8 nor floating point.
-    """
-    native = dtype.newbyteorder("=")
-    if native in DTYPES:
-        return native
-    if native in _TO_FLOAT32:
-        return np.dtype(np.float32)
-    hint = (
-        "Arrays of Python objects are never unpickled: save one array of numbers."
-        if dtype.hasobject
-        else "Convert it: np.save(path, array.astype(np.float32))."
-    )
-    raise UserError(
-        f"{where} has dtype {dtype}: expected uint8 or float32 (float16 and float64 "
-        f"are converted to float32). {hint}"
-    )
-
-
 def decode_npy(data: bytes, channels: int) -> np.ndarray:
     """Decode a .npy file that holds one array [h, w] or [h, w, c].
 
@@ -87,7 +63,7 @@ def decode_array(data: bytes, where: str = "A .npy file") -> np.ndarray:
     """Decode a .npy file of an image, with as many channels as it has."""
     file = io.BytesIO(data)
     header = read_header(file)
-    dtype = stored_dtype(header.dtype, where)
+    dtype = array_dtype(header.dtype, where)
     if len(header.shape) not in (2, 3):
         raise UserError(
             f"{where} has shape {_text(header.shape)}: expected one image, [h, w] or "

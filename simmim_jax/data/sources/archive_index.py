@@ -1,4 +1,4 @@
-"""Where the images in a tar or zip file are: an index, kept between runs."""
+"""Index of the images in a tar or zip file, kept between runs."""
 
 import dataclasses
 import importlib.util
@@ -26,8 +26,8 @@ _IMAGENET_VALIDATION = "ILSVRC2012_img_val.tar"
 class ArchiveIndex:
     """All images of one archive, in its order.
 
-    offsets, sizes int[n]: bytes, as stored; deflated bool[n]; labels int[n]: numbers
-    in .cls files, -1 where there is none.
+    offsets, sizes int [n]: of the stored bytes; deflated bool [n]; labels int [n]: from
+    .cls files, -1 without one.
     """
 
     paths: list[bytes]
@@ -38,7 +38,7 @@ class ArchiveIndex:
 
 
 def index_archive(file: str) -> ArchiveIndex:
-    """Index one archive, or take the index that was kept if the file is the same."""
+    """Index one archive, or load its index if the file has not changed."""
     status = os.stat(file)
     stamp = np.array([status.st_size, status.st_mtime_ns])
     key = f"archive 2 {os.path.realpath(file)}"
@@ -62,29 +62,31 @@ def index_archive(file: str) -> ArchiveIndex:
 
 
 def read_member(file: str, offset: int, size: int, deflated: bool) -> bytes:
-    """Read one file of an archive; raises OSError if it is not there any more.
+    """Read one file of an archive; raises OSError if the archive changed.
 
-    The archive is opened for each: that takes 10 us, and threads, workers and a
-    thousand shards share no position and keep no files open.
+    The archive is opened for every read (10 us): threads and workers then share no file
+    position, and a thousand shards need no open files.
     """
     with open(file, "rb", buffering=0) as opened:
         data = os.pread(opened.fileno(), size, offset)
     if len(data) != size:
-        raise OSError(f"{file!r} is cut off: {len(data)} bytes at {offset}, not {size}")
+        raise OSError(
+            f"{file!r} is truncated: {len(data)} bytes at {offset}, expected {size}"
+        )
     if not deflated:
         return data
     try:
         return zlib.decompress(data, wbits=-zlib.MAX_WBITS)
     except zlib.error as error:
-        raise OSError(f"{file!r} is broken at byte {offset}: {error}") from error
+        raise OSError(f"{file!r} is corrupt at byte {offset}: {error}") from error
 
 
-# Path, offset, size and whether it is deflated.
+# Path, offset, size, is deflated.
 _Member = tuple[bytes, int, int, bool]
 
 
 def _labelled_members(file: str) -> Iterator[tuple[bytes, int, int, bool, int]]:
-    """Yield the images of an archive, each with the number in its .cls file."""
+    """Yield the images of an archive with the labels from their .cls files."""
     find = _zip_members if file.lower().endswith(".zip") else tar_members
     with open(file, "rb") as opened:
         members = list(find(opened, file))
@@ -94,8 +96,8 @@ def _labelled_members(file: str) -> Iterator[tuple[bytes, int, int, bool, int]]:
             text = read_member(file, offset, size, deflated)
             if not text.strip().isdigit():
                 raise UserError(
-                    f"{os.fsdecode(path)!r} in {file!r} has {text[:40]!r}: "
-                    "expected the number of the class, 0 or more."
+                    f"{os.fsdecode(path)!r} in {file!r} contains "
+                    f"{text[:40]!r}: expected the number of the class, 0 or more."
                 )
             labels[_key(path)] = int(text)
     for path, offset, size, deflated in members:
@@ -104,7 +106,7 @@ def _labelled_members(file: str) -> Iterator[tuple[bytes, int, int, bool, int]]:
 
 
 def _key(path: bytes) -> bytes:
-    """What files of one example have in common: all up to the name's first dot."""
+    """Return what files of one example share: the path up to the name's first dot."""
     folder, slash, name = path.rpartition(b"/")
     return folder + slash + name.partition(b".")[0]
 
@@ -118,15 +120,15 @@ def _is_wanted(path: bytes) -> bool:
 def tar_members(
     opened: IO[bytes], file: str, folder: bytes = b"", start: int = 0
 ) -> Iterator[_Member]:
-    """Yield images and .cls files; a tar within is a folder of its name."""
+    """Yield images and .cls files; a tar inside counts as a folder of its name."""
     places: dict[bytes, tuple[int, int]] = {}
     try:
         tar = tarfile.TarFile(fileobj=opened)
         while member := tar.next():
-            # It would keep them all, a gigabyte for a million.
+            # tarfile would keep all members, 1 GB for a million.
             tar.members = []  # type: ignore[attr-defined]
             path = folder + os.fsencode(member.name).removeprefix(b"./")
-            if member.islnk():  # a hard link, to a file before it
+            if member.islnk():  # a hard link to an earlier file
                 target = folder + os.fsencode(member.linkname).removeprefix(b"./")
                 if _is_wanted(path) and target in places:
                     yield path, *places[target], False
@@ -142,12 +144,12 @@ def tar_members(
             elif _is_wanted(path):
                 places[path] = start + member.offset_data, member.size
                 yield path, *places[path], False
-        # tarfile takes a broken header for the end, which is a block of zeros.
+        # tarfile stops at a corrupt header; the true end is a block of zeros.
         opened.seek(tar.offset)
         if opened.read(tarfile.BLOCKSIZE).strip(b"\0"):
             raise tarfile.ReadError(f"bad header at byte {start + tar.offset}")
     except tarfile.ReadError as error:
-        raise broken(file, f"is no tar file, or a broken one ({error})") from error
+        raise broken(file, f"is not a tar file, or is corrupt ({error})") from error
 
 
 def _zip_members(opened: IO[bytes], file: str) -> Iterator[_Member]:
@@ -155,7 +157,7 @@ def _zip_members(opened: IO[bytes], file: str) -> Iterator[_Member]:
     try:
         members = zipfile.ZipFile(opened).infolist()
     except zipfile.BadZipFile as error:
-        raise broken(file, f"is no zip file, or a broken one ({error})") from error
+        raise broken(file, f"is not a zip file, or is corrupt ({error})") from error
     for member in members:
         path = os.fsencode(member.filename).removeprefix(b"./")
         if not _is_wanted(path):
@@ -167,27 +169,27 @@ def _zip_members(opened: IO[bytes], file: str) -> Iterator[_Member]:
                 f"{member.compress_type}: expected stored or deflated files. Make the "
                 "file again with zip -0."
             )
-        # The header beside the data has a name and extra fields of its own length.
+        # The local header may have other lengths of name and extra fields.
         header = os.pread(opened.fileno(), 30, member.header_offset)
         if len(header) < 30 or header[:4] != b"PK\3\4":
-            raise broken(file, f"has no {member.filename!r} where its list says")
+            raise broken(file, f"has no {member.filename!r} at the listed offset")
         start = member.header_offset + 30 + sum(struct.unpack("<2H", header[26:]))
         is_deflated = member.compress_type == deflated
         yield path, start, member.compress_size, is_deflated
 
 
-def broken(file: str, what: str) -> ValueError:
-    """Return the error for a file that is no archive or not a whole one."""
-    return ValueError(
-        f"{file!r} {what}: expected a whole .tar that is not compressed, or a .zip. "
-        "Copy or download it again; of a compressed one make a .tar first."
+def broken(file: str, what: str) -> UserError:
+    """Return the error for a file that is not an archive, or not a complete one."""
+    return UserError(
+        f"{file!r} {what}: expected a complete, uncompressed .tar, or a .zip. Copy or "
+        "download it again; decompress a compressed .tar first."
     )
 
 
 def _imagenet_validation(paths: list[bytes]) -> list[bytes]:
     """Put ImageNet's validation images, whose tar has no labels, into class folders.
 
-    tensorflow_datasets comes with the labels, in the order of the images' numbers.
+    tensorflow_datasets contains the labels, ordered by the number of the image.
     """
     spec = importlib.util.find_spec("tensorflow_datasets")
     assert spec is not None  # a dependency

@@ -1,4 +1,4 @@
-"""Tar and zip files of images, read at random through an index and never unpacked."""
+"""Tar and zip files of images: random access through an index, without unpacking."""
 
 import dataclasses
 import itertools
@@ -17,26 +17,31 @@ from simmim_jax.data.sources.archive_index import (
 )
 from simmim_jax.data.sources.base import NO_LABEL
 from simmim_jax.data.sources.folders import is_folder
+from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import (
     SPLIT_FOLDERS,
     Paths,
-    by_rule,
     find_split,
+    hashed_split,
     is_hidden,
     is_image,
-    name_classes,
+    label_by_folder,
     no_images,
     split_paths,
 )
+from simmim_jax.data.sources.remote import is_url
 from simmim_jax.errors import UserError
+
+_ARCHIVE_ENDINGS = (".tar", ".zip")
+_COMPRESSED_ENDINGS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 @dataclasses.dataclass(frozen=True)
 class ArchiveSource:
-    """Images in archives: of each, which file it is in, where, and how long.
+    """Images in archives, with the archive, offset and size of each.
 
-    archive int[n]: position in `archives`; offsets, sizes int[n]: bytes, as stored;
-    deflated bool[n]; paths: within the archive; labels int[n] or None.
+    archive int [n]: position in `archives`; offsets, sizes int [n]: of stored bytes;
+    deflated bool [n]; paths: within the archive; labels int [n] or None.
     """
 
     archives: tuple[str, ...]
@@ -65,11 +70,11 @@ class ArchiveSource:
 
 
 def open_archives(files: list[str], split: str, place: str) -> ArchiveSource:
-    """Open one split of what lies in one or more .tar or .zip files together.
+    """Open one split of one or more .tar or .zip files, taken as one data set.
 
-    place: what to call them in errors; see `open_source` for how they may be laid out.
-    raises: ValueError for a file that is no archive, compressed or cut off, and for a
-    split that does not exist; FileNotFoundError without images.
+    place: their name in errors. See `open_source` for the layouts.
+    raises: UserError for a file that is not an archive, or is compressed or truncated,
+    and for a split that does not exist; NotFoundError without images.
     """
     parts = [index_archive(file) for file in files]
     archive = np.repeat(
@@ -81,7 +86,7 @@ def open_archives(files: list[str], split: str, place: str) -> ArchiveSource:
     paths, splits = _splits(members, archive, files, split, place)
     name = find_split(split, place, set(splits).__contains__)
     if name is None:
-        chosen = by_rule(paths, split, place)
+        chosen = hashed_split(paths, split, place)
     else:
         chosen = np.array([i for i, s in enumerate(splits) if s == name])
 
@@ -102,11 +107,11 @@ def open_archives(files: list[str], split: str, place: str) -> ArchiveSource:
 
 
 def check_archive(file: str) -> None:
-    """Raise what `open_archives` would for a file that is no archive."""
+    """Raise the error of `open_archives` for a file that is not an archive."""
     with open(file, "rb") as opened:
         if file.lower().endswith(".zip"):
             if not zipfile.is_zipfile(opened):
-                raise broken(file, "is no zip file")
+                raise broken(file, "is not a zip file")
         elif next(tar_members(opened, file), None) is None:
             raise no_images(file)
 
@@ -114,7 +119,7 @@ def check_archive(file: str) -> None:
 def find_shards(folder: str) -> list[str]:
     """Return the .tar files of a folder that has no images or folders beside them.
 
-    They may be in split folders as well.
+    They may also be in split folders.
     """
     places = [folder, *(os.path.join(folder, name) for name in SPLIT_FOLDERS)]
     top, *inner = [_tars(place) for place in places if os.path.isdir(place)]
@@ -141,7 +146,7 @@ def _tars(folder: str) -> list[str]:
 def _splits(
     paths: list[bytes], archive: np.ndarray, files: list[str], split: str, place: str
 ) -> tuple[list[bytes], list[str | None]]:
-    """Return paths from where classes begin, and the split that each image is in."""
+    """Return paths that start at the class folder, and the split of each image."""
     names = (os.path.relpath(file, place).lower() for file in files)
     named = [
         next((s for s in re.findall("[a-z]+", name) if s in SPLIT_FOLDERS), None)
@@ -153,7 +158,7 @@ def _splits(
         found = split_paths(paths, split)
         if found:
             return found
-        # Archives are often made of one folder, which has everything in it.
+        # Archives often have a single folder at the top.
         parts = [path.partition(b"/") for path in paths]
         inner = [rest for _, _, rest in parts]
         if len({top for top, _, _ in parts}) > 1 or not all(b"/" in p for p in inner):
@@ -164,13 +169,68 @@ def _splits(
 def _labels(
     paths: list[bytes], numbers: np.ndarray, chosen: np.ndarray, place: str
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels int[m] of the chosen images, and the names of all classes."""
+    """Return labels int [m] of the chosen images, and the names of all classes."""
     if (numbers[chosen] != NO_LABEL).any():
         lacking = chosen[numbers[chosen] == NO_LABEL]
         if len(lacking):
             raise UserError(
                 f"{os.fsdecode(paths[lacking[0]])!r} in {place!r} has no .cls file "
-                "beside it, others have: expected one for each image, or none."
+                "beside it, but other images have: expected one for each image, or "
+                "none."
             )
         return numbers[chosen], tuple(map(str, range(numbers.max() + 1)))
-    return name_classes(paths, chosen)
+    return label_by_folder(paths, chosen)
+
+
+# ---- Formats -------------------------------------------------------------------------
+
+
+def _is_archive(place: str) -> bool:
+    endings = (*_ARCHIVE_ENDINGS, *_COMPRESSED_ENDINGS)
+    return place.lower().endswith(endings) and (is_url(place) or os.path.isfile(place))
+
+
+def _check_archive(place: str, split: str) -> None:
+    del split
+    _check_readable(place)
+    check_archive(place)
+
+
+def _open_archive(place: str, split: str) -> ArchiveSource:
+    _check_readable(place)
+    return open_archives([place], split, place)
+
+
+def _check_readable(place: str) -> None:
+    """Raise UserError for an archive that does not allow random access."""
+    if is_url(place):
+        raise UserError(
+            f"dataset={place!r} is an archive at a URL: expected a folder or a "
+            "manifest there. Copy the archive here, or mount the bucket (Cloud "
+            "Storage: gcsfuse)."
+        )
+    if place.lower().endswith(_COMPRESSED_ENDINGS):
+        raise UserError(
+            f"dataset={place!r} is compressed, which prevents random access: expected "
+            f"a .tar. Decompress it, images hardly grow: gunzip {place} (or bunzip2, "
+            "unxz, unzstd), then name the .tar."
+        )
+
+
+def _is_shard_folder(place: str) -> bool:
+    return os.path.isdir(place) and bool(find_shards(place))
+
+
+def _check_shards(place: str, split: str) -> None:
+    del split
+    check_archive(find_shards(place)[0])
+
+
+def _open_shards(place: str, split: str) -> ArchiveSource:
+    return open_archives(find_shards(place), split, place)
+
+
+ARCHIVE = Format("a .tar or .zip of images", _is_archive, _check_archive, _open_archive)
+SHARDS = Format(
+    "a folder of .tar shards", _is_shard_folder, _check_shards, _open_shards
+)

@@ -1,20 +1,26 @@
 """What a data set is to the rest of the package: a sequence of labelled images."""
 
 import dataclasses
+import functools
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from simmim_jax.data.codecs.base import array_dtype
 from simmim_jax.errors import UserError
 
 NO_LABEL = -1
+# A larger label is an identifier in the wrong place, rather than a class.
+MAX_CLASSES = 1_000_000
 
 
 class Source(Protocol):
     """A sequence of examples, each a dict with "image" and "label".
 
-    image: an encoded file (bytes) or raw pixels uint8[h w c]; label: int, -1 if there
-    is none; path: the file it came from, only where there is one.
+    image: an encoded file (bytes), or an array [h, w, c], uint8 or float32;
+    label: int, -1 if there is none; path: the file it came from, if there is one.
     """
 
     def __len__(self) -> int: ...
@@ -27,12 +33,12 @@ class Source(Protocol):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int[n], or None if unlabelled; never decodes an image."""
+        """int [n], or None if unlabelled."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """Images that fit in memory: images uint8[n h w c], labels int[n] or None."""
+    """Images in memory: [n, h, w, c] uint8 or float32, labels int [n] or None."""
 
     images: np.ndarray = dataclasses.field(repr=False)
     labels: np.ndarray | None = dataclasses.field(repr=False)
@@ -48,7 +54,7 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class SubsetSource:
-    """Some examples of another source, in the order of `indices` int[n]."""
+    """Some examples of another source, in the order of `indices` int [n]."""
 
     source: Source
     indices: np.ndarray = dataclasses.field(repr=False)
@@ -66,17 +72,17 @@ class SubsetSource:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int[n] of the chosen examples."""
+        """int [n] of the chosen examples."""
         labels = self.source.labels
         return None if labels is None else labels[self.indices]
 
 
 def subset(source: Source, num_labels: int, seed: int) -> Source:
-    """Choose `num_labels` labelled examples, as equally many a class as there are.
+    """Choose `num_labels` labelled examples, balanced over the classes if possible.
 
-    With one seed a smaller choice is a part of every larger one.
+    With the same seed, a smaller choice is part of every larger one.
 
-    raises: ValueError if the source is unlabelled or has fewer examples.
+    raises: UserError if the source is unlabelled or has fewer examples.
     """
     labels = source.labels
     if labels is None:
@@ -91,8 +97,8 @@ def subset(source: Source, num_labels: int, seed: int) -> Source:
         )
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
-    # First one example of every class, then a second one, and so on: sort by the
-    # rank within the class, ties in a random order of the classes.
+    # Take one example of every class, then a second one, and so on: sort by the rank
+    # within the class, ties in a random order of the classes.
     rank = np.empty(len(labels), np.int64)
     for label in np.unique(labels):
         members = shuffled[labels[shuffled] == label]
@@ -103,3 +109,173 @@ def subset(source: Source, num_labels: int, seed: int) -> Source:
     if isinstance(source, ArraySource):
         return ArraySource(source.images[indices], labels[indices], source.class_names)
     return SubsetSource(source, indices)
+
+
+# ---- Data from Python ----------------------------------------------------------------
+
+
+def as_source(
+    data: Any,
+    labels: Sequence[int] | np.ndarray | None = None,
+    class_names: Sequence[str] = (),
+) -> Source:
+    """Return an array, or any random-access data source, as a `Source`.
+
+    data: an array [n, h, w, c], uint8 or float32 (float16 and float64 are converted to
+    float32); a `Source`; or an object with __len__ and __getitem__, such as a Grain
+    data source, whose elements are dicts with "image" and optionally "label", pairs
+    (image, label), or images. An image is an array [h, w, c] or [h, w], or the bytes of
+    an encoded file. Worker processes receive the object pickled.
+    labels: int [n], in place of those of the elements; class_names: by label.
+    raises: UserError for anything else.
+    """
+    names = tuple(class_names)
+    if labels is None and not names and _is_source(data):
+        return data
+    if isinstance(data, Mapping | str | bytes) or not (
+        hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    ):
+        raise UserError(
+            f"data is of type {type(data).__name__}: expected an array [n, h, w, c], "
+            "or an object with __len__ and __getitem__ whose elements are dicts with "
+            "'image', pairs (image, label), or images. Use `open_source` for paths and "
+            "names of data sets, and pass the arrays of a dict as data and labels."
+        )
+    checked = None if labels is None else check_labels(labels, len(data), "labels")
+    source: Source
+    if isinstance(data, np.ndarray):
+        source = ArraySource(_check_images(data), checked, _names(checked, names))
+    else:
+        source = SequenceSource(data, checked, names)
+    # Reading one example also finds elements of the wrong type before a run starts.
+    is_labelled = len(source) > 0 and source[0]["label"] != NO_LABEL
+    if names and not is_labelled:
+        raise UserError(f"class_names={names} without labels: pass labels as well.")
+    return source
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceSource:
+    """Elements of any random-access object; see `as_source`.
+
+    given_labels, given_names: in place of those of the elements; None or ().
+    """
+
+    data: Any = dataclasses.field(repr=False)
+    given_labels: np.ndarray | None = dataclasses.field(repr=False)
+    given_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        where = f"Example {index} of {type(self.data).__name__}"
+        example = _example(self.data[int(index)], where)
+        if self.given_labels is not None:
+            example["label"] = int(self.given_labels[index])
+        return example
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:
+        """int32 [n], or None if an element has none; the first time, reads them all."""
+        if self.given_labels is not None:
+            return self.given_labels
+        labels = []
+        for index in range(len(self)):
+            labels.append(self[index]["label"])
+            if labels[-1] == NO_LABEL:
+                return None
+        return check_labels(labels, len(self), "label")
+
+    @functools.cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The given names, or numbers if the elements have labels."""
+        return _names(self.labels, self.given_names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Worker processes need no cached labels.
+        return SequenceSource, (self.data, self.given_labels, self.given_names)
+
+
+def check_labels(labels: Any, num_examples: int, where: str) -> np.ndarray:
+    """Return labels as int32 [n]; raises UserError unless they are classes 0, 1, …"""
+    array = np.asarray(labels)
+    if array.shape != (num_examples,) or array.dtype.kind not in "iu":
+        raise UserError(
+            f"{where} is {array.dtype} {list(array.shape)}: expected integers "
+            f"[{num_examples}], one for each image."
+        )
+    if num_examples and not (array.min() >= 0 and array.max() < MAX_CLASSES):
+        raise UserError(
+            f"{where} is from {array.min()} to {array.max()}: expected classes, "
+            f"counted from 0 and fewer than {MAX_CLASSES:,}."
+        )
+    return array.astype(np.int32)
+
+
+def numbered_classes(labels: np.ndarray) -> tuple[str, ...]:
+    """Return names for labels that have none: "0", "1", …"""
+    return tuple(map(str, range(int(labels.max(initial=NO_LABEL)) + 1)))
+
+
+def _is_source(data: Any) -> bool:
+    parts = ("__len__", "__getitem__", "labels", "class_names")
+    return all(hasattr(data, part) for part in parts)
+
+
+def _check_images(images: np.ndarray) -> np.ndarray:
+    if images.ndim != 4:
+        raise UserError(
+            f"data is an array {list(images.shape)}: expected [n, h, w, c]. Add the "
+            "missing axis: images[..., None] for gray images, image[None] for one."
+        )
+    return images.astype(array_dtype(images.dtype, "data"), copy=False)
+
+
+def _names(labels: np.ndarray | None, given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the classes, () if unlabelled."""
+    if labels is None:
+        return ()
+    numbered = numbered_classes(labels)
+    if given and len(given) < len(numbered):
+        raise UserError(
+            f"class_names has {len(given)} names, but the largest label is "
+            f"{len(numbered) - 1}: expected at least {len(numbered)} names."
+        )
+    return given or numbered
+
+
+def _example(element: Any, where: str) -> dict[str, Any]:
+    """Return an element of a random-access object as an example."""
+    label, path = NO_LABEL, ""
+    if isinstance(element, Mapping):
+        if "image" not in element:
+            raise UserError(
+                f"{where} has the keys {', '.join(map(str, element))}: expected 'image'"
+                " and, if there is one, 'label'."
+            )
+        image, path = element["image"], element.get("path", "")
+        label = element.get("label", NO_LABEL)
+    elif isinstance(element, tuple):
+        if len(element) != 2:
+            raise UserError(
+                f"{where} is a tuple of {len(element)}: expected (image, label)."
+            )
+        image, label = element
+    else:
+        image = element
+    try:
+        number = operator.index(label)
+    except TypeError as error:
+        raise UserError(
+            f"{where} has the label {label!r}: expected an integer, -1 for none."
+        ) from error
+    example = {"image": _image(image, where), "label": number}
+    return example | {"path": path} if path else example
+
+
+def _image(image: Any, where: str) -> bytes | np.ndarray:
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    array = np.asarray(image)
+    return array.astype(array_dtype(array.dtype, where), copy=False)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from simmim_jax.data.sources.base import ArraySource
+from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.idx import open_idx
 from simmim_jax.errors import UserError
 
@@ -23,8 +24,9 @@ _FASHION_CLASSES = (
     "Bag",
     "Ankle boot",
 )
-_FASHION_TRAIN = 8_000  # The first of the 10,000; the rest is for validation.
-_CLIMATE_PATCH = 64
+_PREFIX = "bundled:"
+_FASHION_TRAIN = 8_000  # the first of 10,000 images; the rest is for validation
+_CLIMATE_PATCH = 64  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +43,14 @@ def _load_fashion_mnist_10k(split: str) -> ArraySource:
 
 
 def _load_climate(split: str) -> ArraySource:
-    """Cut patches out of one map at the corners scripts/build_climate.py chose."""
-    from simmim_jax.data.codecs.image import decode
+    """Cut patches out of one map, where scripts/build_climate.py chose them."""
+    from simmim_jax.data.codecs.image import decode_image
 
-    world = decode((_BUNDLED_DIR / "climate-map.jpg").read_bytes(), channels=3)
+    world = decode_image((_BUNDLED_DIR / "climate-map.jpg").read_bytes(), channels=3)
     with np.load(_BUNDLED_DIR / "climate-patches.npz", allow_pickle=False) as patches:
         y, x = patches[f"{split}_corners"].T
         window = (_CLIMATE_PATCH, _CLIMATE_PATCH)
-        # windows: uint8[h w c 64 64], a view; indexing copies the chosen ones.
+        # uint8 [h, w, c, 64, 64], a view: indexing copies the chosen windows alone.
         windows = np.lib.stride_tricks.sliding_window_view(world, window, axis=(0, 1))
         images = np.ascontiguousarray(windows[y, x].transpose(0, 2, 3, 1))
         if split == "unlabelled":
@@ -64,13 +66,13 @@ BUNDLED = {
 
 
 def open_bundled(name: str, split: str) -> ArraySource:
-    """Open one split of a set of `BUNDLED`; raises ValueError if there is none such."""
+    """Open one split of a data set of `BUNDLED`; raises UserError if it is unknown."""
     check_bundled(name, split)
     return BUNDLED[name].load(split)
 
 
 def check_bundled(name: str, split: str) -> None:
-    """Raise ValueError, which lists the names, if there is no such set or split."""
+    """Raise UserError, which lists the names, for an unknown data set or split."""
     if name not in BUNDLED:
         raise UserError(
             f"dataset='bundled:{name}' does not exist: expected one of "
@@ -81,3 +83,16 @@ def check_bundled(name: str, split: str) -> None:
             f"split={split!r} of 'bundled:{name}' does not exist: expected one of "
             f"{', '.join(BUNDLED[name].splits)}."
         )
+
+
+def _name(place: str) -> str:
+    return place.removeprefix(_PREFIX)
+
+
+FORMAT = Format(
+    f"'{_PREFIX}NAME' ({', '.join(BUNDLED)})",
+    lambda place: place.startswith(_PREFIX) and place != _PREFIX,
+    lambda place, split: check_bundled(_name(place), split),
+    lambda place, split: open_bundled(_name(place), split),
+    prefix="bundled",
+)

@@ -1,7 +1,7 @@
 """Indexes of large data sets, kept between runs in ~/.cache/simmim_jax/indexes.
 
-$XDG_CACHE_HOME takes the place of ~/.cache. Files are arrays alone and never unpickled;
-whatever is missing, broken or cannot be written costs time, nothing else.
+$XDG_CACHE_HOME replaces ~/.cache. The files contain arrays and are never unpickled. A
+file that is missing, corrupt or cannot be written only costs time.
 """
 
 import contextlib
@@ -12,12 +12,12 @@ import zipfile
 
 import numpy as np
 
-# Smaller sets are indexed in some milliseconds, and would only leave files behind.
+# Indexing smaller data sets takes milliseconds and is not worth a file.
 _MIN_IMAGES = 1000
 
 
 def load(key: str) -> dict[str, np.ndarray] | None:
-    """Return what was saved under `key`, None if there is nothing to be read."""
+    """Return the arrays saved under `key`, None if they cannot be read."""
     try:
         with np.load(_file(key), allow_pickle=False) as arrays:
             return dict(arrays)
@@ -26,14 +26,13 @@ def load(key: str) -> dict[str, np.ndarray] | None:
 
 
 def save(key: str, num_images: int, arrays: dict[str, np.ndarray]) -> None:
-    """Keep the index of so many images if that is worth it and can be done."""
+    """Save the index of `num_images` images, if it is worth it and possible."""
     if num_images < _MIN_IMAGES:
         return
     path = _file(key)
     with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        # A file of its own that then takes the place: a reader, or another run that
-        # does the same, never sees half of it.
+        # Renamed when complete: neither a reader nor another run sees half a file.
         descriptor, part = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".part")
         try:
             with open(descriptor, "wb") as file:

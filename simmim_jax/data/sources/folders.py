@@ -1,44 +1,65 @@
-"""Folders of images, found through an index that is kept between runs."""
+"""Folders of files, found through an index that is kept between runs."""
 
 import dataclasses
 import errno
+import itertools
 import os
 import stat
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from simmim_jax.data.sources import cache
 from simmim_jax.data.sources.base import NO_LABEL
+from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import (
     IMAGE_ENDINGS,
     SPLIT_FOLDERS,
     Paths,
-    by_rule,
     class_folders,
     find_split,
+    folder_labels,
+    hashed_split,
     is_hidden,
     is_image,
-    name_classes,
+    label_by_folder,
     no_images,
-    number,
     pack,
     split_paths,
     unpack,
 )
-from simmim_jax.data.sources.remote import is_url, list_url, read_file
+from simmim_jax.data.sources.remote import check_url, is_url, list_url, read_file
+from simmim_jax.errors import UserError
 
-# A folder that changed so shortly before it was read may change again without a new
-# time: file systems count in up to 2 s (FAT), and clocks of servers differ.
+# A folder that changed this recently may change again without a new modification time:
+# file systems round it to up to 2 s (FAT), and clocks of servers differ.
 _SETTLED_NS = 2 * 10**9
+# Files that are counted for the error of a folder without images.
+_MAX_COUNTED = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The files that a format reads.
+
+    wanted: whether a file name is one of them; index: key of their index in the cache.
+    """
+
+    wanted: Callable[[bytes], bool]
+    endings: tuple[str, ...]
+    index: str
+
+
+IMAGE_FILES = Files(is_image, IMAGE_ENDINGS, "folder 2")
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """Image files under `root`, a folder or URL: paths relative to it or absolute.
+    """Files under `root`, a folder or URL; paths are relative to it, or absolute.
 
-    labels int[n] or None; unlabelled: why there are none, where that may surprise.
+    labels int [n] or None; unlabelled: why there are none, if that may be a mistake.
     """
 
     root: str
@@ -58,23 +79,21 @@ class FolderSource:
         return {"image": read_file(path), "label": label, "path": path}
 
 
-def open_folder(root: str, split: str) -> FolderSource:
-    """Open one split of a folder; see `open_source` for how it may be laid out.
+def open_folder(root: str, split: str, files: Files = IMAGE_FILES) -> FolderSource:
+    """Open one split of a local folder; see `open_source` for the layouts.
 
-    raises: FileNotFoundError without images, ValueError for a split that does not
-    exist.
+    raises: NotFoundError without files, UserError for a split that does not exist.
     """
-    name = find_split(split, root, lambda name: os.path.isdir(os.path.join(root, name)))
+    name = _find_split(root, split)
     folder = os.path.join(root, name or "")
-    paths = list_images(folder)
+    paths = list_files(folder, files)
     if not paths:
-        raise no_images(folder)
+        raise no_images(folder, _some_names(folder), files.endings)
     folders = class_folders(paths)
     class_names: list[str] = []
     unlabelled = ""
     if folders is not None:
-        # The classes of all splits together, lest a class that is missing in
-        # one of them shifts its labels.
+        # Classes of all splits: one that is missing in a split must not shift labels.
         splits = {*SPLIT_FOLDERS, name} if name else {""}
         places = [os.path.join(root, split) for split in splits]
         class_names = sorted({name for place in places for name in subfolders(place)})
@@ -84,54 +103,56 @@ def open_folder(root: str, split: str) -> FolderSource:
             unlabelled = (
                 "There are class folders without images to learn from: "
                 f"{', '.join(sorted(filter(os.path.isdir, found)))}. Expected "
-                f"{'/'.join(IMAGE_ENDINGS)} files in folders of these names in "
-                f"{folder!r}: convert other formats, or remove the folders. Images "
-                "without a class go right into the folder of their split."
+                f"{'/'.join(files.endings)} files in folders of these names in "
+                f"{folder!r}: convert other formats, or remove the folders. Put images "
+                "without a class directly into the folder of their split."
             )
             folders, class_names = None, []
     elif any(b"/" in path for path in paths):
         stray = next(os.fsdecode(path) for path in paths if b"/" not in path)
         unlabelled = (
-            f"{os.path.join(folder, stray)!r} lies in no class folder, others do: "
-            "move it into one, or away."
+            f"{os.path.join(folder, stray)!r} is in no class folder, but other images "
+            "are: move it into one, or remove it."
         )
-    labels = None if folders is None else number(folders, class_names)
+    labels = None if folders is None else folder_labels(folders, class_names)
     if name is None:
-        chosen = by_rule(paths, split, root)
+        chosen = hashed_split(paths, split, root)
         paths = [paths[i] for i in chosen]
         labels = None if labels is None else labels[chosen]
     return FolderSource(folder, Paths(paths), labels, tuple(class_names), unlabelled)
 
 
-def open_url(url: str, split: str) -> FolderSource:
-    """Open one split of a folder at a URL, which is listed anew each time.
+def check_folder(root: str, split: str, files: Files = IMAGE_FILES) -> str:
+    """Raise the errors of `open_folder`; return the path of the first file found."""
+    folder = os.path.join(root, _find_split(root, split) or "")
+    first = first_file(folder, files.wanted)
+    if first is None:
+        raise no_images(folder, _some_names(folder), files.endings)
+    return first
 
-    raises: FileNotFoundError without images, ValueError for a split that does not
-    exist.
+
+def open_url(url: str, split: str) -> FolderSource:
+    """Open one split of a folder of images at a URL, which is listed every time.
+
+    raises: NotFoundError without images, UserError for a split that does not exist.
     """
-    paths = list_url(url)
+    check_url(url)
+    url = url.rstrip("/")
+    paths = list_url(url, is_image)
     if not paths:
-        raise no_images(url)
+        raise no_images(url, list_url(url, lambda name: True))
     below, splits = split_paths(paths, split) or (paths, [None])
     name = find_split(split, url, splits.__contains__)
     if name is None:
-        chosen = by_rule(paths, split, url)
+        chosen = hashed_split(paths, split, url)
     else:
         chosen = np.array([i for i, s in enumerate(splits) if s == name])
-    labels, class_names = name_classes(below, chosen)
+    labels, class_names = label_by_folder(below, chosen)
     return FolderSource(url, Paths([paths[i] for i in chosen]), labels, class_names)
 
 
-def check_folder(root: str, split: str) -> None:
-    """Raise what `open_folder` would if there is no data; looks for the first image."""
-    name = find_split(split, root, lambda name: os.path.isdir(os.path.join(root, name)))
-    folder = os.path.join(root, name or "")
-    if not _has_image(os.fsencode(folder), frozenset()):
-        raise no_images(folder)
-
-
 def subfolders(folder: str) -> list[str]:
-    """Names of the folders in a folder, unsorted; none if it does not exist."""
+    """Return the names of the folders in a folder; [] if it does not exist."""
     if not os.path.isdir(folder):
         return []
     with os.scandir(folder) as entries:
@@ -148,10 +169,33 @@ def is_folder(entry: os.DirEntry) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-def _has_image(folder: bytes, above: frozenset[str | bytes]) -> bool:
+def first_file(
+    folder: str, wanted: Callable[[bytes], bool], *, skip_forbidden: bool = False
+) -> str | None:
+    """Return the path of some wanted file under a folder, None if there is none.
+
+    raises: UserError for a folder that may not be read, unless `skip_forbidden`.
+    """
+    files = _walk_names(os.fsencode(folder), skip_forbidden)
+    return next((os.fsdecode(path) for path in files if wanted(path)), None)
+
+
+def _find_split(root: str, split: str) -> str | None:
+    return find_split(split, root, lambda name: os.path.isdir(os.path.join(root, name)))
+
+
+def _some_names(folder: str) -> list[bytes]:
+    files = _walk_names(os.fsencode(folder), skip_forbidden=True)
+    return list(itertools.islice(files, _MAX_COUNTED))
+
+
+def _walk_names(
+    folder: bytes, skip_forbidden: bool, above: frozenset[str | bytes] = frozenset()
+) -> Iterator[bytes]:
+    """Yield paths of files, those of a folder before those of its subfolders."""
     real = os.path.realpath(folder)
     if real in above:
-        return False
+        return
     inner = []
     try:
         with os.scandir(folder) as entries:
@@ -160,17 +204,19 @@ def _has_image(folder: bytes, above: frozenset[str | bytes]) -> bool:
                     continue
                 if is_folder(entry):
                     inner.append(entry.path)
-                elif is_image(entry.name):
-                    return True
+                else:
+                    yield entry.path
     except PermissionError as error:
-        raise _forbidden(folder) from error
-    return any(_has_image(path, above | {real}) for path in inner)
+        if not skip_forbidden:
+            raise _forbidden(folder) from error
+    for path in inner:
+        yield from _walk_names(path, skip_forbidden, above | {real})
 
 
-def _forbidden(folder: bytes) -> ValueError:
-    return ValueError(
-        f"{os.fsdecode(folder)!r} must not be read: permission denied. Change its "
-        "mode, or move it away."
+def _forbidden(folder: bytes) -> UserError:
+    return UserError(
+        f"{os.fsdecode(folder)!r} cannot be read: permission denied. Change its mode, "
+        "or move it away."
     )
 
 
@@ -179,32 +225,32 @@ def _forbidden(folder: bytes) -> ValueError:
 
 @dataclasses.dataclass
 class _Folder:
-    """One folder as it was read; mtime_ns is -1 where that cannot be relied on."""
+    """Content of one folder; mtime_ns is -1 if it must be read again."""
 
     mtime_ns: int
-    images: list[bytes] = dataclasses.field(default_factory=list)
+    files: list[bytes] = dataclasses.field(default_factory=list)
     folders: list[bytes] = dataclasses.field(default_factory=list)
 
 
-def list_images(root: str) -> list[bytes]:
-    """Return the sorted paths of all images under root, relative to it.
+def list_files(root: str, files: Files = IMAGE_FILES) -> list[bytes]:
+    """Return the sorted paths of all wanted files under root, relative to it.
 
-    An index of them is kept. A folder is read again if its time of modification has
-    changed, which adding, removing and renaming a file does; links are followed, but
-    not into a folder from within itself.
+    They are indexed. A folder is read again if its modification time has changed, as
+    adding, removing or renaming a file does. Links are followed, except into a folder
+    that they are in.
     """
-    key = f"folder 2 {os.path.realpath(root)}"
+    key = f"{files.index} {os.path.realpath(root)}"
     known = _load(key)
-    folders = _walk(os.fsencode(root), known)
-    images = sorted(image for folder in folders.values() for image in folder.images)
+    folders = _walk(os.fsencode(root), known, files.wanted)
+    paths = sorted(path for folder in folders.values() for path in folder.files)
     if folders != known:
         index = {
             "folders": pack(list(folders)),
             "mtimes": np.array([f.mtime_ns for f in folders.values()], np.int64),
-            "images": pack(images),
+            "images": pack(paths),
         }
-        cache.save(key, len(images), index)
-    return images
+        cache.save(key, len(paths), index)
+    return paths
 
 
 def _load(key: str) -> dict[bytes, _Folder]:
@@ -214,14 +260,16 @@ def _load(key: str) -> dict[bytes, _Folder]:
     names = unpack(index["folders"])
     mtimes = index["mtimes"].tolist()
     folders = {n: _Folder(m) for n, m in zip(names, mtimes, strict=True)}
-    for name in names[1:]:  # The first is root itself.
+    for name in names[1:]:  # The first one is root.
         folders[name.rpartition(b"/")[0]].folders.append(name)
-    for image in unpack(index["images"]):
-        folders[image.rpartition(b"/")[0]].images.append(image)
+    for path in unpack(index["images"]):
+        folders[path.rpartition(b"/")[0]].files.append(path)
     return folders
 
 
-def _walk(root: bytes, known: dict[bytes, _Folder]) -> dict[bytes, _Folder]:
+def _walk(
+    root: bytes, known: dict[bytes, _Folder], wanted: Callable[[bytes], bool]
+) -> dict[bytes, _Folder]:
     """Return all folders under root, by their paths relative to it."""
     now = time.time_ns()
     found = {}
@@ -235,13 +283,13 @@ def _walk(root: bytes, known: dict[bytes, _Folder]) -> dict[bytes, _Folder]:
                 continue
             folder = known.get(name)
             if folder is None or folder.mtime_ns != status.st_mtime_ns:
-                folder = _read(root, name)
+                folder = _read(root, name, wanted)
                 if status.st_mtime_ns < now - _SETTLED_NS:
                     folder.mtime_ns = status.st_mtime_ns
         except OSError as error:
             if isinstance(error, PermissionError):
                 raise _forbidden(os.path.join(root, name)) from error
-            # A link to nowhere or to itself, or a folder removed meanwhile.
+            # A dangling link, a link to itself, or a folder that was just removed.
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise
             found[name] = _Folder(-1)
@@ -251,7 +299,7 @@ def _walk(root: bytes, known: dict[bytes, _Folder]) -> dict[bytes, _Folder]:
     return found
 
 
-def _read(root: bytes, name: bytes) -> _Folder:
+def _read(root: bytes, name: bytes, wanted: Callable[[bytes], bool]) -> _Folder:
     folder = _Folder(-1)
     with os.scandir(os.path.join(root, name)) as entries:
         for entry in entries:
@@ -260,8 +308,17 @@ def _read(root: bytes, name: bytes) -> _Folder:
             path = os.path.join(name, entry.name)
             if is_folder(entry):
                 folder.folders.append(path)
-            elif is_image(entry.name) and (entry.is_symlink() or entry.is_file()):
-                folder.images.append(path)
+            elif wanted(entry.name) and (entry.is_symlink() or entry.is_file()):
+                folder.files.append(path)
             elif entry.is_symlink():
-                folder.folders.append(path)  # Perhaps a folder not mounted yet.
+                folder.folders.append(path)  # Its target may not be mounted yet.
     return folder
+
+
+def _check_url(url: str, split: str) -> None:
+    del split
+    check_url(url)
+
+
+FOLDER = Format("a folder of images", os.path.isdir, check_folder, open_folder)
+URL = Format("a folder at a URL", is_url, _check_url, open_url)

@@ -1,17 +1,18 @@
-"""MNIST-like idx files."""
+"""Folders of four idx files, as MNIST has them."""
 
 import gzip
 import os
 
 import numpy as np
 
-from simmim_jax.data.sources.base import ArraySource
+from simmim_jax.data.sources.base import ArraySource, numbered_classes
+from simmim_jax.data.sources.format import Format
 from simmim_jax.errors import NotFoundError, UserError
 
 
 def is_idx_folder(folder: str) -> bool:
     """Whether a folder has the images of a split in an idx file."""
-    return any(
+    return os.path.isdir(folder) and any(
         os.path.exists(os.path.join(folder, f"{part}-images-idx3-ubyte{gz}"))
         for part in ("train", "t10k")
         for gz in (".gz", "")
@@ -21,7 +22,7 @@ def is_idx_folder(folder: str) -> bool:
 def idx_paths(folder: str, split: str) -> tuple[str, str]:
     """Return the paths of the images and the labels of a split.
 
-    raises: ValueError for a split that does not exist, FileNotFoundError for a file.
+    raises: UserError for a split, NotFoundError for a file that does not exist.
     """
     part = {"train": "train", "validation": "t10k", "test": "t10k"}.get(split)
     if part is None:
@@ -42,7 +43,7 @@ def idx_paths(folder: str, split: str) -> tuple[str, str]:
 
 
 def open_idx(folder: str, split: str) -> ArraySource:
-    """Read one split: "train" is train-*, "validation" and "test" are t10k-*."""
+    """Read one split: train-* for "train", t10k-* for "validation" and "test"."""
     images_path, labels_path = idx_paths(folder, split)
     images = _read_idx(images_path)[..., None]
     labels = _read_idx(labels_path).astype(np.int32)
@@ -51,14 +52,14 @@ def open_idx(folder: str, split: str) -> ArraySource:
             f"{images_path!r} has {len(images)} images but {labels_path!r} has "
             f"{len(labels)} labels: expected equally many. Download both again."
         )
-    return ArraySource(images, labels, tuple(map(str, range(labels.max() + 1))))
+    return ArraySource(images, labels, numbered_classes(labels))
 
 
 def _read_idx(path: str) -> np.ndarray:
-    """Read uint8[...] (format: http://yann.lecun.com/exdb/mnist, at the end)."""
+    """Read uint8 [...] (format: end of http://yann.lecun.com/exdb/mnist)."""
     with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
         data = file.read()
-    # Two zero bytes, 8 = uint8, the number of axes, then their sizes in big-endian.
+    # Two zero bytes, 8 for uint8, the number of axes, then their sizes in big-endian.
     if data[:3] != b"\0\0\x08":
         raise UserError(
             f"{path!r} starts with {data[:4]!r}: expected an idx file of uint8, "
@@ -66,3 +67,10 @@ def _read_idx(path: str) -> np.ndarray:
         )
     shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+
+
+def _check_idx(folder: str, split: str) -> None:
+    idx_paths(folder, split)
+
+
+FORMAT = Format("a folder of idx files", is_idx_folder, _check_idx, open_idx)

@@ -1,6 +1,6 @@
-"""Manifests: files that list the paths of images, and their labels.
+"""Manifests: files that list the paths of images, and optionally labels and splits.
 
-Paths that are not absolute are taken from the manifest's folder.
+Relative paths start at the manifest's folder.
 """
 
 import csv
@@ -11,18 +11,24 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simmim_jax.data.sources.base import MAX_CLASSES
 from simmim_jax.data.sources.folders import FolderSource
-from simmim_jax.data.sources.paths import Paths, by_rule, find_split, is_image
-from simmim_jax.data.sources.remote import is_url, open_file
+from simmim_jax.data.sources.format import Format
+from simmim_jax.data.sources.paths import (
+    Paths,
+    find_split,
+    hashed_split,
+    is_array,
+    is_image,
+)
+from simmim_jax.data.sources.remote import check_url, is_url, open_file
 from simmim_jax.errors import NotFoundError, UserError
 
 MANIFEST_ENDINGS = (".txt", ".csv", ".tsv", ".parquet")
-# Names of columns, whatever their capitals; the first that is there counts.
+# Column names, in any case; the first one that exists is used.
 _PATH_COLUMNS = ("path", "image", "file", "filename", "file_name", "image_path")
 _LABEL_COLUMNS = ("label", "class")
 _SPLIT_COLUMNS = ("split",)
-# A number beyond is no class, but rather an identifier in the wrong column.
-_MAX_CLASSES = 1_000_000
 
 
 class _Row(NamedTuple):
@@ -33,29 +39,31 @@ class _Row(NamedTuple):
 
 
 def open_manifest(file: str, split: str) -> FolderSource:
-    """Open one split of a manifest; see `open_source` for what may stand in it.
+    """Open one split of a manifest; see `open_source` for its content.
 
-    Images stay in the order of the list. Labels that are all whole numbers are kept
-    and name themselves; names are numbered in sorted order, over all splits.
-    raises: ValueError, which names the line, for what cannot be read;
-    FileNotFoundError if the first image is not there.
+    Images keep the order of the list. Labels that are all whole numbers are kept; names
+    are numbered in sorted order, over all splits.
+    raises: UserError, which names the line, for rows that cannot be read; NotFoundError
+    if the first image does not exist.
     """
+    file = _located(file)
     rows = list(_rows(file))
     _check_first(file, rows[0] if rows else None)
     for row in rows:
         if not row.path or "\0" in row.path:
             raise UserError(
-                f"{file!r}, line {row.line}: {row.path[:40]!r} is no path of an image."
+                f"{file!r}, line {row.line}: {row.path[:40]!r} is not the "
+                "path of an image."
             )
     paths = [os.fsencode(row.path) for row in rows]
     splits = sorted({row.split for row in rows} - {""})
     without = next((row.line for row in rows if not row.split), None)
     if splits and without:
-        raise UserError(f"{file!r}, line {without}: no split, others have one.")
+        raise UserError(f"{file!r}, line {without}: no split, but other rows have one.")
     name = find_split(split, file, splits.__contains__, splits)
     if name is None:
         labels, class_names = _labels(file, rows, rows)
-        chosen = by_rule(paths, split, file)
+        chosen = hashed_split(paths, split, file)
         labels = None if labels is None else labels[chosen]
     else:
         chosen = np.array([i for i, row in enumerate(rows) if row.split == name])
@@ -65,14 +73,26 @@ def open_manifest(file: str, split: str) -> FolderSource:
     )
 
 
-def check_manifest(file: str) -> None:
-    """Raise what `open_manifest` would for a broken first row or a missing image."""
+def check_manifest(file: str, split: str) -> None:
+    """Raise the errors of `open_manifest` that concern the first row."""
+    del split
+    file = _located(file)
     if not file.lower().endswith(".parquet"):
         _check_first(file, next(_rows(file), None))
         return
     with open_file(file) as opened:
         if opened.read(4) != b"PAR1":
-            raise UserError(f"{file!r} is no Parquet file: PAR1 is not its start.")
+            raise UserError(
+                f"{file!r} is not a Parquet file: it does not start with PAR1."
+            )
+
+
+def _located(file: str) -> str:
+    """Return the URL or the absolute path; raises UserError for an unreadable URL."""
+    if not is_url(file):
+        return os.path.abspath(file)
+    check_url(file)
+    return file
 
 
 def _check_first(file: str, row: _Row | None) -> None:
@@ -82,7 +102,7 @@ def _check_first(file: str, row: _Row | None) -> None:
     if not (is_url(path) or os.path.exists(path)):
         raise NotFoundError(
             f"{file!r}, line {row.line}: {path!r} does not exist. Expected the path of "
-            "an image, absolute or from the manifest's folder."
+            "an image, absolute or relative to the manifest's folder."
         )
 
 
@@ -93,9 +113,9 @@ def _rows(file: str) -> Iterator[_Row]:
 
 
 def _text_rows(file: str) -> Iterator[_Row]:
-    """Yield lines of a path, "path<tab>label" or, as in lists of ImageNet, a space.
+    """Yield lines of a path, or of a path and a label separated by a tab or a space.
 
-    A line that ends like an image file has no label, so that names may have spaces.
+    A line that ends like an image file has no label: paths may contain spaces.
     """
     with _open_text(file) as lines:
         for number, line in enumerate(lines, start=1):
@@ -103,14 +123,18 @@ def _text_rows(file: str) -> Iterator[_Row]:
             if not text:
                 continue
             path, tab, label = text.partition("\t")
-            if not tab and not is_image(os.fsencode(text)):
+            if not tab and not _is_path(os.fsencode(text)):
                 path, _, label = text.rpartition(" ")
                 path, label = (path, label) if path else (label, "")
             yield _Row(number, path.strip(), label.strip(), "")
 
 
+def _is_path(text: bytes) -> bool:
+    return is_image(text) or is_array(text)
+
+
 def _open_text(file: str) -> io.TextIOWrapper:
-    # The encoding of paths, names that are not UTF-8 included; less a byte order mark.
+    # Decodes paths as os.fsdecode does, and skips a byte order mark.
     return io.TextIOWrapper(
         open_file(file), encoding="utf-8-sig", errors="surrogateescape", newline=""
     )
@@ -155,13 +179,15 @@ def _parquet_rows(file: str) -> Iterator[_Row]:
         ):
             raise UserError(
                 f"{file!r} holds images, not their paths: Parquet reads whole groups "
-                "of rows, too slow for a random order. Write the images to files or "
-                "to a .tar, with datasets.load_dataset for example."
+                "of rows, which is too slow for a random order. Write the images to "
+                "files or to a .tar, with datasets.load_dataset for example."
             )
         wanted = [names[i] for i in columns if i is not None]
         values = table.read(columns=wanted).to_pydict()
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{file!r} is no Parquet file, or broken: {error}") from error
+        raise UserError(
+            f"{file!r} is not a Parquet file, or is corrupt: {error}"
+        ) from error
     lists = [None if i is None else values[names[i]] for i in columns]
     for number, path in enumerate(lists[0] or [], start=1):
         label, split = (
@@ -172,7 +198,7 @@ def _parquet_rows(file: str) -> Iterator[_Row]:
 
 
 def _columns(file: str, header: list[str]) -> tuple[int, int | None, int | None]:
-    """Return where paths, labels and splits are."""
+    """Return the columns of paths, labels and splits."""
     lower = [name.strip().lower() for name in header]
     path, label, split = (
         next((lower.index(name) for name in names if name in lower), None)
@@ -181,8 +207,8 @@ def _columns(file: str, header: list[str]) -> tuple[int, int | None, int | None]
     if path is None:
         raise UserError(
             f"{file!r} has the columns {', '.join(header) or '(none)'}: expected one "
-            f"of {', '.join(_PATH_COLUMNS)}, and label or class, and split if there "
-            "are several, in the first line, separated by commas or, in a .tsv, tabs."
+            f"of {', '.join(_PATH_COLUMNS)}, optionally label or class, and split, in "
+            "the first line, separated by commas or, in a .tsv, tabs."
         )
     return path, label, split
 
@@ -190,22 +216,22 @@ def _columns(file: str, header: list[str]) -> tuple[int, int | None, int | None]
 def _labels(
     file: str, rows: list[_Row], all_rows: list[_Row]
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels int32[n] of the rows of a split, and the names of all classes."""
+    """Return labels int32 [n] of the rows of a split, and the names of all classes."""
     lacking = [row.line for row in rows if not row.label]
     if len(lacking) == len(rows):
         return None, ()
     if lacking:
         raise UserError(
-            f"{file!r}, line {lacking[0]}: no label, others have one. Expected a "
-            "label for each image of a split, or for none."
+            f"{file!r}, line {lacking[0]}: no label, but other rows have one. "
+            "Expected a label for each image of a split, or for none."
         )
     every = {row.label for row in all_rows} - {""}
     if all(label.isascii() and label.isdigit() for label in every):
         number_of_classes = max(map(int, every)) + 1
-        if number_of_classes > _MAX_CLASSES:
+        if number_of_classes > MAX_CLASSES:
             raise UserError(
-                f"{file!r} has the label {number_of_classes - 1}: expected numbers of "
-                "classes, counted from 0, or names."
+                f"{file!r} has the label {number_of_classes - 1}: expected names, or "
+                f"numbers counted from 0 and less than {MAX_CLASSES:,}."
             )
         class_names = list(map(str, range(number_of_classes)))
         numbers = {label: int(label) for label in every}
@@ -214,3 +240,16 @@ def _labels(
         numbers = {label: i for i, label in enumerate(class_names)}
     labels = np.array([numbers[row.label] for row in rows], np.int32)
     return labels, tuple(class_names)
+
+
+def _is_manifest(place: str) -> bool:
+    is_listed = place.lower().endswith(MANIFEST_ENDINGS)
+    return is_listed and (is_url(place) or os.path.isfile(place))
+
+
+FORMAT = Format(
+    f"a manifest ({'/'.join(MANIFEST_ENDINGS)})",
+    _is_manifest,
+    check_manifest,
+    open_manifest,
+)

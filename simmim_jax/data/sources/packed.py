@@ -1,21 +1,21 @@
-"""Packed sets: the folders that `python -m simmim_jax.data.pack` writes.
+"""Packed data sets: the folders that `simmim pack` writes.
 
-    dataset.json                        what there is; written last
-    train-labels.npy                    int32[n], of a labelled split
-    train-00000-of-00012.array_record   shards: one after another they are the split
-    skipped.tsv                         what of the source is not in the set, and why
+    dataset.json                        index of splits and shards; written last
+    train-labels.npy                    int32 [n], if the split is labelled
+    train-00000-of-00012.array_record   shards, in the order of the split
+    skipped.tsv                         images that could not be packed, with reasons
 
-A record is a header of 15 bytes, little-endian, then the path, then the image:
+A record is a little-endian header of 15 bytes, the path, and the image:
 
     int32   label, -1 if there is none
     uint32  height    \\
     uint32  width      } of raw pixels; all 0 for an encoded file
     uint8   channels  /
-    uint16  length of the path in bytes
-    bytes   where the image was in the source, UTF-8; may be empty
-    bytes   an encoded file, or pixels uint8[h w c]
+    uint16  length of the path [bytes]
+    bytes   path of the image in the source, UTF-8; may be empty
+    bytes   an encoded file (.npy for float32), or pixels uint8 [h, w, c]
 
-ArrayRecord keeps a checksum with every record and compares it when it is read.
+ArrayRecord stores a checksum with every record and verifies it on every read.
 """
 
 import bisect
@@ -29,23 +29,28 @@ from typing import Any
 
 import numpy as np
 
+from simmim_jax.data.codecs.npy import encode_npy
+from simmim_jax.data.sources.format import Format
 from simmim_jax.errors import NotFoundError, UserError
 
 INDEX = "dataset.json"
-FORMAT = "simmim_jax packed images"
+FORMAT_ID = "simmim_jax packed images"
 FORMAT_VERSION = 1
-# What there is until dataset.json is written, and the plan in it.
+# Folder that exists until dataset.json is written, and the plan in it.
 UNFINISHED = ".pack-unfinished"
 PLAN = "plan.json"
-# Of a split; every reading process may hold them all open, of 1,024 files that
-# systems commonly allow.
+# Shards of a split: a process may have all of them open, and is often limited to 1,024
+# open files.
 MAX_SHARDS = 512
+_MAX_CHANNELS = 255  # of raw pixels, in one byte
 
 _HEADER = struct.Struct("<iIIBH")
 
 
 def to_record(image: bytes | np.ndarray, label: int, path: str) -> bytes:
-    """Make a record of an encoded file or of raw pixels uint8[h w c]."""
+    """Return the record of an encoded file, or of an array [h, w, c]."""
+    if isinstance(image, np.ndarray) and not _is_pixels(image):
+        image = encode_npy(image)
     name = path.encode("utf-8", "surrogateescape")
     if isinstance(image, np.ndarray):
         height, width, channels = image.shape
@@ -56,10 +61,16 @@ def to_record(image: bytes | np.ndarray, label: int, path: str) -> bytes:
     return b"".join((header, name, image))
 
 
+def _is_pixels(image: np.ndarray) -> bool:
+    return image.dtype == np.uint8 and image.shape[2] <= _MAX_CHANNELS
+
+
 def from_record(record: bytes) -> dict[str, Any]:
-    """Make an example of a record; raises ValueError if it is none."""
+    """Return the example of a record; raises UserError if it is damaged."""
     if len(record) < _HEADER.size:
-        raise UserError(f"A record has {len(record)} bytes: its header is longer.")
+        raise UserError(
+            f"A record has {len(record)} bytes: expected at least {_HEADER.size}."
+        )
     label, height, width, channels, path_bytes = _HEADER.unpack_from(record)
     start = _HEADER.size + path_bytes
     if not channels:
@@ -82,9 +93,9 @@ def from_record(record: bytes) -> dict[str, Any]:
 
 
 def open_shard(path: str) -> Any:
-    """Open a shard for random access, which threads may share.
+    """Open a shard for random access by several threads.
 
-    raises: OSError if it is not a whole shard, RuntimeError if it is not there.
+    raises: OSError if it is not a complete shard, RuntimeError if it does not exist.
     """
     from array_record.python import array_record_module
 
@@ -93,14 +104,14 @@ def open_shard(path: str) -> Any:
         options="readahead_buffer_size:0,max_parallelism:0",
         file_reader_buffer_size=32768,
     )
-    if not reader.ok():  # The reason comes with the first read, as a RuntimeError.
-        raise OSError(errno.EIO, "not a whole shard", path)
+    if not reader.ok():  # The first read would raise a RuntimeError with the reason.
+        raise OSError(errno.EIO, "not a complete shard", path)
     return reader
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedSource:
-    """One split; shard s holds the examples starts[s] to starts[s + 1] - 1."""
+    """One split; shard s has the examples starts[s] to starts[s + 1] - 1."""
 
     folder: str
     shards: tuple[str, ...] = dataclasses.field(repr=False)
@@ -124,7 +135,7 @@ class PackedSource:
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:
-        """int32[n], from a file of their own."""
+        """int32 [n], from a separate file."""
         if self.labels_file is None:
             return None
         return np.load(os.path.join(self.folder, self.labels_file), allow_pickle=False)
@@ -134,16 +145,16 @@ class PackedSource:
         return functools.lru_cache(MAX_SHARDS)(open_shard)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Neither labels nor open files go to the worker processes.
+        # Worker processes need no labels, and open the shards themselves.
         fields = dataclasses.fields(self)
         return PackedSource, tuple(getattr(self, field.name) for field in fields)
 
 
 def is_packed(folder: str) -> bool:
-    """Whether a folder is a packed set, complete or not."""
+    """Whether a folder is a packed data set, complete or not."""
     try:
         with open(os.path.join(folder, INDEX), "rb") as file:
-            return FORMAT.encode() in file.read(64)
+            return FORMAT_ID.encode() in file.read(64)
     except FileNotFoundError:
         return os.path.isfile(os.path.join(folder, UNFINISHED, PLAN))
 
@@ -151,16 +162,16 @@ def is_packed(folder: str) -> bool:
 def read_index(folder: str) -> dict[str, Any]:
     """Read dataset.json.
 
-    raises: FileNotFoundError if the set is not complete, ValueError if a later version
-    of the format was written.
+    raises: NotFoundError if the data set is not complete, UserError if a later version
+    of the format wrote it.
     """
     try:
         with open(os.path.join(folder, INDEX), encoding="utf-8") as file:
             index = json.load(file)
     except FileNotFoundError as error:
         raise NotFoundError(
-            f"{folder!r} has no {INDEX}: it is not packed to the end. Run the same "
-            "`python -m simmim_jax.data.pack` command again, which goes on."
+            f"{folder!r} has no {INDEX}: packing it was interrupted. Run the same "
+            "`simmim pack` command again to resume."
         ) from error
     if index["format_version"] > FORMAT_VERSION:
         raise UserError(
@@ -171,10 +182,10 @@ def read_index(folder: str) -> dict[str, Any]:
 
 
 def open_packed(folder: str, split: str) -> PackedSource:
-    """Open one split of a packed set; "val" and "validation" are the same.
+    """Open one split of a packed data set; "val" and "validation" are the same.
 
-    raises: ValueError for a split that does not exist, FileNotFoundError for a set or
-    a shard that is not complete.
+    raises: UserError for a split that does not exist, NotFoundError for a data set or
+    shard that is not complete.
     """
     index = read_index(folder)
     found = index["splits"]
@@ -199,11 +210,22 @@ def open_packed(folder: str, split: str) -> PackedSource:
 
 
 def check_size(folder: str, shard: dict[str, Any]) -> None:
-    """Raise FileNotFoundError unless a shard of dataset.json is there, and whole."""
+    """Raise NotFoundError unless a shard of dataset.json exists and is complete."""
     path = os.path.join(folder, shard["file"])
     size = os.path.getsize(path) if os.path.exists(path) else 0
     if size != shard["bytes"]:
         raise NotFoundError(
             f"{path!r} has {size:,} bytes: expected {shard['bytes']:,}. Copy it again "
-            "from where the set was packed, or pack the set anew into another folder."
+            "from where it was packed, or pack the data set again into another folder."
         )
+
+
+def _is_packed_folder(place: str) -> bool:
+    return os.path.isdir(place) and is_packed(place)
+
+
+def _check_packed(folder: str, split: str) -> None:
+    open_packed(folder, split)
+
+
+FORMAT = Format("a packed data set", _is_packed_folder, _check_packed, open_packed)

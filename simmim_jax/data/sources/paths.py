@@ -1,9 +1,10 @@
-"""What the paths of images tell: which are images, their splits and their classes.
+"""Rules for the paths of a data set: which files are images, splits and classes.
 
-Paths are bytes, as the file system has them, relative to where a data set lies, with
-"/" between folders; names that are not valid UTF-8 are paths like any other.
+Paths are bytes, as the file system has them, relative to the data set, with "/" between
+folders. Names that are not valid UTF-8 are valid paths.
 """
 
+import collections
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -13,14 +14,18 @@ import numpy as np
 from simmim_jax.errors import NotFoundError, UserError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+ARRAY_ENDINGS = (".npy",)
 SPLIT_FOLDERS = ("train", "validation", "val", "test")
-# Of a set without splits, one image in 20 is for validation.
+# Without splits, one image in 20 is held out for validation.
 _VALIDATION_SHARE = 20
-_ENDINGS = tuple(ending.encode() for ending in IMAGE_ENDINGS)
+_IMAGE_ENDINGS = tuple(ending.encode() for ending in IMAGE_ENDINGS)
+_ARRAY_ENDINGS = tuple(ending.encode() for ending in ARRAY_ENDINGS)
+# Endings that an error lists, the most frequent ones.
+_LISTED_ENDINGS = 4
 
 
 class Paths(Sequence[str]):
-    """Paths in one block of bytes: half of a tuple of texts, and fast to pickle."""
+    """Paths in one block of bytes: half the size of a tuple of str, fast to pickle."""
 
     def __init__(self, paths: Sequence[bytes]):
         self.block = b"\0".join(paths)
@@ -41,31 +46,57 @@ class Paths(Sequence[str]):
 
 
 def pack(paths: Sequence[bytes]) -> np.ndarray:
-    """uint8[...] of many paths, for a file."""
+    """Return paths as uint8 [...], to be stored in a file."""
     return np.frombuffer(b"\0".join(paths), np.uint8)
 
 
 def unpack(block: np.ndarray) -> list[bytes]:
-    """Return the paths of `pack`, of which there was at least one."""
+    """Return the paths that `pack` was given, at least one."""
     return block.tobytes().split(b"\0")
 
 
 def is_image(name: bytes) -> bool:
-    """Whether a file's name has the ending of an image; capitals do not matter."""
-    return name.lower().endswith(_ENDINGS)
+    """Whether a file name has the ending of an image, in any case."""
+    return name.lower().endswith(_IMAGE_ENDINGS)
+
+
+def is_array(name: bytes) -> bool:
+    """Whether a file name has the ending of a NumPy array, in any case."""
+    return name.lower().endswith(_ARRAY_ENDINGS)
 
 
 def is_hidden(name: bytes) -> bool:
-    """Whether a file or folder is to be passed over."""
-    return name.startswith(b".") or name == b"lost+found"  # of every Linux disk
+    """Whether to skip a file or folder of this name."""
+    return name.startswith(b".") or name == b"lost+found"  # at the root of Linux disks
 
 
-def no_images(place: str) -> FileNotFoundError:
-    """Return the error for a place where images were expected."""
-    return FileNotFoundError(
-        f"{place!r} has no images: expected {'/'.join(IMAGE_ENDINGS)} files in it or "
-        "in class folders."
+def no_images(
+    place: str, others: Iterable[bytes] = (), endings: Sequence[str] = IMAGE_ENDINGS
+) -> NotFoundError:
+    """Return the error for a place without the files that were expected.
+
+    others: names of the files that it has; endings: those of the expected files.
+    """
+    what = "images" if endings == IMAGE_ENDINGS else "arrays"
+    text = (
+        f"{place!r} has no {what}: expected {'/'.join(endings)} files in it or in "
+        "class folders."
     )
+    counts = collections.Counter(
+        os.path.splitext(os.fsdecode(name))[1].lower() or "files without an ending"
+        for name in others
+    )
+    if counts:
+        most = counts.most_common(_LISTED_ENDINGS)
+        listed = ", ".join(f"{count:,} {ending}" for ending, count in most)
+        more = ", and others" if len(counts) > len(most) else ""
+        text += f" It has {listed}{more}."
+    if what == "images" and any(counts[ending] for ending in ARRAY_ENDINGS):
+        text += (
+            " For .npy arrays, name a local folder that has arrays and no images, or a "
+            "local .npy file [n, h, w, c]."
+        )
+    return NotFoundError(text)
 
 
 # ---- Splits --------------------------------------------------------------------------
@@ -77,11 +108,11 @@ def find_split(
     exists: Callable[[str], bool],
     known: Sequence[str] = SPLIT_FOLDERS,
 ) -> str | None:
-    """Return the split folder to read, None if `place` is to be divided by rule.
+    """Return the split folder to read, or None if `hashed_split` divides the images.
 
-    exists: whether there is a folder of that name in `place`; known: names of splits.
-    raises: FileNotFoundError if only other splits have folders, ValueError for a split
-    that no rule makes.
+    exists: whether `place` has a folder of that name; known: names of splits.
+    raises: NotFoundError if `place` has folders of other splits alone, UserError for a
+    split that `hashed_split` does not make.
     """
     names = ("validation", "val") if split in ("validation", "val") else (split,)
     for name in names:
@@ -90,29 +121,30 @@ def find_split(
     present = [name for name in known if exists(name)]
     if present:
         raise NotFoundError(
-            f"split={split!r} of {place!r} is not there: found "
+            f"split={split!r} of {place!r} does not exist: found "
             f"{', '.join(present)}. Make a folder {names[0]}/ "
-            f"(among shards {names[0]}-*.tar, in a manifest rows of that split), name "
-            "another one in config.data.train_split or eval_split, or give data "
-            f"without splits to have one image in {_VALIDATION_SHARE} set aside for "
+            f"(shards: {names[0]}-*.tar, a manifest: rows of that split), name another "
+            "split in config.data.train_split or eval_split, or use data without "
+            f"splits, of which one image in {_VALIDATION_SHARE} is held out for "
             "validation."
         )
     if split not in ("train", "validation", "val"):
         raise UserError(
             f"split={split!r} of {place!r} does not exist: expected train or "
             "validation for data without splits. Make a folder "
-            f"{split}/ (in a manifest rows of that split) for another one; slices such "
+            f"{split}/ (a manifest: rows of that split) for another one; slices such "
             "as train[:10%] are for TFDS sets."
         )
     return None
 
 
-def by_rule(paths: Sequence[bytes], split: str, place: str) -> np.ndarray:
-    """int[m]: the images of a split of a set that has none.
+def hashed_split(paths: Sequence[bytes], split: str, place: str) -> np.ndarray:
+    """Return int [m]: the images of a split of a data set without splits.
 
-    Those whose path hashes into one part in 20 are for validation, and the one with
-    the smallest hash, so that there is always one: new images move none of the others.
-    raises: FileNotFoundError if a single image leaves none to train on.
+    The validation split has every image whose path hashes into one part in 20, and the
+    image with the smallest hash, so that it is never empty. New images do not move
+    others between splits.
+    raises: NotFoundError if there is a single image, which leaves none to train on.
     """
     hashes = np.array(
         [
@@ -134,9 +166,10 @@ def by_rule(paths: Sequence[bytes], split: str, place: str) -> np.ndarray:
 def split_paths(
     paths: Sequence[bytes], split: str
 ) -> tuple[list[bytes], list[str | None]] | None:
-    """Return paths below their split folders, and which these are; None without any.
+    """Return paths below their split folders, and the names of these folders.
 
-    split: another name to look for. A path outside of split folders becomes empty.
+    split: name of a folder to look for beside the usual ones. A path outside of all
+    split folders becomes empty. Returns None if there are no split folders.
     """
     folders = {os.fsencode(name) for name in (*SPLIT_FOLDERS, split)}
     parts = [path.partition(b"/") for path in paths]
@@ -152,7 +185,7 @@ def split_paths(
 
 
 def class_folders(paths: Iterable[bytes]) -> list[bytes] | None:
-    """Return the first folder of each path, None if one lies in no folder."""
+    """Return the first folder of each path, None if a path has no folder."""
     folders = []
     for path in paths:
         folder, slash, _ = path.partition(b"/")
@@ -162,19 +195,19 @@ def class_folders(paths: Iterable[bytes]) -> list[bytes] | None:
     return folders
 
 
-def number(folders: Sequence[bytes], class_names: Sequence[str]) -> np.ndarray:
-    """int32[n]: the label of each class folder."""
+def folder_labels(folders: Sequence[bytes], class_names: Sequence[str]) -> np.ndarray:
+    """Return the label of each class folder, int32 [n]."""
     label = {os.fsencode(name): i for i, name in enumerate(class_names)}
     return np.array([label[folder] for folder in folders], np.int32)
 
 
-def name_classes(
+def label_by_folder(
     paths: Sequence[bytes], chosen: np.ndarray
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Label int32[m] the chosen images by class folder; classes are those of all."""
+    """Return labels int32 [m] of the chosen paths, and the class names of all paths."""
     folders = class_folders(paths[i] for i in chosen)
     if folders is None:
         return None, ()
     names = {path.partition(b"/")[0] for path in paths if b"/" in path}
     class_names = sorted(map(os.fsdecode, names))
-    return number(folders, class_names), tuple(class_names)
+    return folder_labels(folders, class_names), tuple(class_names)

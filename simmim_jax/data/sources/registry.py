@@ -1,30 +1,49 @@
-"""A data set by its name: bundled, of TFDS, or where its files are.
+"""Data sets by name: bundled, from TFDS, or at a path or URL.
 
-Found and read here, nothing more: the images of a source are still encoded bytes, or
-raw arrays where that is how they are stored. TFDS, Pillow and pyarrow are imported when
-a set that needs them is opened and not before: `check_source` answers in milliseconds.
+A new format is one module with a `Format` and one line in `FORMATS`. TFDS, Pillow and
+pyarrow are imported when a data set that needs them is opened, so that `check_source`
+answers in milliseconds.
 """
 
 import difflib
 import os
 
-from simmim_jax.data.sources.archives import check_archive, find_shards, open_archives
-from simmim_jax.data.sources.base import Source
-from simmim_jax.data.sources.bundled_sets import BUNDLED, check_bundled, open_bundled
-from simmim_jax.data.sources.folders import check_folder, open_folder, open_url
-from simmim_jax.data.sources.idx import idx_paths, is_idx_folder, open_idx
-from simmim_jax.data.sources.manifests import (
-    MANIFEST_ENDINGS,
-    check_manifest,
-    open_manifest,
+from simmim_jax.data.sources import (
+    archives,
+    bundled_sets,
+    folders,
+    idx,
+    manifests,
+    npy,
+    packed,
+    tfds_sets,
 )
-from simmim_jax.data.sources.packed import is_packed, open_packed
-from simmim_jax.data.sources.remote import check_url, is_url
-from simmim_jax.data.sources.tfds_sets import find_prepared, open_tfds
+from simmim_jax.data.sources.base import Source
+from simmim_jax.data.sources.format import Format
+from simmim_jax.data.sources.remote import is_url
 from simmim_jax.errors import NotFoundError, UserError
 
-_ARCHIVE_ENDINGS = (".tar", ".zip")
-_COMPRESSED_ENDINGS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+# The first match opens a data set: special folders stand before folders of images.
+FORMATS: tuple[Format, ...] = (
+    bundled_sets.FORMAT,
+    tfds_sets.FORMAT,
+    manifests.FORMAT,
+    archives.ARCHIVE,
+    npy.ARRAY_FILE,
+    packed.FORMAT,
+    idx.FORMAT,
+    archives.SHARDS,
+    npy.ARRAY_FOLDER,
+    folders.URL,
+    folders.FOLDER,
+)
+_registered: list[Format] = []
+
+
+def register(format: Format) -> Format:
+    """Add a format, tried before all others; one of the same name is replaced."""
+    _registered[:] = [format, *(f for f in _registered if f.name != format.name)]
+    return format
 
 
 def open_source(dataset: str, split: str, *, data_dir: str = "") -> Source:
@@ -33,141 +52,73 @@ def open_source(dataset: str, split: str, *, data_dir: str = "") -> Source:
     dataset: "bundled:NAME", "tfds:NAME[/CONFIG][:VERSION]", or the path of
 
     - a folder of images (.jpg, .jpeg, .png, .webp, .gif, .bmp), at any depth;
-    - a folder that `python -m simmim_jax.data.pack` wrote: the splits that were packed;
+    - a folder that `simmim pack` wrote, with the splits that were packed;
     - a folder of four MNIST-like files such as train-images-idx3-ubyte.gz: "train"
       reads train-*, "validation" and "test" both read t10k-*;
-    - a .tar or .zip of images, read in place; a .tar within a .tar counts as a folder,
-      as in ILSVRC2012_img_train.tar;
+    - a .tar or .zip of images, without unpacking it; a .tar inside a .tar counts as a
+      folder, as in ILSVRC2012_img_train.tar;
     - a folder of .tar shards: KEY.jpg may have its label in KEY.cls, a whole number;
-    - a manifest: .csv or .tsv with columns path (or image, file, filename) and, if
-      need be, label (or class) and split, named in the first line; .parquet with the
-      same columns; .txt with a path a line, or path and label between which is a tab,
-      or a space where the path does not end the line. Paths are absolute, relative to
-      the manifest's folder, or URLs.
+    - a folder of .npy files and no images: one array [h, w] or [h, w, c] each, uint8 or
+      float32 (float16 and float64 are converted to float32);
+    - a .npy file [n, h, w, c] of such images, memory-mapped; labels int [n] are read
+      from the neighbouring NAME_labels.npy, if it exists;
+    - a manifest: .csv or .tsv whose first line names the columns path (or image, file,
+      filename) and optionally label (or class) and split; .parquet with the same
+      columns; .txt with one path per line, or a path and a label separated by a tab, or
+      by a space if the line does not end like an image file. Paths are absolute,
+      relative to the manifest's folder, or URLs.
 
-    A folder or a manifest may be at a URL that fsspec reads, such as gs:// or s3://.
+    A folder of images or a manifest may be at a URL that fsspec reads, such as gs:// or
+    s3://. `register` adds formats.
 
-    Splits are the folders train/, validation/ or val/, test/ in a folder or an archive,
-    the same words in the names of shards, or the column "split". Where there are none,
-    images whose path hashes into one part in 20 are "validation" (and the one with the
-    smallest hash, so that there is always one), the rest is "train". Adding images
-    moves none of those that were there. TFDS takes any slice such as "train[:10%]".
+    Splits are the folders train/, validation/ or val/, test/ in a folder or archive,
+    the same words in the names of shards, or the column "split". Without them, images
+    whose path (in a .npy file: index) hashes into one part in 20 are "validation", and
+    the rest is "train". The image with the smallest hash is always in "validation". New
+    images do not move others between splits. TFDS takes any slice, as in "train[:10%]".
 
-    Images in folders are labelled by the first folder, in sorted order; an image beside
-    no folder, or a folder without images to learn from, makes the set unlabelled; the
-    source says so in `unlabelled`. In a manifest whole numbers are labels as they
-    are, names are numbered in sorted order. Hidden files and folders are passed over.
+    The label of an image in a folder is the position of its first folder in sorted
+    order. An image outside of class folders, or a class folder without images to train
+    on, makes the data set unlabelled, as the source's `unlabelled` explains. Manifests
+    keep labels that are whole numbers, and number names in sorted order. Hidden files
+    and folders are skipped.
 
-    data_dir: where TFDS sets are, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    raises: ValueError for a name or split that does not exist and for files that are
-    not what their ending says, FileNotFoundError for data that is not there.
+    data_dir: folder of TFDS data sets; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    raises: UserError for an unknown name or split and for files that are not of their
+    format, NotFoundError for data that does not exist.
     """
-    kind, name = _parse(dataset)
-    if kind == "bundled":
-        return open_bundled(name, split)
-    if kind == "tfds":
-        return open_tfds(name, split, _local("data_dir", data_dir))
-    if kind == "packed":
-        return open_packed(name, split)
-    if kind == "manifest":
-        return open_manifest(name, split)
-    if kind == "archive":
-        return open_archives([name], split, name)
-    if kind == "url":
-        return open_url(name, split)
-    if is_idx_folder(name):
-        return open_idx(name, split)
-    if shards := find_shards(name):
-        return open_archives(shards, split, name)
-    return open_folder(name, split)
+    place, format = _find(dataset)
+    options = {"data_dir": data_dir} if format.takes_data_dir else {}
+    return format.open(place, split, **options)
 
 
 def check_source(dataset: str, split: str, *, data_dir: str = "") -> None:
-    """Raise what `open_source` would raise if the data is not there, in milliseconds.
+    """Raise the errors of `open_source` for missing data, in milliseconds.
 
-    Looks for the first image of a folder or archive, the first row of a manifest and
-    the description of a TFDS set, reads nothing more. Of a URL it checks whether what
-    reads it is installed, and of a manifest there the first row.
+    This looks for the first image of a folder or archive, the first row of a manifest,
+    or the description of a TFDS data set, and reads no more. For a folder at a URL it
+    checks whether a package that reads it is installed.
     """
-    kind, name = _parse(dataset)
-    if kind == "bundled":
-        check_bundled(name, split)
-    elif kind == "tfds":
-        find_prepared(name, split, _local("data_dir", data_dir))
-    elif kind == "packed":
-        open_packed(name, split)
-    elif kind == "manifest":
-        check_manifest(name)
-    elif kind == "archive":
-        check_archive(name)
-    elif kind == "folder":
-        if is_idx_folder(name):
-            idx_paths(name, split)
-        elif shards := find_shards(name):
-            check_archive(shards[0])
-        else:
-            check_folder(name, split)
+    place, format = _find(dataset)
+    options = {"data_dir": data_dir} if format.takes_data_dir else {}
+    format.check(place, split, **options)
 
 
-def _parse(dataset: str) -> tuple[str, str]:
-    """Return the kind, and the name or the path that the rest depends on."""
+def _find(dataset: str) -> tuple[str, Format]:
+    """Return the place that a data set's name stands for, and its format."""
+    place = dataset if is_url(dataset) else os.path.expanduser(dataset)
+    formats = (*_registered, *FORMATS)
+    for format in formats:
+        if format.matches(place):
+            return place, format
+    *names, last = reversed([format.name for format in formats])
+    expected = f"expected {', '.join(names)}, or {last}"
+    if os.path.isfile(place):
+        raise UserError(f"dataset={dataset!r} has an unknown file format: {expected}.")
     prefix, colon, name = dataset.partition(":")
-    if colon and prefix in ("bundled", "tfds") and name:
-        return prefix, name
-    path = dataset if is_url(dataset) else os.path.expanduser(dataset)
-    lower = path.lower()
-    if is_url(path):
-        if lower.endswith((*_ARCHIVE_ENDINGS, *_COMPRESSED_ENDINGS)):
-            raise UserError(
-                f"dataset={dataset!r} is an archive at a URL: expected a folder or a "
-                "manifest there. Copy the archive here, or mount the bucket (Cloud "
-                "Storage: gcsfuse)."
-            )
-        check_url(path)
-        if lower.endswith(MANIFEST_ENDINGS):
-            return "manifest", path
-        return "url", path.rstrip("/")
-    if os.path.isdir(path):
-        return ("packed" if is_packed(path) else "folder"), path
-    if os.path.isfile(path):
-        if lower.endswith(MANIFEST_ENDINGS):
-            return "manifest", os.path.abspath(path)
-        if lower.endswith(_ARCHIVE_ENDINGS):
-            return "archive", path
-        raise UserError(_unreadable(dataset))
-    expected = (
-        "expected a folder, a .tar or .zip, a manifest "
-        f"({'/'.join(MANIFEST_ENDINGS)}), 'tfds:NAME' or 'bundled:NAME'"
-    )
-    close = difflib.get_close_matches(prefix, ("bundled", "tfds"), n=1)
     if colon and os.sep not in prefix:
+        prefixes = [format.prefix for format in formats if format.prefix]
+        close = difflib.get_close_matches(prefix, prefixes, n=1)
         meant = f" Did you mean '{close[0]}:{name or 'NAME'}'?" if close else ""
         raise UserError(f"dataset={dataset!r} is unknown: {expected}.{meant}")
-    raise NotFoundError(
-        f"dataset={dataset!r} does not exist: {expected}. Bundled are "
-        f"{', '.join(BUNDLED)}."
-    )
-
-
-def _unreadable(dataset: str) -> str:
-    if dataset.lower().endswith(_COMPRESSED_ENDINGS):
-        return (
-            f"dataset={dataset!r} is compressed, so that images in it cannot be read "
-            "in any order. Decompress it once, images hardly grow by it: gunzip "
-            f"{dataset} (or bunzip2, unxz, unzstd), and name the .tar."
-        )
-    return (
-        f"dataset={dataset!r} is a file of an unknown kind: expected a .tar, a .zip or "
-        f"a manifest ({'/'.join(MANIFEST_ENDINGS)})."
-    )
-
-
-def _local(field: str, path: str) -> str:
-    """Expand the ~ of a path; raise ValueError if it is a URL."""
-    if is_url(path):
-        raise UserError(
-            f"{field}={path!r} is not a local path: ArrayRecord is read through the "
-            "file system. Mount the bucket (Cloud Storage: gcsfuse) and name its "
-            "folder."
-        )
-    return os.path.expanduser(path)
+    raise NotFoundError(f"dataset={dataset!r} does not exist: {expected}.")

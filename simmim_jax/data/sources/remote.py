@@ -1,10 +1,11 @@
-"""Files by path or URL; those at URLs are read through fsspec."""
+"""Files by path or URL; fsspec reads URLs."""
 
 import errno
 import os
+from collections.abc import Callable
 from typing import IO
 
-from simmim_jax.data.sources.paths import is_hidden, is_image
+from simmim_jax.data.sources.paths import is_hidden
 from simmim_jax.errors import UserError
 
 
@@ -14,7 +15,7 @@ def is_url(path: str) -> bool:
 
 
 def check_url(url: str) -> None:
-    """Raise ValueError if nothing that is installed reads such URLs."""
+    """Raise UserError if no installed package reads such URLs."""
     import fsspec
 
     protocol = url.partition("://")[0]
@@ -29,7 +30,7 @@ def check_url(url: str) -> None:
 
 
 def open_file(path: str) -> IO[bytes]:
-    """Open a file to read bytes."""
+    """Open a file for reading bytes."""
     if not is_url(path):
         return open(path, "rb")
     import fsspec
@@ -38,27 +39,27 @@ def open_file(path: str) -> IO[bytes]:
 
 
 def read_file(path: str) -> bytes:
-    """Read a whole file, in one request where it is far away.
+    """Read a whole file, with one request if it is remote.
 
-    raises: OSError, whatever the place is.
+    raises: OSError, for every file system.
     """
     if not is_url(path):
         with open(path, "rb") as file:
             return file.read()
     import fsspec
 
-    # Instances are kept by fsspec, one a process: nothing here has to be sent.
+    # fsspec keeps one instance per process: sources need not pickle it.
     files, name = fsspec.core.url_to_fs(path)
     try:
         return files.cat_file(name)
     except OSError:
         raise
-    except Exception as error:  # gcsfs and aiohttp have kinds of their own
+    except Exception as error:  # gcsfs and aiohttp have their own types
         raise OSError(errno.EIO, str(error), path) from error
 
 
-def list_url(url: str) -> list[bytes]:
-    """Return the sorted paths of all images under a URL, relative to it."""
+def list_url(url: str, wanted: Callable[[bytes], bool]) -> list[bytes]:
+    """Return the sorted paths of all wanted files under a URL, relative to it."""
     import fsspec
 
     files, root = fsspec.core.url_to_fs(url)
@@ -66,5 +67,5 @@ def list_url(url: str) -> list[bytes]:
     return sorted(
         name
         for name in names
-        if is_image(name) and not any(map(is_hidden, name.split(b"/")))
+        if wanted(name) and not any(map(is_hidden, name.split(b"/")))
     )

@@ -1,4 +1,4 @@
-"""Prepared TFDS sets, found with os alone; TFDS is imported when one is opened."""
+"""Prepared TFDS data sets, found with os alone; opening one imports TFDS."""
 
 import dataclasses
 import errno
@@ -14,14 +14,18 @@ import numpy as np
 from simmim_jax.data.sources import cache
 from simmim_jax.data.sources.base import NO_LABEL
 from simmim_jax.data.sources.folders import subfolders
+from simmim_jax.data.sources.format import Format
+from simmim_jax.data.sources.remote import is_url
 from simmim_jax.errors import NotFoundError, UserError
+
+_PREFIX = "tfds:"
 
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-    """A prepared TFDS set; `records` is its data source, images left encoded.
+    """A prepared TFDS data set; `records` is its data source, with encoded images.
 
-    image_key, label_key: where they are in a record, key by key.
+    image_key, label_key: their keys in a nested record.
     """
 
     records: Any = dataclasses.field(repr=False)
@@ -39,19 +43,19 @@ class TfdsSource:
             record = self.records[index]
             image = _get(record, self.image_key)
             label = NO_LABEL if self.label_key is None else _get(record, self.label_key)
-            if image is None:  # TFDS takes what a cut file lacks for an empty record.
+            if image is None:  # TFDS reads past the end of a file as empty records.
                 raise UserError("empty record")
             return {"image": image, "label": int(label)}
-        except Exception as error:  # of ArrayRecord, Protobuf and TFDS
+        except Exception as error:  # from ArrayRecord, Protobuf or TFDS
             what = f"{self.split}: example {index}: {error}"
             raise OSError(errno.EIO, what, self.folder) from error
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:
-        """int[n]; None if there are none, as in the test split of ImageNet.
+        """int [n]; None if there are none, as in the test split of ImageNet.
 
-        They lie in the records: the first time every record is read, about 0.1 ms
-        each, decoding no image; then they are kept as the indexes of folders are.
+        The first time, this reads every record (0.1 ms each) without decoding images;
+        large results are cached like the indexes of folders.
         """
         if self.label_key is None:
             return None
@@ -66,14 +70,14 @@ class TfdsSource:
 
 
 def open_tfds(name: str, split: str, data_dir: str) -> TfdsSource:
-    """Open one split of a set "NAME[/CONFIG][:VERSION]" that is prepared.
+    """Open one split of a prepared data set "NAME[/CONFIG][:VERSION]".
 
-    The image is the feature "image", or the only one; labels are the ClassLabel
-    "label", or the only one. Both may lie in nested features.
-    raises: ValueError without a single such image.
+    The image is the feature "image", or the only image; the label is the ClassLabel
+    "label", or the only ClassLabel. Features may be nested.
+    raises: UserError if that leaves no image, or several.
     """
     folder = find_prepared(name, split, data_dir)
-    import tensorflow_datasets as tfds  # Takes seconds, too long for an error above.
+    import tensorflow_datasets as tfds  # takes seconds: after the errors above
 
     builder = tfds.builder_from_directory(folder)
     features = dict(_leaves(builder.info.features, tfds.features.FeaturesDict))
@@ -91,8 +95,8 @@ def open_tfds(name: str, split: str, data_dir: str) -> TfdsSource:
         )
     if not np.issubdtype(features[image_key].np_dtype, np.integer):
         raise UserError(
-            f"{folder!r} has images of {features[image_key].np_dtype}: expected whole "
-            "numbers."
+            f"{folder!r} has {features[image_key].np_dtype} images: expected an "
+            "integer dtype. Save the images as .npy files instead."
         )
     decoders: dict[str, Any] = {}
     for *outer, last in encoded:
@@ -112,7 +116,7 @@ def open_tfds(name: str, split: str, data_dir: str) -> TfdsSource:
 def _leaves(
     features: Any, nest: type, above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield features that are not themselves made of features, with their keys."""
+    """Yield the innermost features with their keys."""
     for key, feature in features.items():
         if isinstance(feature, nest):
             yield from _leaves(feature, nest, (*above, key))
@@ -121,7 +125,7 @@ def _leaves(
 
 
 def _choose(name: str, keys: list[tuple[str, ...]]) -> tuple[str, ...] | None:
-    """Return the key that is `name`, or the only one; None if that is not clear."""
+    """Return the key `name`, or else the only key, or else None."""
     if (name,) in keys:
         return (name,)
     return keys[0] if len(keys) == 1 else None
@@ -132,9 +136,9 @@ def _get(record: Any, key: tuple[str, ...]) -> Any:
 
 
 def find_prepared(name: str, split: str, data_dir: str) -> str:
-    """Return the folder of a prepared set, looked for with os alone.
+    """Return the folder of a prepared data set, found with os alone.
 
-    TFDS itself would try to download what is missing, for minutes.
+    TFDS would spend minutes on an attempt to download a missing data set.
     """
     name, _, version = name.partition(":")
     data_dir = data_dir or os.path.expanduser(
@@ -142,7 +146,7 @@ def find_prepared(name: str, split: str, data_dir: str) -> str:
     )
     folder = os.path.join(data_dir, name)
     versions = _versions(folder)
-    if not versions and "/" not in name:  # A set with a single config needs no name.
+    if not versions and "/" not in name:  # A single config need not be named.
         configs = [c for c in subfolders(folder) if _versions(os.path.join(folder, c))]
         if len(configs) > 1:
             raise UserError(
@@ -174,7 +178,7 @@ def find_prepared(name: str, split: str, data_dir: str) -> str:
 
 
 def _versions(folder: str) -> list[str]:
-    """Versions that are prepared in a folder, oldest first."""
+    """Return the versions that are prepared in a folder, oldest first."""
     versions = [
         name
         for name in subfolders(folder)
@@ -196,3 +200,32 @@ def _how_to_prepare(name: str, version: str, data_dir: str) -> str:
         "Files that TFDS does not download, such as ImageNet's, go to "
         f"{os.path.join(data_dir, 'downloads', 'manual')} first."
     )
+
+
+def _find(place: str, split: str, data_dir: str) -> tuple[str, str, str]:
+    """Return name, split and data_dir; raises UserError if data_dir is a URL."""
+    if is_url(data_dir):
+        raise UserError(
+            f"data_dir={data_dir!r} is not a local path: expected a folder, since "
+            "ArrayRecord reads through the file system. Mount the bucket (Cloud "
+            "Storage: gcsfuse) and name its folder."
+        )
+    return place.removeprefix(_PREFIX), split, os.path.expanduser(data_dir)
+
+
+def _check_tfds(place: str, split: str, *, data_dir: str) -> None:
+    find_prepared(*_find(place, split, data_dir))
+
+
+def _open_tfds(place: str, split: str, *, data_dir: str) -> TfdsSource:
+    return open_tfds(*_find(place, split, data_dir))
+
+
+FORMAT = Format(
+    f"'{_PREFIX}NAME'",
+    lambda place: place.startswith(_PREFIX) and place != _PREFIX,
+    _check_tfds,
+    _open_tfds,
+    prefix="tfds",
+    takes_data_dir=True,
+)

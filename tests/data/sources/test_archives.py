@@ -1,4 +1,4 @@
-"""Tar and zip files: what is found in them, and that reading them is exact and safe."""
+"""Tar and zip files: layouts, exact reads, indexes, and damage."""
 
 import concurrent.futures
 import io
@@ -18,7 +18,7 @@ CHINA, FLOWER = (photo.read_bytes() for photo in PHOTOS)
 
 
 def write_tar(path, files, **options):
-    """Write {name: bytes}; a dict in place of bytes is a tar of its own."""
+    """Write {name: bytes}; a dict in place of bytes becomes a nested tar."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", **options) as tar:
         for name, data in files.items():
@@ -44,7 +44,7 @@ def write(path, files):
 
 
 def whole(path, splits=("train", "validation")):
-    """All examples of splits, {path in the archive: (image, class or None)}."""
+    """Return the examples of splits, {path in the archive: (image, class or None)}."""
     found = {}
     for split in splits:
         check_source(path, split)
@@ -66,7 +66,7 @@ def test_class_folders(ending, tmp_path):
         "./ant/ü 3.jpg": CHINA,
         "./ant/notes.txt": b"no image",
         "./.hidden/4.jpg": FLOWER,
-        "./ant/._2.jpg": b"of a Mac",
+        "./ant/._2.jpg": b"written by macOS",
     }
     path = write(tmp_path / f"set.{ending}", files)
     assert whole(path) == {
@@ -79,7 +79,7 @@ def test_class_folders(ending, tmp_path):
 
 @pytest.mark.parametrize("ending", ["tar", "zip"])
 @pytest.mark.parametrize("top", ["", "my set/"])
-def test_split_folders_also_below_one_folder_for_all(top, ending, tmp_path):
+def test_split_folders_below_a_single_top_folder(top, ending, tmp_path):
     files = {
         f"{top}train/ant/1.jpg": CHINA,
         f"{top}train/bee/2.jpg": FLOWER,
@@ -99,7 +99,7 @@ def test_split_folders_also_below_one_folder_for_all(top, ending, tmp_path):
         open_source(path, "none")
 
 
-def test_an_archive_of_one_folder_is_read_as_that_folder(tmp_path):
+def test_an_archive_of_one_folder_is_read_like_that_folder(tmp_path):
     files = {
         f"photos/{name}": CHINA for name in ("cat/1.jpg", "dog/1.jpg", "dog/2.jpg")
     }
@@ -107,7 +107,7 @@ def test_an_archive_of_one_folder_is_read_as_that_folder(tmp_path):
     assert [name for _, name in whole(path).values()].count("dog") == 2
 
 
-def test_archives_and_folders_are_divided_alike(tmp_path):
+def test_archives_and_folders_have_the_same_splits(tmp_path):
     names = [f"{'ab'[i % 2]}/{i}.jpg" for i in range(60)]
     for name in names:
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -210,13 +210,13 @@ def test_shards_of_splits(name, tmp_path):
         open_source(str(tmp_path), "test")
 
 
-def test_what_files_of_one_example_share_ends_at_the_first_dot(tmp_path):
+def test_keys_of_examples_end_at_the_first_dot(tmp_path):
     files = {"a.b/0.left.jpg": CHINA, "a.b/0.cls": b"1\n", "a.b/0.x.right.jpg": FLOWER}
     found = whole(write_tar(tmp_path / "set.tar", files))
     assert sorted(name for _, name in found.values()) == ["1", "1"]
 
 
-def test_errors_of_labels_beside_images(tmp_path):
+def test_bad_label_files_are_errors(tmp_path):
     files = shard(0, 3)
     del files["0001.cls"]
     with pytest.raises(ValueError, match=r"'0001.jpg'.*no .cls file beside it"):
@@ -226,7 +226,7 @@ def test_errors_of_labels_beside_images(tmp_path):
         open_source(write_tar(tmp_path / "b.tar", files), "train")
 
 
-def test_tars_beside_images_or_folders_are_no_shards(tmp_path):
+def test_tars_beside_images_or_folders_are_ignored(tmp_path):
     write_tar(tmp_path / "old.tar", {"9.jpg": CHINA})
     for name in ("train/cat/1.jpg", "train/dog/2.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -235,7 +235,7 @@ def test_tars_beside_images_or_folders_are_no_shards(tmp_path):
 
 
 def imagenet(folder):
-    """The two files of ILSVRC2012 as image-net.org gives them, in small."""
+    """Write small versions of the two ILSVRC2012 files of image-net.org."""
     classes = {
         f"{synset}.tar": {f"{synset}_{i}.JPEG": CHINA + bytes([i]) for i in range(3)}
         for synset in ("n01751748", "n02105855", "n09193705")
@@ -254,13 +254,13 @@ def test_a_tar_of_class_tars(tmp_path):
         assert image[:-1] == CHINA
 
 
-def test_imagenet_as_it_is_downloaded(tmp_path):
+def test_imagenet_as_downloaded(tmp_path):
     imagenet(tmp_path)
     train = open_source(str(tmp_path), "train")
     validation = open_source(str(tmp_path), "validation")
     assert train.class_names == validation.class_names
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    # The first lines of the published ground truth: images 1, 2, 3.
+    # The first lines of the published ground truth are images 1, 2 and 3.
     names = [validation.class_names[validation[i]["label"]] for i in range(3)]
     assert names == ["n02105855", "n01751748", "n09193705"]
 
@@ -272,7 +272,7 @@ def read_all(source):
     return [source[i]["image"] for i in range(len(source))]
 
 
-def test_threads_and_processes_read_at_once(tmp_path):
+def test_threads_and_processes_read_concurrently(tmp_path):
     files = {f"{i}.jpg": bytes([i]) * (i + 1) * 999 for i in range(40)}
     source = open_source(write_tar(tmp_path / "set.tar", files), "train")
     expected = read_all(source)
@@ -286,7 +286,7 @@ def test_threads_and_processes_read_at_once(tmp_path):
             assert pool.map(read_all, [source] * 2) == [expected] * 2
 
 
-def test_it_is_small_to_send_and_holds_no_file(tmp_path):
+def test_pickles_are_small_and_no_file_stays_open(tmp_path):
     files = {f"{i:05d}.jpg": b"x" for i in range(900)}
     source = open_source(write_tar(tmp_path / "set.tar", files), "train")
     before = os.listdir("/proc/self/fd")
@@ -296,7 +296,7 @@ def test_it_is_small_to_send_and_holds_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["tar", "zip"])
-def test_the_index_is_kept_until_the_file_changes(ending, tmp_path, monkeypatch):
+def test_the_index_is_used_until_the_file_changes(ending, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "_MIN_IMAGES", 1)
     indexed = []
@@ -318,19 +318,19 @@ def test_the_index_is_kept_until_the_file_changes(ending, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("kept", [100_000, 2000, 300])
-def test_a_tar_that_is_cut_off(kept, tmp_path):
+def test_a_truncated_tar(kept, tmp_path):
     path = tmp_path / "set.tar"
     write_tar(path, {"1.jpg": CHINA, "2.jpg": FLOWER, "3.jpg": CHINA})
     os.truncate(path, kept)
-    with pytest.raises(ValueError, match=r"set.tar' is no tar file, or a broken one"):
+    with pytest.raises(ValueError, match=r"set.tar' is not a tar file, or is corrupt"):
         open_source(str(path), "train")
 
 
-def test_broken_headers_are_not_taken_for_the_end(tmp_path):
+def test_corrupt_headers_are_not_taken_for_the_end(tmp_path):
     path = tmp_path / "set.tar"
     write_tar(path, {"1.jpg": b"1", "2.jpg": b"2", "3.jpg": b"3"})
     data = bytearray(path.read_bytes())
-    data[1024:1034] = b"0123456789"  # The name of the second: its checksum is wrong.
+    data[1024:1034] = b"0123456789"  # the name of the second: now its checksum is wrong
     path.write_bytes(data)
     with pytest.raises(ValueError, match="bad header at byte 1024"):
         open_source(str(path), "train")
@@ -344,14 +344,14 @@ def test_files_that_shrink_or_vanish_after_opening(tmp_path):
     ):
         source = open_source(path, "train")
         os.truncate(path, 1000)
-        with pytest.raises(OSError, match=r"is cut off: \d+ bytes at"):
+        with pytest.raises(OSError, match=r"is truncated: \d+ bytes at"):
             source[1]
         os.unlink(path)
         with pytest.raises(FileNotFoundError):
             source[1]
 
 
-def test_a_broken_zip(tmp_path):
+def test_a_corrupt_zip(tmp_path):
     file = tmp_path / "a.zip"
     path = write_zip(file, {"1.bmp": bytes(9999), "2.bmp": bytes(9999)})
     data = bytearray(file.read_bytes())
@@ -361,11 +361,11 @@ def test_a_broken_zip(tmp_path):
     for split in ("train", "validation"):
         source = open_source(path, split)
         if source.paths[0] == "1.bmp":
-            with pytest.raises(OSError, match=r"a.zip' is broken at byte"):
+            with pytest.raises(OSError, match=r"a.zip' is corrupt at byte"):
                 source[0]
     data[:4] = b"junk"
     file.write_bytes(data)
-    with pytest.raises(ValueError, match=r"no '1.bmp' where its list says"):
+    with pytest.raises(ValueError, match=r"no '1.bmp' at the listed offset"):
         open_source(path, "train")
 
 

@@ -1,4 +1,4 @@
-"""The sets that come with the package."""
+"""The data sets that come with the package."""
 
 import numpy as np
 import pytest
@@ -36,19 +36,19 @@ def test_bundled_sets_are_labelled_and_complete(name, split, counts):
     assert example["label"] == source.labels[3]
 
 
-def test_climate_has_unlabelled_patches_and_no_ground_in_two_splits():
+def test_climate_has_unlabelled_patches_and_splits_that_do_not_overlap():
     source = open_source("bundled:climate", "unlabelled")
     assert len(source) == 5150
     assert source.class_names == ()
     assert source.labels is None
     assert source[0]["label"] == -1
-    assert source.images.std(axis=(1, 2, 3)).max() > 20  # Pictures, not blanks.
+    assert source.images.std(axis=(1, 2, 3)).max() > 20  # not blank
 
     with np.load(_BUNDLED_DIR / "climate-patches.npz") as patches:
         train, held_out = patches["unlabelled_corners"], patches["validation_corners"]
         assert set(map(tuple, patches["train_corners"])) <= set(map(tuple, train))
     distance = np.abs(train[:, None].astype(int) - held_out[None].astype(int))
-    # 64 pixels of patch and 32 of margin between any two corners.
+    # 64 pixels of a patch and 32 of margin between any two corners.
     assert distance.max(axis=-1).min() >= 64 + 32
 
 

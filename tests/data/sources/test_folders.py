@@ -1,4 +1,4 @@
-"""Folders of images: what is found, its splits and classes, and the index."""
+"""Folders of images: files, splits, classes, and the index."""
 
 import os
 import pickle
@@ -20,7 +20,7 @@ from tests.images import PHOTOS, write_image, write_photographs
 def test_class_folders_are_labelled_in_sorted_order(tmp_path):
     for name in ("zebra/deep/1.JPG", "ant/2.png", "ant/1.webp", "bee/3.bmp"):
         write_image(tmp_path / "train" / name)
-    (tmp_path / "train" / "ant" / "notes.txt").write_text("no image")
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("not an image")
     write_image(tmp_path / "train" / ".hidden" / "4.png")
     write_image(tmp_path / "val" / "zebra" / "5.jpeg")
     check_source(str(tmp_path), "train")
@@ -35,7 +35,7 @@ def test_class_folders_are_labelled_in_sorted_order(tmp_path):
     assert train.labels.tolist() == [0, 0, 1, 2]
     assert [train[i]["label"] for i in range(4)] == [0, 0, 1, 2]
     assert decode(train[0]["image"], 3).shape == (10, 12, 3)
-    # A split without some classes keeps the labels of the others.
+    # A class that is missing in a split does not shift the labels of others.
     for split in ("val", "validation"):
         validation = open_source(str(tmp_path), split)
         assert validation.class_names == train.class_names
@@ -61,8 +61,8 @@ def test_splits_of_other_names_may_have_other_classes(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "train"])
-def test_a_class_folder_without_images_makes_it_unlabelled(prefix, tmp_path):
-    """Fine-tuning refuses it; to pre-train, a folder of videos is no harm."""
+def test_an_empty_class_folder_makes_the_set_unlabelled(prefix, tmp_path):
+    """Fine-tuning refuses it; pre-training does not mind a folder of videos."""
     write_image(tmp_path / prefix / "cat" / "1.png")
     write_image(tmp_path / prefix / "cat" / "2.png")
     (tmp_path / prefix / "dog").mkdir()
@@ -74,7 +74,7 @@ def test_a_class_folder_without_images_makes_it_unlabelled(prefix, tmp_path):
     assert len(source) == (2 if prefix else 1)
 
 
-def test_folders_that_only_other_splits_have_are_named_where_they_are(tmp_path):
+def test_class_folders_of_other_splits_are_named_with_their_path(tmp_path):
     """As in Tiny ImageNet, whose validation images are unlabelled."""
     write_photographs(tmp_path, ["train/cat/images/1.jpg", "val/images/2.jpg"])
     source = open_source(str(tmp_path), "train")
@@ -86,7 +86,7 @@ def test_folders_that_only_other_splits_have_are_named_where_they_are(tmp_path):
     assert open_source(str(tmp_path), "val").labels is None
 
 
-def test_images_beside_no_folder_make_it_unlabelled(tmp_path):
+def test_images_outside_of_class_folders_make_the_set_unlabelled(tmp_path):
     write_image(tmp_path / "train" / "a.png")
     write_image(tmp_path / "train" / "folder" / "b.png")
     source = open_source(str(tmp_path), "train")
@@ -94,14 +94,14 @@ def test_images_beside_no_folder_make_it_unlabelled(tmp_path):
     assert source.class_names == ()
     assert source.labels is None
     assert source[0]["label"] == -1
-    assert f"'{tmp_path}/train/a.png' lies in no class folder" in source.unlabelled
+    assert f"'{tmp_path}/train/a.png' is in no class folder" in source.unlabelled
     (tmp_path / "train" / "folder" / "b.png").unlink()
     (tmp_path / "train" / "folder").rmdir()
     assert open_source(str(tmp_path), "train").unlabelled == ""
     assert source[0]["path"].endswith("a.png")
 
 
-def test_one_image_in_20_is_for_validation_and_stays_there(tmp_path):
+def test_one_image_in_20_is_held_out_and_stays_held_out(tmp_path):
     for i in range(400):
         write_image(tmp_path / ("cat" if i % 2 else "dog") / f"{i}.png", size=(1, 1))
     train = open_source(str(tmp_path), "train")
@@ -117,7 +117,7 @@ def test_one_image_in_20_is_for_validation_and_stays_there(tmp_path):
     assert set(train.paths) <= set(open_source(str(tmp_path), "train").paths)
 
 
-def test_small_folders_have_a_validation_image_too(tmp_path):
+def test_small_folders_also_have_a_validation_image(tmp_path):
     for i in range(3):
         write_image(tmp_path / f"{i}.png")
     assert len(open_source(str(tmp_path), "validation")) == 1
@@ -150,8 +150,8 @@ def paths_of(folder):
 def test_odd_names_are_found_and_read(tmp_path):
     names = ["ü é 🐈.jpg", "a\nb.PNG", "-rf.jpeg", "x.jpg.jpg", "e\u0301.jpg"]
     write_photographs(tmp_path / "train", names)
-    broken = os.fsencode(tmp_path / "train") + b"/\xff\xfe.jpg"
-    with open(broken, "wb") as file:
+    not_utf8 = os.fsencode(tmp_path / "train") + b"/\xff\xfe.jpg"
+    with open(not_utf8, "wb") as file:
         file.write(PHOTOS[1].read_bytes())
     source = open_source(str(tmp_path), "train")
     assert sorted(source.paths) == sorted([*names, os.fsdecode(b"\xff\xfe.jpg")])
@@ -161,8 +161,8 @@ def test_odd_names_are_found_and_read(tmp_path):
         assert sent[i]["path"] == source[i]["path"]
 
 
-def test_names_that_are_not_utf8_can_be_classes_and_are_divided_by_rule(tmp_path):
-    for name in (b"caf\xe9", b"caf\xc3\xa9"):  # Latin-1 and UTF-8.
+def test_class_names_need_not_be_utf8(tmp_path):
+    for name in (b"caf\xe9", b"caf\xc3\xa9"):  # Latin-1 and UTF-8
         folder = os.path.join(os.fsencode(tmp_path), name)
         os.mkdir(folder)
         for i in range(3):
@@ -173,7 +173,7 @@ def test_names_that_are_not_utf8_can_be_classes_and_are_divided_by_rule(tmp_path
     assert [os.fsencode(n) for n in train.class_names] == [b"caf\xc3\xa9", b"caf\xe9"]
 
 
-def test_links_are_followed_and_loops_end(tmp_path):
+def test_links_are_followed_but_not_in_loops(tmp_path):
     write_photographs(tmp_path, ["elsewhere/deep/1.jpg", "set/train/a/2.jpg"])
     train = tmp_path / "set" / "train"
     (train / "b").symlink_to(tmp_path / "elsewhere")
@@ -194,28 +194,28 @@ def test_links_are_followed_and_loops_end(tmp_path):
     ]
     only_loops = tmp_path / "loops"
     only_loops.mkdir()
-    for name in "ab":  # Of two, the ways double with each step.
+    for name in "ab":  # With two links, the paths double with each level.
         (only_loops / name).symlink_to(only_loops)
     with pytest.raises(FileNotFoundError, match="no images"):
         check_source(str(only_loops), "train")
 
 
-def test_folders_that_must_not_be_read(open_folder, without_root):
+def test_folders_without_permission_are_errors(open_folder, without_root):
     write_photographs(open_folder, ["dog/deep/2.jpg"])
     (open_folder / "dog" / "deep").chmod(0)
     with without_root:
         for function in (check_source, open_source):
-            with pytest.raises(ValueError, match=r"dog/deep' must not be read"):
+            with pytest.raises(ValueError, match=r"dog/deep' cannot be read"):
                 function(str(open_folder), "train")
 
 
-def test_pipes_are_no_images(tmp_path):
+def test_pipes_are_ignored(tmp_path):
     write_photographs(tmp_path, ["train/1.jpg"])
-    os.mkfifo(tmp_path / "train" / "2.jpg")  # who opens it waits for ever
+    os.mkfifo(tmp_path / "train" / "2.jpg")  # opening it would block
     assert [*open_source(str(tmp_path), "train").paths] == ["1.jpg"]
 
 
-def test_what_a_disk_has_at_its_root_is_no_class(tmp_path):
+def test_lost_and_found_is_not_a_class(tmp_path):
     write_photographs(tmp_path, ["cat/1.jpg", "cat/2.jpg", "lost+found/3.jpg"])
     assert open_source(str(tmp_path), "train").class_names == ("cat",)
 
@@ -235,21 +235,21 @@ def test_paths_are_a_sequence():
 
 @pytest.fixture
 def scanned(tmp_path, monkeypatch):
-    """Names of folders that were read from disk, a cache of its own, and no wait."""
+    """Record the folders that are read, with an own cache for sets of any size."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "_MIN_IMAGES", 1)
     names = []
 
-    def read(root, name, original=folders._read):
+    def read(root, name, wanted, original=folders._read):
         names.append(os.fsdecode(name))
-        return original(root, name)
+        return original(root, name, wanted)
 
     monkeypatch.setattr(folders, "_read", read)
     return names
 
 
 def settle(root):
-    """Date all folders back, as if nothing had changed for a minute."""
+    """Set the modification time of all folders back by a minute."""
     for folder, _, _ in os.walk(root, followlinks=False):
         then = os.stat(folder).st_mtime_ns - 60 * 10**9
         os.utime(folder, ns=(then, then))
@@ -270,7 +270,7 @@ def test_only_folders_that_changed_are_read_again(tmp_path, scanned):
     assert changed() == (found, [])
     write_photographs(root, ["train/b/deep/4.jpg"])
     assert changed() == ([*found, "b/deep/4.jpg"], ["b/deep"])
-    # It changed just now, and may do so again within the same tick of the clock.
+    # It just changed, and may change again within the same tick of the clock.
     assert changed() == ([*found, "b/deep/4.jpg"], ["b/deep"])
     settle(root / "train" / "b" / "deep")
     changed()
@@ -287,7 +287,7 @@ def test_only_folders_that_changed_are_read_again(tmp_path, scanned):
     assert [*open_source(str(root / "train"), "train").paths] != []
 
 
-def test_a_folder_behind_a_link_appears_when_it_is_mounted(tmp_path, scanned):
+def test_the_target_of_a_link_appears_when_it_is_mounted(tmp_path, scanned):
     write_photographs(tmp_path, ["set/train/1.jpg"])
     (tmp_path / "set" / "train" / "more").symlink_to(tmp_path / "disk")
     settle(tmp_path / "set")
@@ -309,7 +309,7 @@ def test_links_to_one_folder_share_its_index(tmp_path, scanned):
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", "pickle", "half"])
-def test_a_broken_index_is_made_anew(content, tmp_path, scanned):
+def test_a_corrupt_index_is_rebuilt(content, tmp_path, scanned):
     write_photographs(tmp_path, ["set/train/1.jpg"])
     settle(tmp_path / "set")
     paths_of(tmp_path / "set")
@@ -328,14 +328,14 @@ def test_a_broken_index_is_made_anew(content, tmp_path, scanned):
     assert scanned == []
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, scanned, monkeypatch):
+def test_an_unwritable_cache_does_no_harm(tmp_path, scanned, monkeypatch):
     write_photographs(tmp_path, ["set/train/1.jpg"])
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert paths_of(tmp_path / "set") == paths_of(tmp_path / "set") == ["1.jpg"]
 
 
-def test_small_folders_leave_nothing_in_the_cache(tmp_path, monkeypatch):
+def test_small_folders_are_not_cached(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_photographs(tmp_path, ["set/train/1.jpg"])
     paths_of(tmp_path / "set")

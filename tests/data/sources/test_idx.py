@@ -1,4 +1,4 @@
-"""MNIST-like idx files."""
+"""Folders of idx files, as MNIST has them."""
 
 import gzip
 

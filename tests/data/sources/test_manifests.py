@@ -1,4 +1,4 @@
-"""Manifests: what may stand in them, splits, labels, and what errors say."""
+"""Manifests: formats, splits, labels, and errors."""
 
 import pickle
 
@@ -24,7 +24,7 @@ def write(folder, name, text, encoding="utf-8"):
 
 
 def whole(file):
-    """All images of a manifest without splits, as {path: label}, and its classes."""
+    """Return {path: label} of a manifest without splits, and its class names."""
     check_source(file, "train")
     parts = [open_source(file, split) for split in ("train", "validation")]
     assert parts[0].class_names == parts[1].class_names
@@ -43,17 +43,17 @@ def test_text_of_paths(folder):
     assert whole(file) == (dict.fromkeys(NAMES, -1), ())
 
 
-@pytest.mark.parametrize("between", [" ", "\t", " \t "])
-def test_text_of_paths_and_labels(between, folder):
+@pytest.mark.parametrize("separator", [" ", "\t", " \t "])
+def test_text_of_paths_and_labels(separator, folder):
     lines = [
-        f"{name}{between}{label}" for name, label in zip(NAMES, "3103", strict=True)
+        f"{name}{separator}{label}" for name, label in zip(NAMES, "3103", strict=True)
     ]
     file = write(folder, "list.TXT", "\r\n".join(lines))
     expected = dict(zip(NAMES, (3, 1, 0, 3), strict=True))
     assert whole(file) == (expected, ("0", "1", "2", "3"))
 
 
-def test_text_with_names_of_classes(folder):
+def test_text_with_class_names(folder):
     labels = ("red panda", "cat", "cat", "dog")
     lines = [f"{name}\t{label}" for name, label in zip(NAMES, labels, strict=True)]
     file = write(folder, "list.txt", "\n".join(lines))
@@ -80,7 +80,7 @@ def test_tables_with_a_header(name, text, folder):
     assert whole(file) == ({"img/a.jpg": 0, "img/b c.jpg": 1}, ("x", "y"))
 
 
-def test_a_split_column_and_the_order_of_the_list(folder):
+def test_a_split_column_keeps_the_order_of_the_list(folder):
     rows = ["path,label,split"]
     rows += ["img/d.jpg,9,train", "img/a.jpg,2,val", "img/b c.jpg,10,train"]
     file = write(folder, "list.csv", "\n".join([*rows, "img/ü.jpg,,test"]))
@@ -128,7 +128,7 @@ def test_parquet(labels, folder):
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_parquet_of_images_is_refused_with_a_way_out(nested, folder):
+def test_parquet_of_images_is_refused(nested, folder):
     file = str(folder / "list.parquet")
     image = PHOTOS[0].read_bytes()
     images = [{"bytes": image, "path": "a.jpg"} if nested else image]
@@ -140,15 +140,17 @@ def test_parquet_of_images_is_refused_with_a_way_out(nested, folder):
 def test_rows_without_a_path_are_named(folder):
     file = str(folder / "list.parquet")
     pyarrow.parquet.write_table(pa.table({"path": [NAMES[0], None]}), file)
-    with pytest.raises(ValueError, match="line 2: '' is no path of an image"):
+    with pytest.raises(ValueError, match="line 2: '' is not the path of an image"):
         open_source(file, "train")
-    # As a crash of the system leaves it.
+    # A crash of the system may leave zeros.
     file = write(folder, "list.txt", NAMES[0] + "\n" + "\0" * 99)
-    with pytest.raises(ValueError, match=r"line 2: '\\x00.*is no path of an image"):
+    with pytest.raises(
+        ValueError, match=r"line 2: '\\x00.*is not the path of an image"
+    ):
         open_source(file, "train")
 
 
-def test_it_can_be_sent_to_workers(folder):
+def test_sources_can_be_pickled(folder):
     source = open_source(write(folder, "list.txt", "\n".join(NAMES)), "train")
     assert pickle.loads(pickle.dumps(source))[1] == source[1]
 
@@ -190,8 +192,11 @@ def test_errors_name_the_line(name, text, error, message, folder):
             "label\nimg/a.jpg,1\nimg/d.jpg,1\nimg/b c.jpg,",
             r"line 4: no label.*each image",
         ),
-        ("split\nimg/a.jpg,train\nimg/d.jpg,", "line 3: no split, others have one"),
-        ("label\nimg/a.jpg,1\nimg/d.jpg,20260101", "label 20260101: expected numbers"),
+        ("split\nimg/a.jpg,train\nimg/d.jpg,", "line 3: no split, but other rows"),
+        (
+            "label\nimg/a.jpg,1\nimg/d.jpg,20260101",
+            "label 20260101: expected names, or num",
+        ),
         ("label\nimg/a.jpg,1\nimg/d.jpg,1,2", "line 3: 3 fields, expected 2"),
     ],
 )

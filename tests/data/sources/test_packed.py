@@ -1,4 +1,4 @@
-"""Packed sets: what is read is what was packed, and damage is found."""
+"""Packed data sets: exact reads, and damage."""
 
 import concurrent.futures
 import json
@@ -20,7 +20,7 @@ from tests.packing import fails
 
 @pytest.fixture(scope="module")
 def jpegs(tmp_path_factory):
-    """Photographs, packed into several shards."""
+    """Pack photographs into several shards."""
     root, out = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("jpegs")
     for name in ("china", "flower"):
         (root / name).mkdir()
@@ -32,15 +32,15 @@ def jpegs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pixels(tmp_path_factory):
-    """A bundled set of arrays, packed as they are."""
+    """Pack a bundled data set of arrays unchanged."""
     out = tmp_path_factory.mktemp("pixels")
     splits = "--splits=val=validation,unlabelled"
     main(["bundled:climate", str(out), splits, "--format=raw", "--workers=2"])
     return out
 
 
-def test_arrays_are_packed_as_they_are(pixels):
-    for split in ("validation", "unlabelled"):  # Here the first has the name "val".
+def test_arrays_are_packed_unchanged(pixels):
+    for split in ("validation", "unlabelled"):  # The first one was packed as "val".
         expected, got = (
             open_source(name, split) for name in ("bundled:climate", str(pixels))
         )
@@ -64,7 +64,7 @@ def test_arrays_are_packed_as_they_are(pixels):
         (np.arange(30, dtype=np.uint8).reshape(2, 3, 5), "a"),
     ],
 )
-def test_a_record_gives_the_example_back(image, path):
+def test_records_are_lossless(image, path):
     record = packed.to_record(image, -1, path)
     example = packed.from_record(record)
     np.testing.assert_array_equal(example["image"], image)
@@ -78,7 +78,7 @@ def test_a_record_gives_the_example_back(image, path):
 # ---- Reading -------------------------------------------------------------------------
 
 
-def test_shards_are_for_random_access(jpegs):
+def test_shards_allow_random_access(jpegs):
     train = open_source(str(jpegs), "train")
     assert len(train.shards) > 3
     for shard in train.shards:
@@ -102,7 +102,7 @@ def test_threads_and_pickled_sources_read_the_same(jpegs):
             train[index]
 
 
-def test_training_batches_are_the_same_from_workers(jpegs):
+def test_worker_processes_make_the_same_batches(jpegs):
     def batches(num_workers):
         iterator = train_iterator(
             open_source(str(jpegs), "train"),
@@ -126,7 +126,7 @@ def test_training_batches_are_the_same_from_workers(jpegs):
         assert one["image"].std() > 20
 
 
-def test_splits_that_are_not_there_are_errors(pixels):
+def test_unknown_splits_are_errors(pixels):
     for function in (check_source, open_source):
         with pytest.raises(ValueError, match=r"split='test'.*val, unlabelled"):
             function(str(pixels), "test")
@@ -151,21 +151,21 @@ def test_later_formats_are_refused(pixels, tmp_path):
 
 @pytest.fixture
 def damaged(pixels, tmp_path):
-    """A copy to be damaged, and two shards of equally many examples."""
+    """Copy the data set; return the copy and two shards of the same size."""
     copy = tmp_path / "copy"
     shutil.copytree(pixels, copy)
     _, first, second, *_ = sorted(copy.glob("unlabelled*.array_record"))
     return copy, first, second
 
 
-def test_a_flipped_bit_is_found_when_verified_and_when_read(damaged):
+def test_a_flipped_bit_is_found_by_verification_and_by_reads(damaged):
     folder, shard, _ = damaged
     data = bytearray(shard.read_bytes())
     data[300_000] ^= 1
     shard.write_bytes(data)
     error = fails(folder)
     assert shard.name in error
-    assert re.search("corrupt.*pack anew", error)
+    assert re.search("corrupt.*pack .* again", error)
     source = open_source(str(folder), "unlabelled")
     bad = []
     for i in range(len(source)):
@@ -176,7 +176,7 @@ def test_a_flipped_bit_is_found_when_verified_and_when_read(damaged):
     assert bad == [str(shard)]
 
 
-def test_shards_in_each_others_place_are_found(damaged):
+def test_swapped_shards_are_found(damaged):
     folder, first, second = damaged
     sizes = {path.stat().st_size for path in (first, second)}
     assert len(sizes) == 1
@@ -186,7 +186,7 @@ def test_shards_in_each_others_place_are_found(damaged):
     assert "checksum" in fails(folder)
 
 
-def test_labels_that_are_not_those_of_the_records_are_found(damaged):
+def test_labels_that_differ_from_the_records_are_found(damaged):
     folder, *_ = damaged
     labels = np.load(folder / "val-labels.npy")
     labels[0] += 1
@@ -194,13 +194,13 @@ def test_labels_that_are_not_those_of_the_records_are_found(damaged):
     assert "other labels" in fails(folder)
 
 
-def test_half_a_copy_is_not_opened(damaged):
+def test_an_incomplete_copy_is_an_error(damaged):
     folder, shard, second = damaged
     os.truncate(shard, 1000)
     for function in (open_source, check_source):
         with pytest.raises(FileNotFoundError, match=r"has 1,000 bytes.*Copy it again"):
             function(str(folder), "unlabelled")
-    with pytest.raises(OSError, match="not a whole shard"):
+    with pytest.raises(OSError, match="not a complete shard"):
         packed.open_shard(str(shard))
     second.unlink()
-    assert "FileNotFoundError" in fails(folder)
+    assert "has 1,000 bytes: expected" in fails(folder)

@@ -1,4 +1,4 @@
-"""Data sets by their names: what each name opens, and what errors say."""
+"""Data sets by name: formats, registration, and errors."""
 
 import os
 import subprocess
@@ -6,9 +6,19 @@ import sys
 import tarfile
 import zipfile
 
+import numpy as np
 import pytest
 
-from simmim_jax.data.sources.registry import check_source, open_source
+from simmim_jax.data.sources import registry
+from simmim_jax.data.sources.base import as_source
+from simmim_jax.data.sources.format import Format
+from simmim_jax.data.sources.registry import (
+    FORMATS,
+    check_source,
+    open_source,
+    register,
+)
+from simmim_jax.errors import UserError
 from tests.images import write_image
 
 
@@ -25,13 +35,13 @@ from tests.images import write_image
         ("", FileNotFoundError, "does not exist: expected"),
     ],
 )
-def test_mistyped_data_sets(dataset, error, message):
+def test_unknown_data_sets(dataset, error, message):
     for function in (check_source, open_source):
         with pytest.raises(error, match=message):
             function(dataset, "train")
 
 
-def test_the_check_is_fast_because_it_loads_little(tmp_path):
+def test_checks_import_nothing_heavy(tmp_path):
     write_image(tmp_path / "a" / "1.png")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(tmp_path / "a" / "1.png", "a/1.png")
@@ -39,11 +49,14 @@ def test_the_check_is_fast_because_it_loads_little(tmp_path):
         archive.write(tmp_path / "a" / "1.png", "a/1.png")
     (tmp_path / "a.csv").write_text("path\na/1.png\n")
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    np.save(tmp_path / "a.npy", np.zeros((2, 1, 1, 1), np.uint8))
+    (tmp_path / "arrays").mkdir()
+    np.save(tmp_path / "arrays" / "1.npy", np.zeros((1, 1), np.uint8))
     code = (
         "import sys\n"
-        "from simmim_jax.data.sources import check_source\n"
+        "from simmim_jax.data.sources.registry import check_source\n"
         "check_source('bundled:climate', 'train')\n"
-        "for name in ('a', 'a.tar', 'a.zip', 'a.csv', 'a.parquet'):\n"
+        "for name in 'a a.tar a.zip a.csv a.parquet a.npy arrays'.split():\n"
         f"    check_source({str(tmp_path)!r} + '/' + name, 'train')\n"
         "try: check_source('tfds:mnist', 'train', data_dir='/nowhere')\n"
         "except FileNotFoundError: pass\n"
@@ -70,15 +83,94 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     [
         ("x.tar.gz", r"x.tar.gz' is compressed.*gunzip .*x.tar.gz .*name the .tar"),
         ("x.tgz", "is compressed"),
-        ("x.h5", r"unknown kind: expected a .tar, a .zip or a manifest \(.txt/.csv"),
-        ("x.tar", r"is no tar file.*expected a whole .tar that is not compressed"),
-        ("x.zip", r"is no zip file.*expected a whole"),
-        ("x.parquet", "no Parquet file"),
+        ("x.h5", r"unknown file format: .*a .tar or .zip.*a manifest \(.txt/.csv"),
+        ("x.tar", r"is not a tar file.*expected a complete, uncompressed .tar"),
+        ("x.zip", "is not a zip file.*expected a complete"),
+        ("x.parquet", "is not a Parquet file"),
         ("x.csv", r"columns no such: expected one of path, image, .*label or class"),
     ],
 )
-def test_files_that_are_not_what_they_should_be(name, message, tmp_path):
+def test_files_of_another_format_than_their_ending(name, message, tmp_path):
     (tmp_path / name).write_text("no such")
     for function in (check_source, open_source):
         with pytest.raises(ValueError, match=message):
             function(str(tmp_path / name), "train")
+
+
+# ---- Registration --------------------------------------------------------------------
+
+
+@pytest.fixture
+def _own_registry(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", [])
+
+
+def open_levels(place, split):
+    """One image per line of a text file."""
+    with open(place) as file:
+        lines = file.read().split()
+    if split != "train":
+        raise UserError(f"split={split!r} does not exist: expected train.")
+    return as_source([np.full((2, 2, 1), int(line), np.uint8) for line in lines])
+
+
+LEVELS = Format(
+    name="a .levels file",
+    matches=lambda place: place.endswith(".levels"),
+    check=open_levels,
+    open=open_levels,
+)
+
+
+@pytest.mark.usefixtures("_own_registry")
+def test_a_registered_format_is_opened(tmp_path):
+    file = tmp_path / "set.levels"
+    file.write_text("7 9")
+    with pytest.raises(UserError, match="unknown file format"):
+        open_source(str(file), "train")
+    assert register(LEVELS) is LEVELS
+    check_source(str(file), "train")
+    assert open_source(str(file), "train")[1]["image"].tolist() == [[[9], [9]]] * 2
+    with pytest.raises(UserError, match="expected train"):
+        check_source(str(file), "val")
+    with pytest.raises(FileNotFoundError, match=r"expected .* or a \.levels file"):
+        open_source("/does/not/exist", "train")
+
+
+@pytest.mark.usefixtures("_own_registry")
+def test_registered_formats_come_first_and_replace_their_namesakes(tmp_path):
+    write_image(tmp_path / "1.png")
+    for value in (1, 2):
+        register(
+            Format(
+                "a pair",
+                os.path.isdir,
+                lambda place, split: None,
+                lambda place, split, value=value: as_source(
+                    np.full((2, 1, 1, 1), value, np.uint8)
+                ),
+            )
+        )
+    assert open_source(str(tmp_path), "train")[0]["image"].item() == 2
+    assert [format.name for format in registry._registered] == ["a pair"]
+
+
+@pytest.mark.usefixtures("_own_registry")
+def test_a_registered_prefix_is_suggested():
+    register(
+        Format(
+            "'zenodo:RECORD'",
+            lambda place: place.startswith("zenodo:"),
+            lambda place, split: None,
+            lambda place, split: as_source(np.zeros((1, 1, 1, 1), np.uint8)),
+            prefix="zenodo",
+        )
+    )
+    assert len(open_source("zenodo:17", "train")) == 1
+    with pytest.raises(UserError, match="Did you mean 'zenodo:17'"):
+        open_source("zenode:17", "train")
+
+
+def test_every_format_has_its_own_name():
+    names = [format.name for format in FORMATS]
+    assert len(set(names)) == len(names)

@@ -1,4 +1,4 @@
-"""Folders and manifests at a URL, in fsspec's file system in memory."""
+"""Folders and manifests at a URL, with the in-memory file system of fsspec."""
 
 import pickle
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ CHINA, FLOWER = (photo.read_bytes() for photo in PHOTOS)
 
 @pytest.fixture
 def bucket():
-    """Write {path: bytes} below memory://bucket/set/."""
+    """Return a function that writes {path: bytes} below memory://bucket/set/."""
     files = fsspec.filesystem("memory")
 
     def write(contents):
@@ -28,7 +28,7 @@ def bucket():
         files.rm("/bucket", recursive=True)
 
 
-def test_folders_are_read_as_local_ones_are(bucket, tmp_path):
+def test_remote_folders_equal_local_ones(bucket, tmp_path):
     names = [f"{'ab'[i % 2]}/{i}.jpg" for i in range(30)]
     write_photographs(tmp_path, names)
     url = bucket({name: (tmp_path / name).read_bytes() for name in names})
@@ -66,7 +66,7 @@ def test_manifests(bucket, tmp_path):
     source = open_source(f"{url}/list.csv", "train")
     assert [source[i]["image"] for i in range(2)] == [CHINA, FLOWER]
     assert source.labels.tolist() == [0, 1]
-    # One here, of images there.
+    # A local manifest of remote images.
     (tmp_path / "list.txt").write_text(f"{url}/img/1.jpg 0\nhere.jpg 1\n")
     images = {
         (example := open_source(str(tmp_path / "list.txt"), split)[0])["label"]: example
@@ -76,7 +76,7 @@ def test_manifests(bucket, tmp_path):
     assert images[0]["path"] == f"{url}/img/1.jpg"
 
 
-def test_files_that_are_gone(bucket):
+def test_missing_files_are_os_errors(bucket):
     source = open_source(bucket({"train/1.jpg": CHINA}), "train")
     fsspec.filesystem("memory").rm("/bucket/set/train/1.jpg")
     with pytest.raises(FileNotFoundError):
@@ -84,11 +84,11 @@ def test_files_that_are_gone(bucket):
 
 
 class Refused(Exception):
-    """What gcsfs and aiohttp raise is no OSError either."""
+    """Like the errors of gcsfs and aiohttp, not an OSError."""
 
 
 class Flaky(MemoryFileSystem):
-    """A place that lists its files and gives none."""
+    """A file system that lists files and cannot read them."""
 
     protocol = "flaky"
 
@@ -100,7 +100,7 @@ class Flaky(MemoryFileSystem):
         raise Refused("503, try again later")
 
 
-def test_errors_of_any_kind_are_os_errors(bucket):
+def test_errors_of_file_systems_become_os_errors(bucket):
     bucket({"train/1.jpg": CHINA})
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     source = open_source("flaky://bucket/set", "train")
@@ -110,7 +110,7 @@ def test_errors_of_any_kind_are_os_errors(bucket):
 
 
 @pytest.mark.parametrize(("protocol", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
-def test_what_has_to_be_installed(protocol, package):
+def test_missing_packages_are_named(protocol, package):
     if find_spec(package):
         pytest.skip(f"{package} is installed")
     for function in (check_source, open_source):

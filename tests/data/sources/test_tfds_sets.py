@@ -1,4 +1,4 @@
-"""Sets prepared by TFDS: found, read without TensorFlow, and what errors say."""
+"""Prepared TFDS data sets, read without TensorFlow, and errors."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from simmim_jax.data.sources.base import subset
 from simmim_jax.data.sources.registry import check_source, open_source
 from simmim_jax.data.sources.tfds_sets import TfdsSource, find_prepared
 
-# Encoded bytes and a builder in a folder of its own: TFDS needs no TensorFlow then.
+# With encoded bytes, and a builder in its own folder, TFDS needs no TensorFlow.
 BUILDER = '''
 import io
 import numpy as np
@@ -49,7 +49,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": io.BytesIO(file.getvalue()), "label": i % 2}
 '''
 
-# Images and labels under other names, nested, several of them, or none.
+# Images and labels with other names, nested, several of them, or none.
 FEATURES_BUILDER = """
 import io
 import tensorflow_datasets as tfds
@@ -125,7 +125,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
-    """Prepare the set in a process of its own, as a user would, away from this one."""
+    """Prepare data sets in a separate process, as a user would."""
     code_dir = tmp_path_factory.mktemp("code")
     for name, builder in (("squares", BUILDER), ("features", FEATURES_BUILDER)):
         (code_dir / name).mkdir()
@@ -149,7 +149,7 @@ def tfds_dir(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["tfds:squares", "tfds:squares:1.0.0"])
-def test_tfds_reads_encoded_images_without_the_code_that_made_them(tfds_dir, name):
+def test_tfds_sets_are_read_without_their_builder(tfds_dir, name):
     check_source(name, "train", data_dir=tfds_dir)
     source = open_source(name, "train", data_dir=tfds_dir)
     assert len(source) == 20
@@ -181,13 +181,13 @@ def test_features_of_any_name(config, labelled, tfds_dir):
         assert source.labels is None
 
 
-def test_sets_without_one_image_are_refused(tfds_dir):
+def test_sets_without_exactly_one_image_are_refused(tfds_dir):
     for config, names in (("two_images", "left, right"), ("text", "label, text")):
         with pytest.raises(ValueError, match=rf"features {names}: expected one image"):
             open_source(f"tfds:features/{config}", "train", data_dir=tfds_dir)
 
 
-def test_labels_are_read_once_and_kept(tfds_dir, tmp_path, monkeypatch):
+def test_labels_are_read_once_and_cached(tfds_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(cache, "_MIN_IMAGES", 1)
 
@@ -196,7 +196,7 @@ def test_labels_are_read_once_and_kept(tfds_dir, tmp_path, monkeypatch):
 
     labels = {split: source(split).labels.tolist() for split in ("train", "train[:10]")}
     assert [len(some) for some in labels.values()] == [20, 10]
-    monkeypatch.setattr(TfdsSource, "__getitem__", None)  # No record is read again.
+    monkeypatch.setattr(TfdsSource, "__getitem__", None)  # no record is read again
     for split, expected in labels.items():
         assert source(split).labels.tolist() == expected
 
@@ -221,13 +221,13 @@ def test_tfds_slices_and_subsets(tfds_dir):
     assert [few[i]["label"] for i in range(6)] == few.labels.tolist()
 
 
-def test_tfds_sources_can_be_sent_to_workers(tfds_dir):
+def test_tfds_sources_can_be_pickled(tfds_dir):
     source = open_source("tfds:squares", "train", data_dir=tfds_dir)
     assert pickle.loads(pickle.dumps(source))[5] == source[5]
 
 
 @pytest.mark.parametrize("damage", ["removed", "cut off", "overwritten"])
-def test_records_that_cannot_be_read_are_os_errors(damage, tfds_dir, tmp_path):
+def test_unreadable_records_are_os_errors(damage, tfds_dir, tmp_path):
     shutil.copytree(f"{tfds_dir}/squares", tmp_path / "squares")
     source = open_source("tfds:squares", "train", data_dir=str(tmp_path))
     (file,) = (tmp_path / "squares" / "1.0.0").glob("*-train.array_record*")
@@ -244,7 +244,7 @@ def test_records_that_cannot_be_read_are_os_errors(damage, tfds_dir, tmp_path):
     assert raised.value.filename == source.folder
 
 
-def test_tfds_finds_its_folder_by_environment(tfds_dir, monkeypatch):
+def test_the_environment_names_the_folder(tfds_dir, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", tfds_dir)
     assert len(open_source("tfds:squares", "test")) == 4
 
@@ -283,7 +283,7 @@ def test_tfds_errors(tmp_path, tfds_dir):
             function("tfds:many/one", "valid[:10%]", data_dir=data_dir)
 
 
-def test_tfds_takes_the_newest_version_and_the_only_config(tmp_path):
+def test_the_newest_version_and_the_only_config_are_opened(tmp_path):
     for version in ("2.0.0", "10.0.0", "9.1.0"):
         fake_prepared(tmp_path / "set" / "config" / version)
     found = find_prepared("set", "train", str(tmp_path))
