@@ -1,4 +1,4 @@
-"""The command that packs, for tests."""
+"""Run `simmim pack` in tests."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ COMMAND = [sys.executable, "-m", "simmim_jax.data.pack"]
 
 
 def fails(*args):
-    """Run the command in this process; returns the error that it ends with."""
+    """Run the command in this process, and return the error that ends it."""
     with pytest.raises(SystemExit) as exit_info:
         main([str(arg) for arg in args])
     return str(exit_info.value)

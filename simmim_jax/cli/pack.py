@@ -1,13 +1,13 @@
-"""Pack any data set into ArrayRecord shards of smaller images, which are read faster.
+"""Pack a data set into ArrayRecord shards of smaller images, for faster reads.
 
     simmim pack /my/images /my/packed
     simmim pack tfds:imagenet2012 /my/packed --short_side=320
     simmim pack /my/packed
 
-DATASET is what config.data.dataset takes, and so is OUT once it is packed. A command
-that was stopped resumes when it is run again, and ends with the same bytes. Images that
-cannot be decoded are skipped and listed in OUT/skipped.tsv. With one packed folder and
-nothing else, the command reads all of it and compares checksums.
+DATASET is any value of config.data.dataset; afterwards OUT is one, too. An interrupted
+command resumes when it is run again, and ends with the same bytes. Images that cannot
+be decoded are skipped and listed in OUT/skipped.tsv. Float32 arrays need --format=raw.
+With a packed folder as the only argument, the command reads it and compares checksums.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from simmim_jax.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Packs, or verifies what was packed."""
+    """Pack a data set, or verify a packed one."""
     args = _parser().parse_args(argv)
     try:
         _check_numbers(args)
@@ -42,38 +42,51 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (OSError, UserError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("Interrupted. The same command goes on; complete shards are kept.")
+        sys.exit(
+            "Interrupted. Run the same command again to resume: complete shards are "
+            "kept."
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = arguments.parser("pack", __doc__)
     add = parser.add_argument
-    add("dataset", help="what to pack, or a packed folder to verify")
-    add("out", nargs="?", help="folder to make")
+    add("dataset", help="data set to pack, or packed folder to verify")
+    add("out", nargs="?", help="new folder")
     add(
         "--splits",
         default="train,validation",
-        help="what to pack; a part has a name, as in 'train=train[:90%%]' "
+        help="splits to pack; NAME=SPLIT renames one, as in 'train=train[:90%%]' "
         "(%(default)s)",
     )
-    add("--data_dir", default="", help="where TFDS sets are")
+    add("--data_dir", default="", help="folder of TFDS data sets")
     add(
         "--short_side",
         type=int,
         default=256,
-        help="pixels; smaller images stay as large as they are. 0: so do all, and "
-        "encoded files stay as they are (%(default)s)",
+        help="of the packed images [pixels]; smaller images keep their size. 0: all "
+        "keep it, and with --format=jpeg files are copied unchanged (%(default)s)",
     )
-    add("--format", choices=FORMATS, default="jpeg", help="raw: pixels (%(default)s)")
+    add(
+        "--format",
+        choices=FORMATS,
+        default="jpeg",
+        help="raw: pixels, uint8 or float32, without loss (%(default)s)",
+    )
     add("--quality", type=int, default=90, help="of JPEG, 1 to 100 (%(default)s)")
-    add("--channels", type=int, choices=(1, 3), default=3, help="(%(default)s)")
+    add(
+        "--channels",
+        type=int,
+        default=3,
+        help="1 or 3; of arrays, any number (%(default)s)",
+    )
     add("--workers", type=int, default=num_cpus(), help="processes (%(default)s)")
     add(
         "--shard_mb",
         type=float,
         default=64,
-        help=f"MB in a shard, more where there would be over {packed.MAX_SHARDS} "
-        "(%(default)s)",
+        help=f"size of a shard [MB]; larger for data sets that would have more than "
+        f"{packed.MAX_SHARDS} shards (%(default)s)",
     )
     return parser
 
@@ -84,6 +97,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
         ("quality", "from 1 to 100", 1 <= args.quality <= 100),
         ("shard_mb", "more than 0", args.shard_mb > 0),
         ("workers", "1 or more", args.workers > 0),
+        ("channels", "1 or more", args.channels > 0),
     ):
         if not valid:
             raise UserError(f"--{name}={getattr(args, name)} must be {expected}.")
@@ -96,8 +110,8 @@ def _named_splits(text: str) -> dict[str, str]:
         name, _, split = entry.partition("=")
         if not re.fullmatch(r"\w+", name) or name in splits:
             raise UserError(
-                f"--splits={text}: expected different names of letters and digits; "
-                "name a part as in --splits='train=train[:90%]'."
+                f"--splits={text!r}: expected different names of letters and digits. "
+                "Name a slice as in --splits='train=train[:90%]'."
             )
         splits[name] = split or name
     return splits

@@ -1,1 +1,1 @@
-"""Any data set to ArrayRecord shards of smaller images."""
+"""Pack data sets into ArrayRecord shards of smaller images."""

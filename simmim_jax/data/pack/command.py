@@ -1,6 +1,6 @@
-"""Pack a data set into ArrayRecord shards, finish what was begun, or verify it.
+"""Pack a data set into ArrayRecord shards, resume packing, or verify the result.
 
-A command that was stopped goes on when it is run again, and ends with the same bytes.
+An interrupted command resumes when it is run again, and ends with the same bytes.
 """
 
 import collections
@@ -40,12 +40,12 @@ def pack(
     workers: int,
     shard_mb: float = 64,
 ) -> None:
-    """Pack splits of a data set into a folder, or finish what was begun there.
+    """Pack splits of a data set into the folder `out`, or resume packing there.
 
-    dataset, data_dir: see `open_source`; splits: the split of `dataset` by the name it
-    gets; workers: processes; shard_mb: about how large the shards get.
-    raises: ValueError for what cannot be packed, OSError for what cannot be written,
-    and what `open_source` raises.
+    dataset, data_dir: see `open_source`; splits: {name in `out`: split of `dataset`};
+    workers: processes; shard_mb: approximate size of a shard [MB].
+    raises: UserError if data cannot be packed, OSError if a file cannot be written, and
+    the errors of `open_source`.
     """
     out = os.path.expanduser(out)
     root = os.path.abspath(os.path.expanduser(dataset))
@@ -63,7 +63,7 @@ def pack(
     if os.path.exists(os.path.join(out, packed.INDEX)):
         compare(packed.read_index(out)["plan"], plan, out)
         shutil.rmtree(os.path.join(out, packed.UNFINISHED), ignore_errors=True)
-        print(f"{out} is complete: the same command packed it.")
+        print(f"{out} is already complete.")
         verify(out, workers)
         return
     shards = shards_of(plan)
@@ -75,7 +75,7 @@ def pack(
         begin(out, plan, num_bytes)
         _write(out, shards, processes, workers)
         index = {
-            "format": packed.FORMAT,
+            "format": packed.FORMAT_ID,
             "format_version": packed.FORMAT_VERSION,
             "source": {"dataset": dataset, "splits": splits},
             "plan": plan,
@@ -84,9 +84,9 @@ def pack(
 
 
 def verify(out: str, workers: int) -> None:
-    """Read a packed set and compare sizes, counts, checksums and labels.
+    """Read a packed data set and compare sizes, counts, checksums and labels.
 
-    raises: ValueError or OSError, which name the file, if it is not what was written.
+    raises: UserError or OSError, which name the file, if the content has changed.
     """
     out = os.path.expanduser(out)
     splits = packed.read_index(out)["splits"]
@@ -97,16 +97,17 @@ def verify(out: str, workers: int) -> None:
         if labels is not None and not np.array_equal(labels, found[name]):
             file = os.path.join(out, splits[name]["labels"])
             raise UserError(
-                f"{file!r} has other labels than the records: copy it again."
+                f"{file!r} has other labels than the records: expected the same. Copy "
+                "it again."
             )
 
 
 def _write(out: str, shards: list[Shard], processes: Processes, workers: int) -> None:
-    """Write those shards that are not there."""
+    """Write the shards that do not exist yet."""
     todo = [shard for shard in shards if not is_complete(out, shard)]
     total, left = (sum(s.stop - s.start for s in part) for part in (shards, todo))
     if len(todo) < len(shards):
-        print(f"{len(shards) - len(todo)} of {len(shards)} shards are there.")
+        print(f"{len(shards) - len(todo)} of {len(shards)} shards already exist")
     if not todo:
         return
     start = time.perf_counter()
@@ -121,11 +122,11 @@ def _write(out: str, shards: list[Shard], processes: Processes, workers: int) ->
 def _verify(
     out: str, splits: dict[str, Any], processes: Processes
 ) -> dict[str, np.ndarray]:
-    """Read all shards again; returns the labels int32[n] of the splits."""
+    """Read all shards; return the labels int32 [n] of each split."""
     shards = [shard for split in splits.values() for shard in split["shards"]]
     total = sum(shard["num_examples"] for shard in shards)
     labels = iter(processes.map(verify_shard, shards, "verifying", total))
-    print(f"verified {total:,} records in {len(shards)} shards: all as written")
+    print(f"verified {total:,} records in {len(shards)} shards: no differences")
     return {
         name: np.concatenate([next(labels) for _ in split["shards"]])
         for name, split in splits.items()
@@ -135,7 +136,7 @@ def _verify(
 def _finish(
     out: str, index: dict[str, Any], shards: list[Shard], processes: Processes
 ) -> None:
-    """Verify all shards, write what stands beside them, and say what there is."""
+    """Verify all shards, write the index and its neighbours, and print a summary."""
     splits: dict[str, Any] = {
         name: {"class_names": split["class_names"], "shards": []}
         for name, split in index["plan"]["splits"].items()
@@ -150,7 +151,10 @@ def _finish(
         splits[shard.split]["shards"].append({"file": shard.file, **report})
     for name, labels in _verify(out, splits, processes).items():
         if not len(labels):
-            raise UserError(f"split={name!r}: none of the images can be packed.")
+            raise UserError(
+                f"split={name!r} has no image that can be packed: expected at least "
+                "one."
+            )
         split = splits[name]
         split["num_examples"] = len(labels)
         is_labelled = NO_LABEL not in labels

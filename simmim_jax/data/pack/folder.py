@@ -1,4 +1,4 @@
-"""The folder that `python -m simmim_jax.data.pack` writes: what is in it already."""
+"""The folder that `simmim pack` writes: checks, lock, and plan."""
 
 import contextlib
 import fcntl
@@ -15,36 +15,34 @@ from simmim_jax.errors import ExistsError, UserError
 
 
 def check_out(out: str, dataset: str) -> None:
-    """Raise ValueError or FileExistsError if nothing should be packed into `out`.
-
-    dataset: what is packed there.
-    """
+    """Raise UserError or ExistsError if `dataset` must not be packed into `out`."""
     if "://" in out:
         raise UserError(
-            f"OUT={out!r} is not a local path: mount the bucket, or pack into a local "
-            "folder and copy that."
+            f"OUT={out!r} is not a local path: expected a folder. Mount the bucket, or "
+            "pack into a local folder and copy it."
         )
     outer, inner = os.path.realpath(dataset), os.path.realpath(out)
     if os.path.isdir(outer) and os.path.commonpath((outer, inner)) == outer:
         raise UserError(
-            f"OUT={out!r} is in DATASET={dataset!r}, which would no longer be the "
-            "same: choose a folder elsewhere."
+            f"OUT={out!r} is in DATASET={dataset!r} and would change it: choose a "
+            "folder elsewhere."
         )
     if not os.path.exists(out) or packed.is_packed(out):
         return
     others = sorted(set(os.listdir(out)) - {packed.UNFINISHED})
     if others:
         raise ExistsError(
-            f"OUT={out!r} has other files, {', '.join(others[:3])}: choose a new or an "
-            "empty folder."
+            f"OUT={out!r} contains {', '.join(others[:3])}: expected a new or empty "
+            "folder."
         )
 
 
 @contextlib.contextmanager
 def locked(out: str) -> Iterator[None]:
-    """Make the folder, and keep others from packing into it.
+    """Create the folder, and lock it against other processes.
 
-    raises: FileExistsError if another process does, OSError if it cannot be made.
+    raises: ExistsError if another process holds the lock, OSError if the folder cannot
+    be created.
     """
     unfinished = os.path.join(out, packed.UNFINISHED)
     try:
@@ -59,7 +57,7 @@ def locked(out: str) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ExistsError(
-                f"Another process packs into {out!r}: wait for it, or stop it."
+                f"Another process is packing into {out!r}: wait for it, or stop it."
             ) from error
         yield
     finally:
@@ -67,9 +65,9 @@ def locked(out: str) -> Iterator[None]:
 
 
 def begin(out: str, plan: dict[str, Any], num_bytes: float) -> None:
-    """Write the plan, or find that it is the one that was begun.
+    """Write the plan, or compare it with the existing one.
 
-    raises: ValueError if another one was; OSError if num_bytes are not free.
+    raises: UserError if it differs, OSError if there are fewer than `num_bytes` free.
     """
     path = os.path.join(out, packed.UNFINISHED, packed.PLAN)
     if os.path.exists(path):
@@ -78,13 +76,13 @@ def begin(out: str, plan: dict[str, Any], num_bytes: float) -> None:
     free = shutil.disk_usage(out).free
     if num_bytes > free:
         raise OSError(
-            f"OUT={out!r} needs about {num_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} "
+            f"OUT={out!r} needs about {num_bytes / 1e9:.1f} GB, but {free / 1e9:.1f} "
             "GB are free: make room, or choose a smaller --short_side or --quality."
         )
     return write_atomically(path, json.dumps(plan))
 
 
 def is_complete(out: str, shard: Shard) -> bool:
-    """Whether a shard was written to its end."""
+    """Whether a shard is complete."""
     paths = os.path.join(out, shard.file), report_path(out, shard.file)
     return all(map(os.path.exists, paths))

@@ -1,4 +1,4 @@
-"""What `python -m simmim_jax.data.pack` is about to do, and whether it is the same."""
+"""The plan of `simmim pack`: options, shards, and a fingerprint of the source."""
 
 import contextlib
 import dataclasses
@@ -23,22 +23,22 @@ from simmim_jax.data.sources import packed
 from simmim_jax.data.sources.base import Source
 from simmim_jax.errors import UserError
 
-# Examples that tell whether it is the same source, and those of them that are packed
-# to tell how large the set becomes.
+# Examples that identify the source, and how many of them are packed to estimate the
+# size.
 _SAMPLE, _PACKED_SAMPLE = 64, 16
-# A small set has shards enough for some processes, but of so many examples each.
+# Small data sets also get shards for several processes, of at least 50 examples.
 _SMALL_SET_SHARDS, _SMALL_SHARD_EXAMPLES = 16, 50
-# Packages that have a say in the bytes; those that are installed are recorded.
+# Packages that influence the bytes; the plan records their versions.
 _PACKAGES = ("array_record", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
 
 
 def make_plan(
     sources: dict[str, Source], root: str, options: Options, shard_mb: float
 ) -> tuple[dict[str, Any], float]:
-    """Return what will be packed, of JSON's types, and about how many bytes that is.
+    """Return the plan, which can be stored as JSON, and the estimated size [bytes].
 
-    root: the folder that paths are made relative to.
-    raises: ValueError if a source is empty or nothing in it can be packed.
+    root: folder that stored paths are relative to.
+    raises: UserError if a source is empty or none of its images can be packed.
     """
     total_bytes = 0.0
     splits = {}
@@ -70,7 +70,7 @@ def make_plan(
 
 
 def shards_of(plan: dict[str, Any]) -> list[Shard]:
-    """All shards of all splits, of equally many examples each."""
+    """Return all shards of all splits, with equal numbers of examples."""
     shards = []
     for name, split in plan["splits"].items():
         num_examples, count = split["num_source_examples"], split["num_shards"]
@@ -85,7 +85,7 @@ def shards_of(plan: dict[str, Any]) -> list[Shard]:
 def _sample(
     name: str, source: Source, root: str, options: Options
 ) -> tuple[float, str]:
-    """Mean bytes of packed images, and a checksum of some evenly spaced examples."""
+    """Return the mean size of packed images, and a checksum of a sample."""
     if not len(source):
         raise UserError(f"split={name!r} is empty: expected at least one example.")
     count = min(_SAMPLE, len(source))
@@ -93,7 +93,7 @@ def _sample(
     digest = hashlib.blake2b(digest_size=16)
     sizes: list[int] = []
     error: Exception | None = None
-    # Shuffled, for those that are packed to be of all classes.
+    # Shuffled, so that the packed ones come from all classes.
     for index in np.random.default_rng(0).permutation(indices).tolist():
         try:
             example = source[index]
@@ -107,17 +107,17 @@ def _sample(
             digest.update(type(error).__name__.encode())
     if not sizes:
         raise UserError(
-            f"split={name!r}: none of {count} images of {len(source)} can be packed. "
-            f"The last of them: {error}"
+            f"split={name!r}: none of {count} sampled images of {len(source)} can be "
+            f"packed. The last error: {error}"
         ) from error
     return sum(sizes) / len(sizes), digest.hexdigest()
 
 
 def compare(stored: dict[str, Any], plan: dict[str, Any], out: str) -> None:
-    """Raise ValueError, which says what differs, if another plan is stored in `out`."""
+    """Raise UserError, which lists differences, unless both plans are the same."""
     then, now = dict(_leaves(stored)), dict(_leaves(plan))
     differences = [
-        f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
+        f"{key}: {then.get(key)!r} before, {now.get(key)!r} now"
         for key in dict.fromkeys((*then, *now))
         if then.get(key) != now.get(key)
     ]
@@ -125,8 +125,8 @@ def compare(stored: dict[str, Any], plan: dict[str, Any], out: str) -> None:
         more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise UserError(
             f"{out!r} was packed from other data or with other options: "
-            f"{'; '.join(differences[:5])}{more}. Go on with what it was begun with, "
-            "or pack into another folder."
+            f"{'; '.join(differences[:5])}{more}. Use the same data and options, or "
+            "pack into another folder."
         )
 
 

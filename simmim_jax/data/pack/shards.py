@@ -1,4 +1,4 @@
-"""What the processes of `python -m simmim_jax.data.pack` do with one shard."""
+"""Pack images, and write and verify one shard in a process of `simmim pack`."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from simmim_jax.data.codecs.image import BadImage, decode, decode_jpeg, read_jpeg_header
+from simmim_jax.data.codecs.base import BadImage, Codec
+from simmim_jax.data.codecs.image import decode_jpeg, read_jpeg_header
+from simmim_jax.data.codecs.registry import decode, register_codec
 from simmim_jax.data.loader.bad_examples import reason_of
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.packed import (
@@ -28,18 +30,19 @@ from simmim_jax.data.views.crop import resize_center_crop
 from simmim_jax.errors import UserError
 
 FORMATS = ("jpeg", "raw")
-SKIPPED = (OSError, BadImage)  # what reading and decoding an image may raise
-# One record a chunk, the only way that reads one without its neighbours. JPEGs do not
-# get smaller, and pixels are stored raw to be had in no time.
+SKIPPED = (OSError, BadImage)  # errors of a single image
+# One record per chunk: otherwise a read also loads its neighbours. No compression:
+# JPEGs would not shrink, and raw pixels are stored for fast reads.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
-_MAX_JPEG_SIDE = 65_500  # of libjpeg
+_MAX_JPEG_SIDE = 65_500  # limit of libjpeg
 _READ_AT_ONCE = 64
-_WHAT_TO_DO = "Copy it from where it was packed, or pack anew into another folder."
+_JPEG_CHANNELS = (1, 3)
+_WHAT_TO_DO = "Copy it again, or pack the data set again into another folder."
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What becomes of an image; see `pack_image`."""
+    """How images are packed; see `pack_image`."""
 
     short_side: int = 256
     format: str = "jpeg"
@@ -49,7 +52,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """The examples start to stop - 1 of a split, and the file that they go to."""
+    """A file with the examples start to stop - 1 of a split."""
 
     split: str
     file: str
@@ -58,16 +61,18 @@ class Shard:
 
 
 def pack_image(image: bytes | np.ndarray, options: Options) -> bytes | np.ndarray:
-    """Decode an image, make its short side `short_side` if it is longer, encode it.
+    """Decode an image, shrink its short side to `short_side`, and encode it.
 
-    format "jpeg" gives a JPEG file of that quality, or with short_side=0 what was
-    given; "raw" gives uint8[h w c], with short_side=0 of the size that was given.
-    raises: as `decode`; BadImage if the image has too many pixels for a JPEG.
+    format "jpeg" returns a JPEG file; with short_side=0, the image as it was given.
+    format "raw" returns an array [h, w, c], uint8 or float32; with short_side=0, of the
+    original size.
+    raises: the errors of `decode`; BadImage for an image too large for a JPEG,
+    UserError for values or channels that no JPEG can store.
     """
     pixels, (height, width) = _decode(image, options)
     short, long = sorted((height, width))
     if 0 < options.short_side < short:
-        long = int(options.short_side * long / short)  # as torchvision's Resize
+        long = int(options.short_side * long / short)  # like torchvision's Resize
         short = options.short_side
         size = (short, long) if height <= width else (long, short)
         pixels = resize_center_crop(pixels, size, 1.0, "bicubic")
@@ -75,15 +80,21 @@ def pack_image(image: bytes | np.ndarray, options: Options) -> bytes | np.ndarra
         return pixels
     if not options.short_side:
         return image if isinstance(image, bytes) else pixels
+    if pixels.dtype != np.uint8 or pixels.shape[2] not in _JPEG_CHANNELS:
+        raise UserError(
+            f"--format=jpeg cannot store {pixels.dtype} images of {pixels.shape[2]} "
+            "channels: expected uint8 and 1 or 3 channels. Use --format=raw, which "
+            "stores arrays losslessly."
+        )
     if long > _MAX_JPEG_SIDE:
         raise BadImage(
             "too large",
-            f"The image has {width} x {height} pixels, a JPEG {_MAX_JPEG_SIDE} at most "
-            "in a row: --format=raw has no limit.",
+            f"The image has {width} x {height} pixels, a JPEG at most {_MAX_JPEG_SIDE} "
+            "per side: --format=raw has no limit.",
         )
     file = io.BytesIO()
-    gray = options.channels == 1
-    Image.fromarray(pixels[:, :, 0] if gray else pixels).save(
+    is_gray = options.channels == 1
+    Image.fromarray(pixels[:, :, 0] if is_gray else pixels).save(
         file, "JPEG", quality=options.quality
     )
     return file.getvalue()
@@ -92,17 +103,17 @@ def pack_image(image: bytes | np.ndarray, options: Options) -> bytes | np.ndarra
 def _decode(
     image: bytes | np.ndarray, options: Options
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decode, and return the height and width before any reduction.
+    """Return the decoded image, and its height and width before any reduction.
 
-    A JPEG that is to be made more than twice as small is reduced while it is decoded,
-    to twice the short side at least.
+    A JPEG that shrinks to less than half is reduced while it is decoded, to at least
+    twice the short side.
     """
     if isinstance(image, bytes) and options.short_side:
         jpeg = read_jpeg_header(image)
         room = min(jpeg.shape) / (2 * options.short_side) if jpeg else 1
         reduction = next(n for n in (8, 4, 2, 1) if n <= room or n == 1)
         if jpeg and reduction > 1:
-            # What it raises for a damaged file, `decode` will say better.
+            # For damaged files, `decode` raises a better error.
             with contextlib.suppress(ValueError):
                 pixels = decode_jpeg(image, jpeg, options.channels, reduction)
                 return pixels, jpeg.shape
@@ -111,7 +122,7 @@ def _decode(
 
 
 def num_bytes(image: bytes | np.ndarray) -> int:
-    """Bytes of an encoded file or of pixels."""
+    """Return the size of an encoded file or of an array [bytes]."""
     return image.nbytes if isinstance(image, np.ndarray) else len(image)
 
 
@@ -120,7 +131,7 @@ def num_bytes(image: bytes | np.ndarray) -> int:
 
 @dataclasses.dataclass
 class _Process:
-    """What a process was given when it started."""
+    """State of a process, set when it starts."""
 
     out: str
     root: str
@@ -138,23 +149,26 @@ def start_process(
     root: str,
     sources: dict[str, Source],
     options: Options,
+    codecs: tuple[Codec, ...],
     progress: Any,
     stop: Any,
 ) -> None:
-    """Take what all shards need.
+    """Set the state that all shards share.
 
-    out: where the set is packed; root: the folder that paths of images are made
-    relative to; progress: a shared array of the numbers of examples done and skipped;
-    stop: an event that ends work early.
+    out: folder of the packed data set; root: folder that stored paths are relative to;
+    codecs: those that a user registered; progress: shared int [2], examples done and
+    skipped; stop: event that ends the work early.
     """
     global _process
+    for codec in reversed(codecs):
+        register_codec(codec)
     _process = _Process(out, root, sources, options, progress, stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The first process sets `stop`.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process sets `stop`
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
-    # A killed parent cannot say that the work is over.
+    # A killed parent cannot set `stop`.
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -162,14 +176,14 @@ def _die_with_parent() -> None:
 
 
 def report_path(out: str, shard_file: str) -> str:
-    """The path of what `write_shard` tells of a shard, until the set is complete."""
+    """Return the path of the report of `write_shard`, deleted in the end."""
     return os.path.join(out, UNFINISHED, f"{shard_file}.json")
 
 
 def write_shard(shard: Shard) -> None:
-    """Write a shard and a report; the shard gets its name when all of it is there.
+    """Write a shard and its report; the shard gets its name when it is complete.
 
-    raises: OSError if it cannot be written, InterruptedError if `stop` was set.
+    raises: OSError if it cannot be written, InterruptedError if `stop` is set.
     """
     report: dict[str, Any] = {"num_examples": 0, "source_bytes": 0, "skipped": []}
     temporary = os.path.join(_process.out, UNFINISHED, shard.file)
@@ -177,10 +191,10 @@ def write_shard(shard: Shard) -> None:
         report["blake2b"] = _write_records(shard, temporary, report)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-    except RuntimeError as error:  # of ArrayRecord, with the system's own words
+    except RuntimeError as error:  # from ArrayRecord, with the message of the system
         raise OSError(
-            f"{shard.file} cannot be written: {error}. Complete shards are kept: make "
-            "room, then run the same command again."
+            f"{shard.file} cannot be written: {error}. Make room, then run the same "
+            "command again: complete shards are kept."
         ) from error
     report["bytes"] = os.path.getsize(temporary)
     write_atomically(report_path(_process.out, shard.file), json.dumps(report))
@@ -188,7 +202,7 @@ def write_shard(shard: Shard) -> None:
 
 
 def _write_records(shard: Shard, path: str, report: dict[str, Any]) -> str:
-    """Write the records, fill the report, return the checksum of all records."""
+    """Write the records, fill the report, and return the checksum of all records."""
     from array_record.python import array_record_module
 
     source = _process.sources[shard.split]
@@ -205,7 +219,7 @@ def _write_records(shard: Shard, path: str, report: dict[str, Any]) -> str:
         except SKIPPED as error:
             name = relative(getattr(error, "filename", None) or "", _process.root)
             image_path = image_path or name or f"example {index}"
-            # Without addresses of objects, which are others in each run.
+            # Without addresses of objects, which differ between runs.
             message = re.sub(r" at 0x[0-9a-f]+", "", str(error))
             report["skipped"].append([image_path, reason_of(error), message])
             with _process.progress.get_lock():
@@ -223,7 +237,7 @@ def _write_records(shard: Shard, path: str, report: dict[str, Any]) -> str:
 
 
 def relative(path: str, root: str) -> str:
-    """The path within root, an absolute one, or as it is where it is not in there."""
+    """Return a path relative to `root` if it is inside, otherwise unchanged."""
     absolute = os.path.abspath(path)
     within = os.path.join(root, "")
     inside = path and absolute.startswith(within)
@@ -231,7 +245,7 @@ def relative(path: str, root: str) -> str:
 
 
 def write_atomically(path: str, text: str) -> None:
-    """Write a file that is either there as a whole or not at all."""
+    """Write a file so that it is either complete or absent."""
     with open(f"{path}.tmp", "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
         file.flush()
@@ -240,9 +254,9 @@ def write_atomically(path: str, text: str) -> None:
 
 
 def verify_shard(shard: dict[str, Any]) -> np.ndarray:
-    """Read all records of a shard of dataset.json again; returns their labels int32[n].
+    """Read all records of a shard of dataset.json; return their labels int32 [n].
 
-    raises: ValueError or OSError if they are not those that were written.
+    raises: UserError or OSError if the records have changed.
     """
     path = os.path.join(_process.out, shard["file"])
     reader = open_shard(path)
@@ -264,8 +278,8 @@ def verify_shard(shard: dict[str, Any]) -> np.ndarray:
         raise OSError(f"{path!r} is corrupt: {error}. {_WHAT_TO_DO}") from error
     if digest.hexdigest() != shard["blake2b"]:
         raise UserError(
-            f"{path!r} has other records than were written: the checksum is "
-            f"{digest.hexdigest()}, expected {shard['blake2b']}. {_WHAT_TO_DO}"
+            f"{path!r} has changed: its checksum is {digest.hexdigest()}, expected "
+            f"{shard['blake2b']}. {_WHAT_TO_DO}"
         )
     with _process.progress.get_lock():
         _process.progress[0] += found

@@ -1,4 +1,4 @@
-"""The command that packs: what comes out, what is left out, kills and wrong options."""
+"""`simmim pack`: results, skipped images, interruptions, and wrong arguments."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from simmim_jax.cli.pack import main
-from simmim_jax.data.codecs.image import decode
+from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.pack.shards import Options, pack_image
 from simmim_jax.data.sources import packed
 from simmim_jax.data.sources.registry import open_source
@@ -27,7 +27,7 @@ SHORT_SIDE = 96
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A set of all kinds of images that exist, and some that are none."""
+    """Write many kinds of images, and files that are not images."""
     root = tmp_path_factory.mktemp("photos")
     for split, count in (("train", 40), ("validation", 4)):
         for name in ("china", "flower"):
@@ -40,21 +40,21 @@ def photos(tmp_path_factory):
     image.resize((60, 40)).save(china / "small.png")
     image.convert("CMYK").save(china / "cmyk.jpg")
     exif = Image.Exif()
-    exif[0x0112] = 6  # EXIF orientation: a quarter turn
+    exif[0x0112] = 6  # orientation: a quarter turn
     image.save(china / "turned é.jpg", exif=exif)
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     image.save(china / "transparent.png")
     gray = np.asarray(image.convert("L")).astype(np.uint16) << 8
     Image.fromarray(gray).save(china / "sixteen.png")
     (china / "zero.jpg").write_bytes(b"")
-    (china / "text.jpg").write_text("no image")
+    (china / "text.jpg").write_text("not an image")
     (china / "gone.jpg").symlink_to(root / "nowhere.jpg")
     return root
 
 
 @pytest.fixture(scope="module")
 def jpegs(photos, tmp_path_factory):
-    """The photographs, packed with a shorter side."""
+    """Pack the photographs with a smaller short side."""
     out = tmp_path_factory.mktemp("jpegs")
     main([str(photos), str(out), f"--short_side={SHORT_SIDE}", "--shard_mb=0.05"])
     return out
@@ -64,7 +64,7 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
-def test_examples_come_in_the_order_of_the_source_without_bad_ones(photos, jpegs):
+def test_examples_keep_the_order_of_the_source(photos, jpegs):
     source = open_source(str(photos), "train")
     bad = {"zero.jpg", "text.jpg", "gone.jpg"}
     kept = [
@@ -84,7 +84,7 @@ def test_examples_come_in_the_order_of_the_source_without_bad_ones(photos, jpegs
     assert len(open_source(str(jpegs), "val")) == 8
 
 
-def test_jpegs_have_the_short_side_and_nearly_the_pixels(photos, jpegs):
+def test_jpegs_are_close_to_the_resized_images(photos, jpegs):
     train = open_source(str(jpegs), "train")
     sizes, errors = set(), []
     for example in (train[i] for i in range(len(train))):
@@ -98,11 +98,11 @@ def test_jpegs_have_the_short_side_and_nearly_the_pixels(photos, jpegs):
         sizes.add(got.shape[:2])
     assert np.mean(errors) < 3  # of 255
     assert max(errors) < 6
-    # 160 x 120, the same turned upright, and 60 x 40, which is not enlarged.
+    # 160 x 120, the same turned upright, and 60 x 40, which keeps its size.
     assert sizes == {(96, 128), (128, 96), (40, 60)}
 
 
-def test_raw_pixels_are_those_that_decode_gives(photos, tmp_path):
+def test_raw_pixels_equal_those_of_decode(photos, tmp_path):
     main([str(photos), str(tmp_path), "--format=raw", "--short_side=0"])
     train = open_source(str(tmp_path), "train")
     assert len(train) == 85
@@ -119,7 +119,7 @@ def test_short_side_0_keeps_the_bytes(photos, tmp_path):
         assert example["image"] == (photos / example["path"]).read_bytes()
 
 
-def test_what_is_skipped_is_listed_by_reason(photos, tmp_path, capsys):
+def test_skipped_images_are_listed_with_reasons(photos, tmp_path, capsys):
     main([str(photos), str(tmp_path), "--short_side=8"])
     output = capsys.readouterr().out
     assert "train: 85 images" in output
@@ -139,7 +139,7 @@ def test_what_is_skipped_is_listed_by_reason(photos, tmp_path, capsys):
         assert f"{count} {reason}" in output
 
 
-def test_paths_are_relative_to_what_was_packed(photos, jpegs, tmp_path, monkeypatch):
+def test_paths_are_relative_to_the_data_set(photos, jpegs, tmp_path, monkeypatch):
     monkeypatch.chdir(photos.parent)
     main([photos.name, str(tmp_path), f"--short_side={SHORT_SIDE}", "--shard_mb=0.05"])
     got, expected = (open_source(str(out), "train") for out in (tmp_path, jpegs))
@@ -148,11 +148,11 @@ def test_paths_are_relative_to_what_was_packed(photos, jpegs, tmp_path, monkeypa
     ]
 
 
-# ---- Stopped, changed, refused -------------------------------------------------------
+# ---- Interrupted, changed, refused ---------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_and_resumed_gives_the_same_bytes(photos, jpegs, tmp_path, number):
+def test_resumed_packing_writes_the_same_bytes(photos, jpegs, tmp_path, number):
     out = tmp_path / "out"
     args = [str(photos), str(out), f"--short_side={SHORT_SIDE}", "--shard_mb=0.05"]
     command = [*COMMAND, *args, "--workers=1"]
@@ -165,29 +165,29 @@ def test_stopped_and_resumed_gives_the_same_bytes(photos, jpegs, tmp_path, numbe
         time.sleep(0.001)
     if number == signal.SIGKILL:
         process.kill()
-    else:  # A terminal sends it to all processes.
+    else:  # a terminal sends it to all processes
         os.killpg(process.pid, number)
         errors = process.communicate()[1]
-        assert errors.startswith("Interrupted. The same command goes on")
+        assert errors.startswith("Interrupted. Run the same command again")
     process.wait()
-    while workers_of(process.pid):  # They notice, and leave.
+    while workers_of(process.pid):  # they exit when they notice
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert not (out / "dataset.json").exists()
     with pytest.raises(FileNotFoundError, match="Run the same"):
         open_source(str(out), "train")
 
-    assert "quality: 90 then, 50 now" in fails(*args, "--quality=50")
+    assert "quality: 90 before, 50 now" in fails(*args, "--quality=50")
     written = {path: path.stat().st_mtime_ns for path in done}
     resumed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
-    assert "shards are there" in resumed.stdout
+    assert "shards already exist" in resumed.stdout
     assert written == {path: path.stat().st_mtime_ns for path in done}
     assert contents(out) == contents(jpegs)
 
 
 def workers_of(session):
-    """Ids of the processes of a session that still run."""
+    """Return the ids of running processes of a session."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -199,24 +199,24 @@ def workers_of(session):
     return found
 
 
-def test_a_complete_set_is_verified_and_other_data_refused(photos, tmp_path, capsys):
+def test_a_complete_set_is_verified_and_other_data_is_refused(photos, tmp_path, capsys):
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(photos / "validation", data)
     main([str(data), str(out), "--short_side=16"])
     before = contents(out)
     capsys.readouterr()
     main([str(data), str(out), "--short_side=16"])
-    assert "is complete" in capsys.readouterr().out
+    assert "is already complete" in capsys.readouterr().out
     assert contents(out) == before
     (data / "china" / "000.jpg").rename(data / "flower" / "999.jpg")
     assert "sample_blake2b" in fails(data, out, "--short_side=16")
     shutil.rmtree(data / "china")
     error = fails(data, out, "--short_side=16")
-    assert re.search(r"num_source_examples: \d then, \d now", error)
+    assert re.search(r"num_source_examples: \d before, \d now", error)
     assert "another folder" in error
 
 
-def test_a_full_disk_is_told_and_the_rest_goes_on(photos, tmp_path):
+def test_packing_resumes_after_a_full_disk(photos, tmp_path):
     full = tmp_path / packed.UNFINISHED / "validation-00000-of-00001.array_record"
     full.parent.mkdir()
     full.symlink_to("/dev/full")
@@ -234,9 +234,10 @@ def test_a_full_disk_is_told_and_the_rest_goes_on(photos, tmp_path):
     [
         (["bundled:fashion_mnist_10k"], "since channels=3"),
         (["bundled:climate", "--splits=train,test"], "split='test'"),
-        (["bundled:climate", "--splits=train[:10%]"], "name a part"),
+        (["bundled:climate", "--splits=train[:10%]"], "Name a slice"),
         (["bundled:climate", "--splits=train,train"], "different names"),
         (["bundled:climate", "--workers=0"], "workers=0"),
+        (["bundled:climate", "--channels=0"], "channels=0"),
         (["bundled:climate", "--quality=101"], "quality=101"),
         (["bundled:climate", "--short_side=-1"], "short_side=-1"),
         (["bundled:climate", "--shard_mb=0"], "shard_mb=0"),
@@ -249,7 +250,41 @@ def test_wrong_arguments(tmp_path, args, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_processes_that_pack_do_without_jax():
+def test_processes_that_pack_do_not_import_jax():
     code = "import simmim_jax.data.pack, sys; print({'jax'} & {*sys.modules})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT)
     assert run.stdout == b"set()\n"
+
+
+# ---- Arrays --------------------------------------------------------------------------
+
+
+def test_float32_arrays_are_packed_losslessly(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(40, 6, 8, 300)).astype(np.float32)
+    np.save(tmp_path / "set.npy", images)
+    np.save(tmp_path / "set_labels.npy", np.arange(40) % 3)
+    args = [str(tmp_path / "set.npy"), str(tmp_path / "out"), "--channels=300"]
+    assert "--format=jpeg cannot store float32 images" in fails(*args, "--short_side=4")
+    main([*args, "--format=raw"])
+    for split in ("train", "validation"):
+        expected = open_source(str(tmp_path / "set.npy"), split)
+        found = open_source(str(tmp_path / "out"), split)
+        assert len(found) == len(expected)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+        for i in range(len(found)):
+            pixels = decode(found[i]["image"], 300)
+            np.testing.assert_array_equal(pixels, expected[i]["image"])
+            assert pixels.dtype == np.float32
+
+
+def test_damaged_arrays_are_skipped_with_their_path(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for i in range(8):
+        np.save(folder / f"{i}.npy", np.full((4, 5, 2), i, np.float32))
+    os.truncate(folder / "3.npy", 200)
+    args = ["--format=raw", "--channels=2"]
+    main([str(folder), str(tmp_path / "out"), *args])
+    lines = (tmp_path / "out" / "skipped.tsv").read_text().splitlines()
+    assert [line.split("\t")[1:3] for line in lines[1:]] == [["3.npy", "truncated"]]

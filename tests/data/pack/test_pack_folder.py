@@ -1,6 +1,7 @@
-"""Folders to pack into: which are refused."""
+"""Folders that nothing is packed into."""
 
 import fcntl
+import re
 
 import pytest
 
@@ -10,13 +11,13 @@ from tests.images import write_photographs
 from tests.packing import fails
 
 
-def test_too_large_a_set_is_refused_before_it_is_begun(tmp_path):
+def test_a_set_that_does_not_fit_is_refused(tmp_path):
     (tmp_path / packed.UNFINISHED).mkdir()
     with pytest.raises(OSError, match=r"needs about 1000000000\.0 GB.*make room"):
         begin(str(tmp_path), {}, 1e18)
 
 
-def test_folders_that_cannot_be_packed_into(tmp_path):
+def test_unusable_folders_are_refused(tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "out"
     write_photographs(photos, ["train/1.jpg", "validation/2.jpg"])
     assert "is in DATASET" in fails(photos, photos / "packed")
@@ -25,15 +26,12 @@ def test_folders_that_cannot_be_packed_into(tmp_path):
     assert "not a local path" in fails(photos, "gs://bucket/packed")
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    error = fails(photos, out)
-    assert error.startswith("FileExistsError")
-    assert "notes.txt" in error
+    assert "contains notes.txt: expected a new or empty folder" in fails(photos, out)
     error = fails("bundled:climate", out / "notes.txt" / "out")
-    assert error.startswith("NotADirectoryError")
-    assert "cannot be written" in error
+    assert re.search("cannot be written: .*Not a directory", error)
 
 
-def test_two_at_once_are_refused(tmp_path):
+def test_a_second_process_is_refused(tmp_path):
     (tmp_path / packed.UNFINISHED).mkdir()
     with open(tmp_path / packed.UNFINISHED / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

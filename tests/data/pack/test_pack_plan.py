@@ -1,4 +1,4 @@
-"""How many shards a set is packed into, and what is in each."""
+"""Number and content of the shards of a data set."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from simmim_jax.data.sources import packed
 from simmim_jax.data.sources.registry import open_source
 
 
-def test_shards_hold_all_examples_once():
+def test_shards_contain_every_example_once():
     source = open_source("bundled:climate", "train")
     for shard_mb, count in ((1e6, 16), (57, 16), (2, 29), (0.001, packed.MAX_SHARDS)):
         plan, num_bytes = make_plan({"a": source}, "", Options(0), shard_mb)

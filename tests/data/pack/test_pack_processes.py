@@ -1,4 +1,4 @@
-"""Processes that pack: progress, errors, and how they end."""
+"""Processes that pack: progress, errors, and termination."""
 
 import os
 import pty
@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from simmim_jax.data.pack.processes import Processes
+from simmim_jax.data.pack.processes import Processes, _Log
 from simmim_jax.data.pack.shards import Options, Shard, write_shard
 from simmim_jax.data.sources import packed
 from simmim_jax.data.sources.base import ArraySource, SubsetSource
@@ -21,11 +21,22 @@ def test_progress_is_shown_in_a_terminal(tmp_path):
     reader, writer = pty.openpty()
     command = [*COMMAND, "bundled:climate", str(tmp_path), "--format=raw"]
     subprocess.run(command, cwd=ROOT, stdout=writer, check=True)
-    shown = os.read(reader, 10_000).decode()
+    shown = os.read(reader, 100_000).decode()
     os.close(reader)
     os.close(writer)
-    assert re.search(r"\rpacking 5,228 of 5,228 images, [\d,]+/s, 0:00:00 left", shown)
-    assert "\rverifying 5,228 of 5,228 images" in shown
+    done = r"5228/5228 images  [\d.]+ images/s  eta 00:00"
+    assert re.search(rf"\rpacking +{done}", shown)
+    assert re.search(rf"\rverifying +{done}", shown)
+
+
+def test_a_log_file_gets_lines(capsys):
+    with _Log("packing", 200, 0) as log:
+        log.show(50, 0)
+        log.show(100, 3)
+        log.show(200, 3)
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"packing +50/200 images  .* images/s  eta 00:0\d", first)
+    assert re.fullmatch(r"packing +100/200 images  .*, 3 skipped", second)
 
 
 def test_an_error_in_one_process_stops_the_others(tmp_path):
@@ -33,7 +44,7 @@ def test_an_error_in_one_process_stops_the_others(tmp_path):
     unfinished.mkdir()
     (unfinished / "full").symlink_to("/dev/full")
     image = ArraySource(np.zeros((1, 1, 1, 3), np.uint8), None, ())
-    # Writing all of them would take minutes.
+    # Writing all examples would take minutes.
     source = SubsetSource(image, np.zeros(5_000_000, np.int8))
     shards = [Shard("a", "long", 0, len(source)), Shard("a", "full", 0, 1)]
     start = time.monotonic()
@@ -45,13 +56,13 @@ def test_an_error_in_one_process_stops_the_others(tmp_path):
     assert time.monotonic() - start < 30
 
 
-def test_processes_leave_ctrl_c_to_the_first(tmp_path):
+def test_processes_ignore_ctrl_c(tmp_path):
     with Processes(1, str(tmp_path), "", {}, Options()) as processes:
         found = processes.map(signal.getsignal, [signal.SIGINT], "packing", 1)
     assert found == [signal.SIG_IGN]
 
 
-def test_a_killed_process_ends_the_command(tmp_path):
+def test_a_killed_process_is_an_error(tmp_path):
     with (
         Processes(1, str(tmp_path), "", {}, Options()) as processes,
         pytest.raises(ChildProcessError, match="fewer --workers"),
