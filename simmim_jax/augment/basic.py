@@ -1,4 +1,4 @@
-"""What happens to a batch on the device: flip, normalisation, erasing, mixing."""
+"""Basic augmentation of a batch: flip, normalisation, erasing, mixing."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# An erased box has this share of the image,
+# Area of an erased box [fraction of the image].
 ERASE_AREA = (0.02, 1 / 3)
-# and a height to width of at least this and at most its inverse.
+# Minimum height / width of an erased box; the maximum is its inverse.
 ERASE_ASPECT = 0.3
-# Boxes are drawn until one fits, at most as often.
+# Maximum number of attempts to draw a box that fits.
 ERASE_TRIES = 10
 
 
@@ -20,9 +20,9 @@ def normalize(
     std: Sequence[float],
     scale: float = 255.0,
 ) -> jax.Array:
-    """Return (x / scale - mean) / std as float32 [b h w c]; one mean and std a channel.
+    """Return (x / scale - mean) / std as float32[b h w c].
 
-    images: uint8[b h w c], or float32 with scale=1.
+    images: uint8[b h w c], or float32 with scale=1; mean, std: one value per channel.
     """
     pixels = jnp.asarray(images, jnp.float32)
     if scale != 1:
@@ -36,21 +36,21 @@ def denormalize(
     std: Sequence[float],
     scale: float = 255.0,
 ) -> jax.Array:
-    """Return the inverse of `normalize`, float32[b h w c] in units of the pixels."""
+    """Invert `normalize`: return float32[b h w c] in the units of the pixels."""
     return (images * jnp.array(std) + jnp.array(mean)) * scale
 
 
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirrors each image of [b h w c] left to right with probability 1/2."""
+    """Flip each image of [b h w c] horizontally with probability 1/2."""
     flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
     return jnp.where(flip, images[:, :, ::-1], images)
 
 
 def random_erase(key: jax.Array, images: jax.Array, prob: float) -> jax.Array:
-    """Fills a box of some images with noise: Zhong et al., 2017, in "pixel" mode.
+    """Fill a random box of some images with noise (Zhong et al., 2017, "pixel" mode).
 
-    images: float[b h w c], normalised, so that the noise of N(0, 1) looks like them;
-    prob: share of images; boxes as in timm 0.4.12 (timm/data/random_erasing.py).
+    images: float[b h w c], normalised to match the N(0, 1) noise; prob: fraction of
+    images. Boxes are drawn as in timm 0.4.12 (timm/data/random_erasing.py).
     """
     b, h, w, _ = images.shape
     gate, box, noise = jax.random.split(key, 3)
@@ -83,15 +83,15 @@ def mix(
     prob: float,
     switch_prob: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixup (Zhang et al., 2017) or CutMix (Yun et al., 2019) with the batch reversed.
+    """Apply Mixup (Zhang et al., 2017) or CutMix (Yun et al., 2019) to a batch.
 
-    One choice, one share and one box for the batch, as timm 0.4.12's "batch" mode has
-    it (timm/data/mixup.py); the official code draws them on each GPU. The reversed
-    batch moves images between devices.
+    Images are mixed with the reversed batch, which moves them between devices. The
+    batch has one choice, one share and one box, as in timm 0.4.12's "batch" mode
+    (timm/data/mixup.py); the official code draws them per GPU.
 
-    images: float[b h w c]; targets: float[b k]; prob: how often a batch is mixed;
-    switch_prob: how often by CutMix, where both are on. An alpha, of the share's
-    distribution Beta(alpha, alpha), is above 0, or 0 where the kind is off.
+    images: float[b h w c]; targets: float[b k]; prob: probability of mixing a batch;
+    switch_prob: probability of CutMix if both are enabled; mixup_alpha, cutmix_alpha:
+    parameter of the share's distribution Beta(alpha, alpha), 0 to disable that kind.
     """
     gate, switch, share, box = jax.random.split(key, 4)
     if mixup_alpha and cutmix_alpha:
@@ -101,19 +101,19 @@ def mix(
     alpha = jnp.where(cut, cutmix_alpha, mixup_alpha)
     share = jax.random.beta(share, alpha, alpha)
     share = jnp.where(jax.random.bernoulli(gate, prob), share, 1.0)
-    # How much of each pixel is the image's own.
+    # Weight of the image itself in each pixel.
     own = jnp.where(cut, ~_cutmix_box(box, images.shape, share), share)[..., None]
-    # A branch, not least since XLA would else compute all that made the images twice.
+    # A branch: otherwise XLA would compute whatever produces `images` twice.
     images = jax.lax.cond(
         share < 1, lambda x: x * own + x[::-1] * (1 - own), lambda x: x, images
     )
-    # Of a box that the border cuts off, only what is left counts.
+    # Only the part of the box inside the image counts.
     share = own.mean()
     return images, targets * share + targets[::-1] * (1 - share)
 
 
 def _cutmix_box(key: jax.Array, shape: tuple[int, ...], share: jax.Array) -> jax.Array:
-    """bool[h w]: a box of 1 - share of the image around any pixel, cut off outside."""
+    """Return bool[h w]: a box of area 1 - share around a random pixel, clipped."""
 
     def side(key: jax.Array, n: int) -> jax.Array:
         half = (n * jnp.sqrt(1 - share)).astype(int) // 2
@@ -126,5 +126,5 @@ def _cutmix_box(key: jax.Array, shape: tuple[int, ...], share: jax.Array) -> jax
 
 
 def _is_within(start: jax.Array, stop: jax.Array, n: int) -> jax.Array:
-    """bool[... n]: which of the first n numbers are in start..stop - 1."""
+    """Return bool[... n]: which of 0..n - 1 are in start..stop - 1."""
     return (jnp.arange(n) >= start) & (jnp.arange(n) < stop)

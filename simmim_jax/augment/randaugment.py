@@ -1,13 +1,16 @@
 """RandAugment of the official fine-tuning, timm's "rand-m9-mstd0.5-inc1", in batches.
 
-Operations are those of Pillow and their arguments those of timm 0.4.12
-(timm/data/auto_augment.py). The fifteen are of three kinds: a table of grey levels, a
-blend with a grey or a smooth copy, an affine warp. Each kind is computed for all images
-of a batch, which costs less than fifteen branches of which a batch would compute all,
-and each image takes the result that its operation asks for.
+Operations are Pillow's and their arguments timm 0.4.12's (timm/data/auto_augment.py).
+The implementation is our own because it runs on the device, in batches, with Pillow's
+exact semantics, which no maintained JAX library offers.
 
-benchmarks/augment.py has the cost on a CPU. On TPUs, where gathers are slow, it has not
-been measured and may exceed that of the model.
+The fifteen operations are of three kinds: a lookup table of grey levels, a blend with a
+grey or smoothed copy, an affine warp. Each kind is computed for all images of a batch,
+and each image takes the result of its operation. This costs less than fifteen branches,
+since a batch would compute them all.
+
+benchmarks/augment.py measures the cost on a CPU. On TPUs, where gathers are slow, it is
+unmeasured and may exceed that of the model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +39,7 @@ BLENDS = ("Color", "Sharpness")
 WARPS = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 NONE = len(OPERATIONS)
 MAX_MAGNITUDE = 10
-# Chance that a drawn operation is carried out.
+# Probability that a drawn operation is applied.
 PROBABILITY = 0.5
 
 
@@ -49,15 +52,15 @@ def randaugment(
     magnitude_std: float,
     fill: Sequence[int],
 ) -> jax.Array:
-    """Applies `num_ops` random operations to each image, one after the other.
+    """Apply `num_ops` random operations to each image in turn.
 
-    images: uint8[b h w c], of 1 or 3 channels; magnitude: mean of a normal distribution
-    in 0..10, magnitude_std: its standard deviation; fill: a grey level for each
-    channel, where a warp looks beyond the image; returns: uint8[b h w c].
+    images: uint8[b h w c] with 1 or 3 channels; magnitude, magnitude_std: mean and
+    standard deviation of the normal magnitude, clipped to 0..10; fill: grey level per
+    channel where a warp samples outside the image; returns: uint8[b h w c].
     """
 
-    # A loop in the program: unrolled, XLA would merge the operations into one another
-    # and compute a pixel again for each that looks at it.
+    # A loop in the program: unrolled, XLA would fuse the operations and recompute a
+    # pixel for every pixel that reads it.
     def body(images: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
         op, argument = draw(key, len(images), magnitude, magnitude_std)
         return apply(images, op, argument, fill), None
@@ -68,7 +71,7 @@ def randaugment(
 def draw(
     key: jax.Array, n: int, magnitude: float, magnitude_std: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Random operations and their arguments, int[n] and float[n], for `apply`."""
+    """Draw operations and their arguments, int[n] and float[n], for `apply`."""
     choice, gate, noise, sign = jax.random.split(key, 4)
     op = jax.random.randint(choice, (n,), 0, len(OPERATIONS))
     op = jnp.where(jax.random.bernoulli(gate, PROBABILITY, (n,)), op, NONE)
@@ -78,27 +81,27 @@ def draw(
 
 
 def argument_of(op: jax.Array, level: jax.Array, sign: jax.Array) -> jax.Array:
-    """What timm makes of a magnitude: the argument of each operation, for `apply`.
+    """Return the argument that timm derives from a magnitude, for `apply`.
 
     op: int[n], an index of OPERATIONS or NONE; level: float[n], 0..10; sign: float[n],
     -1 or 1; returns: float[n], 0 for operations without an argument.
     """
     share = level / MAX_MAGNITUDE
-    # With multiples of 2^-14 blends are exact in float32, so the same everywhere.
+    # Multiples of 2^-14 make blends exact in float32, and so equal on all devices.
     factor = jnp.round((1 + sign * 0.9 * share) * 2**14) / 2**14
     arguments = {
         "Rotate": sign * 30 * share,  # degrees
-        "Posterize": 4 - jnp.floor(4 * share),  # bits that are kept
-        "Solarize": 256 - jnp.floor(256 * share),  # first level that is inverted
+        "Posterize": 4 - jnp.floor(4 * share),  # bits to keep
+        "Solarize": 256 - jnp.floor(256 * share),  # first level to invert
         "SolarizeAdd": jnp.floor(110 * share),  # added to levels below 128
-        "Color": factor,  # 0 is grey, 1 as it was
+        "Color": factor,  # 0: grey, 1: unchanged
         "Contrast": factor,
         "Brightness": factor,
         "Sharpness": factor,
-        "ShearX": sign * 0.3 * share,  # pixels a row
+        "ShearX": sign * 0.3 * share,  # pixels per row
         "ShearY": sign * 0.3 * share,
-        "TranslateX": sign * 0.45 * share,  # of the width
-        "TranslateY": sign * 0.45 * share,  # of the height
+        "TranslateX": sign * 0.45 * share,  # fraction of the width
+        "TranslateY": sign * 0.45 * share,  # fraction of the height
     }
     return _choose(op, arguments, jnp.zeros_like(level))
 
@@ -106,14 +109,14 @@ def argument_of(op: jax.Array, level: jax.Array, sign: jax.Array) -> jax.Array:
 def apply(
     images: jax.Array, op: jax.Array, argument: jax.Array, fill: Sequence[int]
 ) -> jax.Array:
-    """Applies to each image its operation, with the result that Pillow gives.
+    """Apply to each image its operation, with Pillow's result.
 
-    images: uint8[b h w c], of 1 or 3 channels; op: int[b], an index of OPERATIONS or
+    images: uint8[b h w c] with 1 or 3 channels; op: int[b], an index of OPERATIONS or
     NONE; argument: float[b], see `argument_of`; returns: uint8[b h w c].
 
-    Differences to Pillow are of one grey level: warps are computed in float32, and
-    AutoContrast rounds whole numbers right that Pillow's floats make a little smaller.
-    Images that Pillow now refuses to posterize to 0 bits turn black, as they once did.
+    Differences from Pillow are at most one grey level: warps are computed in float32,
+    and AutoContrast is exact where Pillow's floats fall just below a whole number.
+    Posterizing to 0 bits gives black, as in old versions of Pillow; new ones raise.
     """
     pixels = images.astype(jnp.int32)
     looked_up = _look_up(_tables(pixels, op, argument), pixels)
@@ -126,26 +129,26 @@ def apply(
 def _choose(
     op: jax.Array, values: Mapping[str, jax.Array], default: jax.Array
 ) -> jax.Array:
-    """[b ...]: for each image the value of its operation, or else the default."""
+    """Return [b ...]: for each image the value of its operation, or the default."""
     of_all = [values.get(name, default) for name in (*OPERATIONS, "none")]
     of_all = [jnp.broadcast_to(value, default.shape) for value in of_all]
     return jax.vmap(lambda of_one, index: of_one[index])(jnp.stack(of_all, 1), op)
 
 
 def _is_one_of(op: jax.Array, names: Sequence[str]) -> jax.Array:
-    """bool[b 1 1 1]."""
+    """Return whether the operation of an image is in `names`: bool[b 1 1 1]."""
     indices = jnp.array([OPERATIONS.index(name) for name in names])
     return (op[:, None] == indices).any(1)[:, None, None, None]
 
 
 def _blend(degenerate: jax.Array, pixels: jax.Array, factor: jax.Array) -> jax.Array:
-    """Pillow's Image.blend, in integers: `degenerate` for factor 0, `pixels` for 1."""
+    """Return Pillow's Image.blend, as int: `degenerate` at factor 0, `pixels` at 1."""
     blended = degenerate + factor * (pixels - degenerate)
     return jnp.clip(blended, 0, 255).astype(jnp.int32)
 
 
 def _grey(pixels: jax.Array) -> jax.Array:
-    """int[b h w c] -> int[b h w 1], as Pillow converts to mode "L"."""
+    """Convert int[b h w c] to int[b h w 1] as Pillow converts to mode "L"."""
     if pixels.shape[-1] == 1:
         return pixels
     weighted = pixels * jnp.array([19595, 38470, 7471])  # ITU-R 601, in 2^-16
@@ -156,7 +159,7 @@ def _grey(pixels: jax.Array) -> jax.Array:
 
 
 def _tables(pixels: jax.Array, op: jax.Array, argument: jax.Array) -> jax.Array:
-    """int[b c 256]: what becomes of each grey level in each channel."""
+    """Return lookup tables of grey levels, int[b c 256]."""
     b, h, w, c = pixels.shape
     level = jnp.broadcast_to(jnp.arange(256), (b, c, 256))
     argument = argument[:, None, None]
@@ -185,26 +188,26 @@ def _tables(pixels: jax.Array, op: jax.Array, argument: jax.Array) -> jax.Array:
 
 
 def _histogram(pixels: jax.Array) -> jax.Array:
-    """int[b h w c] -> int[b c 256]: how many pixels have each grey level."""
+    """Count the pixels of each grey level: int[b h w c] -> int[b c 256]."""
     b, _, _, c = pixels.shape
 
-    # Image by image, so that a batch that lies on several devices stays there.
+    # Per image, so that a sharded batch stays on its devices.
     @jax.vmap
-    def count(places: jax.Array) -> jax.Array:
-        return jnp.zeros(c * 256, jnp.int32).at[places].add(1)
+    def count(indices: jax.Array) -> jax.Array:
+        return jnp.zeros(c * 256, jnp.int32).at[indices].add(1)
 
-    return count(_places(pixels)).reshape(b, c, 256)
+    return count(_flat_indices(pixels)).reshape(b, c, 256)
 
 
 def _look_up(tables: jax.Array, pixels: jax.Array) -> jax.Array:
-    """int[b c 256], int[b h w c] -> int[b h w c]."""
-    return jax.vmap(lambda table, places: table.ravel()[places])(
-        tables, _places(pixels)
+    """Look up pixels, int[b h w c], in tables, int[b c 256]."""
+    return jax.vmap(lambda table, indices: table.ravel()[indices])(
+        tables, _flat_indices(pixels)
     )
 
 
-def _places(pixels: jax.Array) -> jax.Array:
-    """Where each pixel's grey level is in an image's table[c 256], laid flat."""
+def _flat_indices(pixels: jax.Array) -> jax.Array:
+    """Return the index of each pixel's grey level in a flattened table[c 256]."""
     return pixels + 256 * jnp.arange(pixels.shape[-1])
 
 
@@ -219,7 +222,7 @@ def _blend_with_copy(
 
 
 def _smooth(pixels: jax.Array) -> jax.Array:
-    """Pillow's ImageFilter.SMOOTH: weights 1 around a 5, over 13; not on the border."""
+    """Apply Pillow's ImageFilter.SMOOTH: 3x3 ones around a 5, over 13; borders stay."""
     rows = pixels[:, :-2] + pixels[:, 1:-1] + pixels[:, 2:]
     around = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
     total = around + 4 * pixels[:, 1:-1, 1:-1]
@@ -232,15 +235,15 @@ def _smooth(pixels: jax.Array) -> jax.Array:
 def _matrices(
     op: jax.Array, argument: jax.Array, shape: tuple[int, ...]
 ) -> list[jax.Array]:
-    """Six coefficients, float[b] each: x' = a x + b y + c, y' = d x + e y + f.
+    """Return six coefficients, float[b]: x' = a x + b y + c, y' = d x + e y + f.
 
-    x and y are counted from the middle of the image.
+    x and y are relative to the image centre.
     """
     _, h, w, _ = shape
     angle = jnp.deg2rad(argument)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     zero, one = jnp.zeros_like(argument), jnp.ones_like(argument)
-    # timm shears about the upper left corner.
+    # timm shears about the top left corner.
     right = {"ShearX": argument * h / 2, "TranslateX": argument * w}
     down = {"ShearY": argument * w / 2, "TranslateY": argument * h}
     return [
@@ -256,9 +259,9 @@ def _matrices(
 def _warp(
     images: jax.Array, matrices: Sequence[jax.Array], fill: Sequence[int]
 ) -> jax.Array:
-    """Pillow's Image.transform(AFFINE, BICUBIC): pixel (x, y) is that of (x', y').
+    """Warp as Pillow's Image.transform(AFFINE, BICUBIC): sample (x, y) at (x', y').
 
-    Rounds down; `fill` where (x', y') is not in the image.
+    Rounds down; returns `fill` where (x', y') is outside the image.
     """
     _, h, w, c = images.shape
     xx, xy, x0, yx, yy, y0 = (m[:, None, None] for m in matrices)
@@ -270,8 +273,8 @@ def _warp(
     column, row = left.astype(jnp.int32), top.astype(jnp.int32)
 
     def neighbour(i: int, j: int) -> jax.Array:
-        places = jnp.clip(row + i, 0, h - 1) * w + jnp.clip(column + j, 0, w - 1)
-        found = jax.vmap(lambda image, at: image.reshape(-1, c)[at])(images, places)
+        index = jnp.clip(row + i, 0, h - 1) * w + jnp.clip(column + j, 0, w - 1)
+        found = jax.vmap(lambda image, at: image.reshape(-1, c)[at])(images, index)
         return found.astype(jnp.float32)
 
     around = range(-1, 3)
@@ -281,9 +284,9 @@ def _warp(
 
 
 def _cubic(points: Sequence[jax.Array], t: jax.Array) -> jax.Array:
-    """Between the second and the third of four points; Keys' kernel with a = -1.
+    """Interpolate between the second and third of four points: Keys' kernel, a = -1.
 
-    Written so that equal points give exactly their value.
+    This form is exact for equal points.
     """
     p, q, r, s = points
     return q + t * (r - p + t * (2 * (p - q) + r - s + t * (q - p + s - r)))

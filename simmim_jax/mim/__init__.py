@@ -1,1 +1,1 @@
-"""SimMIM itself: masks, targets, losses and the objective they form."""
+"""SimMIM itself: masks, targets, losses and the pre-training objective."""

@@ -1,4 +1,4 @@
-"""Losses of pre-training and fine-tuning, all in float32."""
+"""Pre-training and fine-tuning losses, all in float32."""
 
 from collections.abc import Callable
 
@@ -11,9 +11,9 @@ def masked_l1(
 ) -> tuple[jax.Array, jax.Array]:
     """Mean |x - x̂| over masked pixels (SimMIM eq. 1; official `SimMIM.forward`).
 
-    prediction, target: float[b h w c]; mask: [b h w], 1 or True = masked, may hold
-    other weights; returns: the loss, and the number of masked pixels it is over.
-    No pixel masked gives 0.
+    prediction, target: float[b h w c]; mask: [b h w], 1 or True = masked, or other
+    weights; returns: the loss, and the number (sum of weights) of masked pixels. The
+    loss is 0 if no pixel is masked.
     """
     return _masked_mean(jnp.abs(target - prediction.astype(jnp.float32)), mask)
 
@@ -21,14 +21,14 @@ def masked_l1(
 def masked_l2(
     prediction: jax.Array, target: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """As `masked_l1`, the mean of (x - x̂)²."""
+    """Mean (x - x̂)², otherwise as `masked_l1`."""
     return _masked_mean(jnp.square(target - prediction.astype(jnp.float32)), mask)
 
 
 def masked_smooth_l1(
     prediction: jax.Array, target: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """As `masked_l1`, of d = |x - x̂|: d²/2 up to 1, then d - 1/2 (PyTorch's beta=1)."""
+    """Smooth L1 loss with beta=1, d²/2 up to d = |x - x̂| = 1; as `masked_l1`."""
     error = jnp.abs(target - prediction.astype(jnp.float32))
     return _masked_mean(jnp.where(error < 1, error**2 / 2, error - 0.5), mask)
 
@@ -36,7 +36,7 @@ def masked_smooth_l1(
 def masked_cross_entropy(
     logits: jax.Array, target: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """As `masked_l1`, of -log p(target): a classification of every value.
+    """Mean -log p(target) of a classification of every value; as `masked_l1`.
 
     logits: float[b h w c k]; target: int[b h w c] in 0..k-1.
     """
@@ -45,7 +45,7 @@ def masked_cross_entropy(
     return _masked_mean(jax.nn.logsumexp(logits, axis=-1) - chosen, mask)
 
 
-# (prediction, target, mask) -> loss and masked pixels, by config.loss.kind.
+# (prediction, target, mask) -> (loss, masked pixels). Keys are config.loss.kind.
 PixelLoss = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 PIXEL_LOSSES: dict[str, PixelLoss] = {
     "l1": masked_l1,
@@ -62,12 +62,12 @@ def _masked_mean(error: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """logits: float[b k]; targets: float[b k], rows summing to 1 -> float[b]."""
+    """Return float[b]; logits, targets: float[b k], rows of targets summing to 1."""
     return -(targets * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1)
 
 
 def smooth_labels(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-    """int[b] -> float[b k]: 1 - smoothing on the label, the rest spread over all."""
+    """Return float[b k]: 1 - smoothing on the label, the rest spread over all."""
     return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + (
         smoothing / num_classes
     )

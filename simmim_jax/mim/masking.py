@@ -1,6 +1,6 @@
-"""Which patches are hidden: units of them, drawn on the device (paper section 3.1).
+"""Masks of units of patches, drawn on the device (paper section 3.1).
 
-Every kind of mask hides the same number of units in each image, to the unit.
+Every kind of mask hides exactly the same number of units in each image.
 """
 
 import math
@@ -13,14 +13,14 @@ from einops import repeat
 
 from simmim_jax.errors import UserError
 
-# BEiT's blocks cover at least 16 patches of its grid of 14x14; the longer side of a
-# block is at most 1/0.3 times the shorter one.
+# BEiT's blocks cover at least 16 patches of the 14x14 grid; their longer side is at
+# most 1/0.3 times the shorter one.
 MIN_BLOCK_SHARE = 16 / 196
 MAX_BLOCK_ASPECT = 1 / 0.3
 
 
 def num_masked(units: int, ratio: float) -> int:
-    """How many of `units` are hidden: rounded up, as the official generator does."""
+    """Return the number of hidden units, rounded up as in the official generator."""
     return math.ceil(units * ratio)
 
 
@@ -31,11 +31,11 @@ def random_mask(
     unit: tuple[int, int],
     ratio: float,
 ) -> jax.Array:
-    """A mask for every sample, hiding the same number of units in each.
+    """Mask random units, the same number in each sample (official `MaskGenerator`).
 
     grid: patches of an image, (h, w); unit: patches that are hidden together, (uh, uw);
-    ratio: share of units hidden, in [0, 1]; returns: bool[b h w], True = masked.
-    ValueError where units do not tile the grid (official `MaskGenerator`).
+    ratio: fraction of units to hide, in [0, 1]; returns: bool[b h w], True = masked.
+    Raises UserError if units do not tile the grid.
     """
     rows, columns = _units(grid, unit, ratio)
     scores = jax.random.uniform(key, (batch, rows * columns))
@@ -49,11 +49,11 @@ def block_mask(
     unit: tuple[int, int],
     ratio: float,
 ) -> jax.Array:
-    """As `random_mask`, in rectangles (block-wise masking of BEiT, its algorithm 1).
+    """Mask rectangles (BEiT's block-wise masking, algorithm 1); see `random_mask`.
 
-    Blocks have random areas, up to what is still to be hidden, aspects and places, and
-    may overlap. One that would hide too much loses its last units, so that the number
-    is exact; BEiT draws again, and after ten tries hides less.
+    Blocks have random areas (up to what is left to hide), aspect ratios and positions,
+    and may overlap. A block that would hide too much loses its last units, so the
+    number is exact. BEiT draws again instead, and hides less after ten attempts.
     """
     rows, columns = _units(grid, unit, ratio)
     total = num_masked(rows * columns, ratio)
@@ -65,7 +65,7 @@ def block_mask(
         left = total - hidden.sum((1, 2), keepdims=True)
         numbers = jax.random.uniform(jax.random.fold_in(key, step), (4, batch, 1, 1))
         size, shape, down, across = numbers
-        # Where less than the smallest block is left, BEiT draws between the two, too.
+        # BEiT also draws between the two if less than the smallest block is left.
         area = smallest + size * (left - smallest)
         aspect = MAX_BLOCK_ASPECT ** (2 * shape - 1)
         height = jnp.clip(jnp.round(jnp.sqrt(area * aspect)), 1, rows)
@@ -92,10 +92,10 @@ def square_mask(
     unit: tuple[int, int],
     ratio: float,
 ) -> jax.Array:
-    """As `random_mask`, in one square at a random place.
+    """Mask one square at a random position; see `random_mask`.
 
-    Where the number of units is not a square's, its lower edge is cut short; where the
-    square does not fit, it grows along the longer side of the image.
+    If the number of units is not a square number, the bottom edge is incomplete. A
+    square that does not fit grows along the longer side of the image.
     """
     return _square(jax.random.uniform(key, (2, batch, 1, 1)), grid, unit, ratio)
 
@@ -107,12 +107,12 @@ def center_mask(
     unit: tuple[int, int],
     ratio: float,
 ) -> jax.Array:
-    """As `square_mask`, in the centre (Context Encoders, Pathak et al., 2016)."""
-    del key  # nothing is random
+    """Mask the central square (Context Encoders, Pathak et al., 2016)."""
+    del key  # deterministic
     return _square(jnp.full((2, batch, 1, 1), 0.5), grid, unit, ratio)
 
 
-# (key, batch, grid, unit, ratio) -> mask, by config.mask.kind.
+# (key, batch, grid, unit, ratio) -> mask. Keys of MASKS are config.mask.kind.
 MaskGenerator = Callable[
     [jax.Array, int, tuple[int, int], tuple[int, int], float], jax.Array
 ]
@@ -127,21 +127,21 @@ MASKS: dict[str, MaskGenerator] = {
 def _units(
     grid: tuple[int, int], unit: tuple[int, int], ratio: float
 ) -> tuple[int, int]:
-    """Rows and columns of units; ValueError where they do not tile the grid."""
+    """Return rows and columns of units; UserError if they do not tile the grid."""
     if not 0 <= ratio <= 1:
-        raise UserError(f"config.mask.ratio={ratio}: expected a share in 0..1.")
+        raise UserError(f"config.mask.ratio={ratio}: expected 0 to 1.")
     (height, width), (unit_height, unit_width) = grid, unit
     if height % unit_height or width % unit_width:
         raise UserError(
             f"mask units of {unit_height}x{unit_width} patches do not tile a grid of "
-            f"{height}x{width} patches: config.data.image_size must be a multiple of "
-            "config.mask.unit_size, and that one of config.model.patch_size."
+            f"{height}x{width} patches. config.data.image_size must be a multiple of "
+            "config.mask.unit_size, and that a multiple of config.model.patch_size."
         )
     return height // unit_height, width // unit_width
 
 
 def _hide_lowest(scores: jax.Array, grid: tuple[int, int], ratio: float) -> jax.Array:
-    """Hides the units with the lowest scores, the first ones among equals.
+    """Mask the units with the lowest scores; of equal ones, the first.
 
     scores: [b rows columns]; returns: bool[b h w].
     """
@@ -155,12 +155,12 @@ def _hide_lowest(scores: jax.Array, grid: tuple[int, int], ratio: float) -> jax.
 def _square(
     place: jax.Array, grid: tuple[int, int], unit: tuple[int, int], ratio: float
 ) -> jax.Array:
-    """place: [2 b 1 1] in [0, 1), from top to bottom and from left to right."""
+    """Mask a square; place: [2 b 1 1] in [0, 1), top to bottom and left to right."""
     sizes = _units(grid, unit, ratio)
     side = math.ceil(math.sqrt(num_masked(math.prod(sizes), ratio)))
 
     def distances(place: jax.Array, size: int) -> jax.Array:
-        """From the middle of the square, along one axis: [b 1 size]."""
+        """Return distances from the square's centre along one axis, [b 1 size]."""
         start = jnp.floor(place * max(size - side + 1, 1))
         return jnp.abs(jnp.arange(size) - start - (min(side, size) - 1) / 2)
 
@@ -170,24 +170,25 @@ def _square(
 
 
 def upsample(mask: jax.Array, height: int, width: int) -> jax.Array:
-    """bool[b h w] -> bool[b height width], each value repeated over its rectangle."""
+    """Repeat values over rectangles: bool[b h w] -> bool[b height width]."""
     p, q = height // mask.shape[1], width // mask.shape[2]
     return repeat(mask, "b h w -> b (h p) (w q)", p=p, q=q)
 
 
 def avg_dist(mask: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
-    """AvgDist of the paper: how far masked pixels are from the nearest visible one.
+    """AvgDist of the paper: mean distance of masked pixels to the nearest visible one.
 
-    Masks with 10 to 20 pixels pre-train best, the paper finds. Exact: squared distances
-    separate into rows and columns, and the nearest pixel lies in the nearest patch.
+    The paper finds that masks with 10 to 20 pixels pre-train best. The result is exact:
+    squared distances separate into rows and columns, and the nearest pixel is in the
+    nearest patch.
 
-    mask: bool[b h w] of patches, True = masked; patch_size: height and width of one, in
-    pixels; returns: float32[b], the mean over masked pixels of Euclidean distances, in
-    pixels. 0 where nothing is masked, infinite where nothing is visible.
+    mask: bool[b h w] of patches, True = masked; patch_size: (height, width) [pixels];
+    returns: float32[b], mean Euclidean distance [pixels], 0 if nothing is masked and
+    infinite if nothing is visible.
     """
 
     def squared_gaps(patches: int, size: int) -> np.ndarray:
-        """From every pixel to every patch, along one axis: [pixels patches]."""
+        """Return squared pixel-to-patch gaps along one axis, [pixels patches]."""
         pixel, first = np.arange(patches * size)[:, None], np.arange(patches) * size
         gap = np.maximum(np.maximum(first - pixel, pixel - first - size + 1), 0)
         return np.square(gap, dtype=np.float32)
@@ -196,7 +197,7 @@ def avg_dist(mask: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
     to_rows = squared_gaps(height, patch_size[0])
     to_columns = squared_gaps(width, patch_size[1])
     cost = jnp.where(mask, jnp.inf, 0)[:, None]
-    # To the nearest visible patch within each column of patches, then over all columns.
+    # Minimum over the patches of each column, then over columns.
     vertical = (to_rows[:, :, None] + cost).min(2)
     distance = jnp.sqrt((vertical[:, :, None] + to_columns).min(3))
     masked = upsample(mask, *distance.shape[1:])

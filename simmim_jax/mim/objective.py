@@ -1,4 +1,4 @@
-"""The objective of pre-training: what is predicted, and the loss on it."""
+"""Pre-training objective: the prediction target and its loss."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from simmim_jax.mim import losses, masking, targets
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """The design space of the paper's ablations; the defaults are SimMIM's own.
+    """Design space of the paper's ablations; the defaults are SimMIM's own.
 
     target: "pixels", or "normalized" by the `window` around each (Swin V2's recipe).
-    downsample: the target is so many times smaller, each pixel the mean of a cell.
-    loss: a name of `losses.PIXEL_LOSSES`; "bins" classifies every value of a pixel into
-    `bins` equal parts of 0..255.
-    area: "masked", or "all" pixels, visible ones included.
-    mean, std: how images were normalised, one value a channel.
-    ValueError for values other than these.
+    downsample: factor by which the target is smaller; its pixels are means of cells.
+    loss: a key of `losses.PIXEL_LOSSES`; "bins" classifies every value of a pixel into
+    `bins` equal intervals of 0..255.
+    area: "masked" pixels, or "all", visible ones included.
+    mean, std, scale: normalisation of the images, as in `basic.normalize`.
+    Raises UserError for other values.
     """
 
     target: str = "pixels"
@@ -45,14 +45,14 @@ class Objective:
                 raise UserError(f"config.{name}={value!r}: expected one of {expected}.")
         if self.downsample < 1:
             raise UserError(
-                f"config.target.downsample={self.downsample}: expected 1, the size of "
-                "the image, or more."
+                f"config.target.downsample={self.downsample}: expected 1 (full size) "
+                "or more."
             )
         targets.check_window(self.window)
         if self.loss == "bins" and self.target != "pixels":
             raise UserError(
                 f"config.target.kind={self.target!r} has no colour bins: expected "
-                "'pixels' where config.loss.kind='bins'."
+                "'pixels' with config.loss.kind='bins'."
             )
         if not 2 <= self.bins <= 256:
             raise UserError(f"config.loss.bins={self.bins}: expected 2 to 256.")
@@ -64,35 +64,37 @@ class Objective:
         mask: jax.Array,
         weight: jax.Array | float = 1.0,
     ) -> tuple[jax.Array, jax.Array]:
-        """The loss, and the number of pixels it is over.
+        """Return the loss, and the number of pixels that it averages.
 
-        prediction: as SimMIM gives it; images: float[b h w c], normalised; mask: bool
-        [b gh gw] of patches, True = masked; weight: [b], of each image.
+        prediction: output of SimMIM; images: float[b h w c], normalised; mask:
+        bool[b gh gw] of patches, True = masked; weight: [b], per image.
         """
         pixels = masking.upsample(mask, *images.shape[1:3])
         if self.area == "all":
             pixels = jnp.ones_like(pixels)
-        # A mask unit is a multiple of a target's pixel: see `check_mask`.
+        # Mask units are multiples of target pixels: see `check_mask`.
         pixels = pixels[:, :: self.downsample, :: self.downsample]
         weights = pixels * jnp.reshape(weight, (-1, 1, 1))
         loss = losses.PIXEL_LOSSES[self.loss]
         return loss(prediction, self.of(images), weights)
 
     def of(self, images: jax.Array) -> jax.Array:
-        """What is to be predicted: float[b h w c], normalised -> [b h' w' c]."""
+        """Return the target, [b h' w' c], of normalised images, float[b h w c]."""
         if self.loss == "bins":
-            pixels = jnp.round(basic.denormalize(images, self.mean, self.std, self.scale))
-            return targets.to_bins(self._smaller(pixels), self.bins)
+            pixels = jnp.round(
+                basic.denormalize(images, self.mean, self.std, self.scale)
+            )
+            return targets.to_bins(self._downsample(pixels), self.bins)
         if self.target == "normalized":
             images = targets.normalize_windows(images, self.window)
-        return self._smaller(images)
+        return self._downsample(images)
 
     def to_pixels(self, prediction: jax.Array, images: jax.Array) -> jax.Array:
-        """Predictions as pictures, float32[b h w c] in 0..255 where they are right.
+        """Convert predictions to pictures, float32[b h w c], nominally in 0..255.
 
-        Normalised ones get the true mean and standard deviation of each window back,
-        as in pictures of MAE: they lend them colours that were not predicted. Smaller
-        ones are enlarged, and bins give their expected value.
+        Normalised predictions get the true mean and standard deviation of each window
+        back, as in MAE's figures, and so colours that were not predicted. Downsampled
+        ones are upsampled, and bins give their expected value.
         """
         if self.loss == "bins":
             return targets.upsample(targets.from_bins(prediction), self.downsample)
@@ -103,22 +105,22 @@ class Objective:
         return basic.denormalize(pixels, self.mean, self.std, self.scale)
 
     def check_mask(self, unit: Sequence[int], ratio: float) -> None:
-        """ValueError where masks leave no loss, or hide parts of a target's pixels."""
+        """Raise UserError if masks leave no loss, or hide part of a target pixel."""
         if self.area == "masked" and ratio <= 0:
             raise UserError(
-                f"config.mask.ratio={ratio} hides nothing, and nothing else counts: "
-                "expected a higher one, or config.loss.area='all'."
+                f"config.mask.ratio={ratio} hides nothing, which leaves no loss: "
+                "expected a higher ratio, or config.loss.area='all'."
             )
         if self.area == "masked" and any(side % self.downsample for side in unit):
             raise UserError(
                 f"config.target.downsample={self.downsample} must divide both sides of "
-                f"config.mask.unit_size={tuple(unit)}: a pixel of the target is hidden "
-                "as a whole, or visible."
+                f"config.mask.unit_size={tuple(unit)}, so that masks do not hide part "
+                "of a target pixel."
             )
 
-    def _smaller(self, images: jax.Array) -> jax.Array:
+    def _downsample(self, images: jax.Array) -> jax.Array:
         return targets.downsample(images, self.downsample)
 
 
-# L1 on the pixels that are masked.
+# L1 loss on masked pixels.
 SIMMIM = Objective()

@@ -1,4 +1,4 @@
-"""What is predicted: pixels as they are, normalised, smaller, or sorted into bins."""
+"""Prediction targets: pixels as they are, normalised, downsampled or binned."""
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +12,25 @@ EPS = 1e-6
 
 
 def check_window(window: int) -> None:
-    """ValueError for a side in pixels that has no centre, or nothing beside it."""
+    """Raise UserError if the side of a window [pixels] is even or below 3."""
     if window % 2 == 0 or window < 3:
         raise UserError(
-            f"config.target.window={window}: expected an odd number from 3 on."
+            f"config.target.window={window}: expected an odd number, at least 3."
         )
 
 
 def window_moments(images: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard deviation around every pixel, channel by channel.
+    """Return the mean and standard deviation around every pixel, per channel.
 
-    images: float32[b h w c]; window: side in pixels, odd; returns: two of
-    float32[b h w c], √(variance + 1e-6) the second. Windows end at the border of the
-    image; the variance is unbiased, of n - 1 (official `norm_targets`).
+    images: float32[b h w c]; window: odd side [pixels]; returns: two float32[b h w c],
+    the second √(variance + 1e-6). Windows are cropped at the border of the image. The
+    variance is unbiased, over n - 1 (official `norm_targets`). Raises UserError for a
+    window without a centre.
 
-    Sums over windows are products with a band matrix, along one axis and then the
-    other: as exact as adding value by value. Differences of cumulative sums are less
-    so, since those grow with the image. The mean of the image is taken off first: that
-    changes no variance, and leaves less for float32 to cancel. ValueError for a window
-    without a centre.
+    Sums over windows are products with a band matrix along each axis, as exact as
+    adding value by value. Differences of cumulative sums are less exact, since those
+    grow with the image. The mean of the image is subtracted first: this keeps the
+    variance and reduces cancellation in float32.
     """
     check_window(window)
     rows, columns = (_band(size, window) for size in images.shape[1:3])
@@ -48,37 +48,37 @@ def window_moments(images: jax.Array, window: int) -> tuple[jax.Array, jax.Array
 
 
 def _band(size: int, window: int) -> np.ndarray:
-    """float32[size size], 1 where two positions share a window."""
+    """Return float32[size size], 1 where a position is in the window of the other."""
     position = np.arange(size)
     near = np.abs(position[:, None] - position) <= window // 2
     return near.astype(np.float32)
 
 
 def normalize_windows(images: jax.Array, window: int) -> jax.Array:
-    """(x - mean) / std of the window around each pixel; as `window_moments`."""
+    """Return (x - mean) / std of the window around each pixel; see `window_moments`."""
     mean, std = window_moments(images, window)
     return (images - mean) / std
 
 
 def downsample(images: jax.Array, factor: int) -> jax.Array:
-    """float[b h w c] -> [b h/factor w/factor c], each pixel the mean of its cell."""
+    """Average over cells: float[b h w c] -> [b h/factor w/factor c]."""
     return reduce(images, "b (h p) (w q) c -> b h w c", "mean", p=factor, q=factor)
 
 
 def upsample(images: jax.Array, factor: int) -> jax.Array:
-    """[b h w c] -> [b h*factor w*factor c], each pixel repeated over its cell."""
+    """Repeat pixels over cells: [b h w c] -> [b h*factor w*factor c]."""
     return repeat(images, "b h w c -> b (h p) (w q) c", p=factor, q=factor)
 
 
 def to_bins(pixels: jax.Array, bins: int) -> jax.Array:
-    """Values in 0..255 -> int32, the number of their bin: `bins` equally wide ones."""
+    """Return the indices, int32, of values in 0..255 among `bins` equal intervals."""
     return jnp.floor(pixels * bins / 256).astype(jnp.int32)
 
 
 def from_bins(logits: jax.Array) -> jax.Array:
-    """float[... bins] -> float[...] in 0..255, the expected value.
+    """Return the expected value, float[...] in 0..255, of logits, float[... bins].
 
-    A bin stands for the mean of the whole numbers in it.
+    A bin has the mean value of its integers.
     """
     bins = logits.shape[-1]
     values = (jnp.arange(bins) + 0.5) * (256 / bins) - 0.5

@@ -16,7 +16,7 @@ ENCODERS: dict[str, type[nn.Module]] = {"vit": ViT, "swin": Swin, "swin_v2": Swi
 
 
 def build_encoder(name: str, **fields: Any) -> nn.Module:
-    """The encoder of that name, with the fields of its class."""
+    """Build the encoder `name` with the given fields of its class."""
     if name not in ENCODERS:
         raise UserError(
             f"config.model.name={name!r}: expected one of {sorted(ENCODERS)}."
@@ -26,7 +26,7 @@ def build_encoder(name: str, **fields: Any) -> nn.Module:
 
 
 def plain(model: SimMIM | Classifier) -> SimMIM | Classifier:
-    """The same model, which computes nothing twice, nor pads anything for a kernel."""
+    """Return the model without rematerialisation, block loops or Pallas kernels."""
     fields = {"remat": "none", "scan_layers": False, "attention": "xla"}
     known = {name: v for name, v in fields.items() if hasattr(model.encoder, name)}
     return model.clone(encoder=model.encoder.clone(**known))
@@ -40,7 +40,7 @@ def build_simmim(
     bins: int = 0,
     **encoder: Any,
 ) -> SimMIM:
-    """The pre-training model around an encoder; dtype: that of its activations."""
+    """Build the pre-training model; dtype: type of the activations."""
     return SimMIM(
         build_encoder(**encoder, dtype=jnp.dtype(dtype)),
         jnp.dtype(dtype),
@@ -59,7 +59,7 @@ def build_classifier(
     dtype: str,
     **encoder: Any,
 ) -> Classifier:
-    """The fine-tuning model around an encoder."""
+    """Build the fine-tuning model."""
     module = build_encoder(**encoder, dtype=jnp.dtype(dtype))
     return Classifier(
         module,

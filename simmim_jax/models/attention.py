@@ -1,4 +1,4 @@
-"""Multi-head attention: queries, keys and values, and one function that joins them."""
+"""Multi-head attention: query, key and value weights, and the attention itself."""
 
 import flax.linen as nn
 import jax
@@ -10,14 +10,14 @@ from simmim_jax.errors import UserError
 from simmim_jax.models.layers import Initializer
 from simmim_jax.models.pallas_attention import fused_attention, on_tpu
 
-# How attention is computed: by XLA anywhere, or by a kernel of our own on TPUs.
+# XLA runs everywhere; "pallas" is our own kernel for TPUs.
 IMPLEMENTATIONS = ("xla", "pallas")
 
 
 def chosen(module: nn.Module) -> str:
-    """What computes the attention of an encoder: its field `attention`, checked.
+    """Return the validated `attention` field of an encoder.
 
-    Parameters are initialised without a kernel, which any device can do.
+    Parameters are initialised with "xla", which runs on any device.
     """
     if module.attention not in IMPLEMENTATIONS:
         raise UserError(
@@ -29,7 +29,7 @@ def chosen(module: nn.Module) -> str:
 
 def attention(
     qkv: jax.Array,
-    added: jax.Array | None,
+    qkv_bias: jax.Array | None,
     bias: jax.Array | None,
     mask: np.ndarray | None = None,
     *,
@@ -38,22 +38,22 @@ def attention(
     tokens: int,
     implementation: str = "xla",
 ) -> jax.Array:
-    """Softmax(q kᵀ + bias + mask) v, with q already scaled.
+    """Return softmax(q kᵀ + bias + mask) v; q is already scaled.
 
     qkv: float[b*rows 3*heads*d], queries, keys and values side by side, each
-    head-major, before their bias `added`: float[3*heads*d] or None;
-    tokens: the first n of the rows of a sample; the others are seen by no token;
+    head-major; qkv_bias: float[3*heads*d], still to be added to them, or None;
+    tokens: number n of tokens of a sample, its first rows; the other rows are padding;
     bias: float[heads n n], added to the logits of every sample, or None;
-    mask: float[w n n], added to those of samples i, i + w, i + 2w, …, or None;
-    returns: float[b*rows heads*d] in the type of qkv. The softmax is float32.
-    ValueError where the implementation is not made for such sizes.
+    mask: float[w n n], mask[i] added to those of samples i, i + w, i + 2w, …, or None;
+    returns: float[b*rows heads*d] in the dtype of qkv. The softmax is float32.
+    Raises UserError if the implementation does not support such sizes.
     """
     if implementation == "pallas":
         return fused_attention(
-            qkv, added, bias, mask, batch=batch, num_heads=num_heads, tokens=tokens
+            qkv, qkv_bias, bias, mask, batch=batch, num_heads=num_heads, tokens=tokens
         )
-    if added is not None:
-        qkv += added.astype(qkv.dtype)
+    if qkv_bias is not None:
+        qkv += qkv_bias.astype(qkv.dtype)
     q, k, v = rearrange(
         qkv,
         "(b n) (three heads d) -> three b heads n d",
@@ -85,11 +85,11 @@ def qkv_weights(
     query_scale: float = 1.0,
     dtype: jnp.dtype,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Kernel and bias that make queries, keys and values: parameters of `module`.
+    """Return kernel and bias of queries, keys and values, parameters of `module`.
 
-    bias: "qkv", or "qv" for none on the keys (their bias shifts all logits of a query
-    alike, which the softmax ignores), or ""; query_scale is folded into both;
-    returns: dtype[d 3*d], float32[3*d] or None, for a width d.
+    bias: "qkv", "qv" without keys (a key bias shifts all logits of a query equally,
+    which the softmax ignores), or ""; query_scale is folded into kernel and bias;
+    returns: dtype[d 3*d], and float32[3*d] or None, for a width d.
     """
     zeros = nn.initializers.zeros
     scale = jnp.ones(3 * width).at[:width].set(query_scale)
@@ -109,7 +109,7 @@ def qkv_weights(
 def self_attention(
     x: jax.Array,
     kernel: jax.Array,
-    added: jax.Array | None,
+    qkv_bias: jax.Array | None,
     bias: jax.Array | None,
     mask: np.ndarray | None = None,
     *,
@@ -118,11 +118,11 @@ def self_attention(
     tokens: int,
     implementation: str,
 ) -> jax.Array:
-    """`attention` of x @ kernel; x: float[b*rows c], kernel: float[c 3*heads*d]."""
+    """Return `attention` of x @ kernel, float[b*rows c] and float[c 3*heads*d]."""
     if implementation == "pallas" or not on_tpu():
         return attention(
             x @ kernel,
-            added,
+            qkv_bias,
             bias,
             mask,
             batch=batch,
@@ -130,21 +130,21 @@ def self_attention(
             tokens=tokens,
             implementation=implementation,
         )
-    # Straight into the layout that the products of attention take: from [b*n 3*d] it
-    # would be several copies. A CPU is as fast with those, and faster at one product.
+    # Project straight into the layout of attention's products: from [b*n 3*d] it takes
+    # several copies. A CPU is as fast with the copies, and faster at one large product.
     x = rearrange(x, "(b n) c -> b n c", b=batch)
     parts = rearrange(
         kernel, "c (three heads d) -> three c heads d", three=3, heads=num_heads
     )
     q, k, v = (jnp.einsum("bnc,chd->bhdn", x, part) for part in parts)
-    if added is not None:
-        added = rearrange(
-            added.astype(x.dtype),
+    if qkv_bias is not None:
+        qkv_bias = rearrange(
+            qkv_bias.astype(x.dtype),
             "(three heads d) -> three heads d 1",
             three=3,
             heads=num_heads,
         )
-        q, k, v = q + added[0], k + added[1], v + added[2]
+        q, k, v = q + qkv_bias[0], k + qkv_bias[1], v + qkv_bias[2]
     out = _softmax_product(q, k, v, bias, mask)
     return rearrange(out, "b heads d n -> (b n) (heads d)")
 
@@ -159,9 +159,9 @@ def _softmax_product(
 ) -> jax.Array:
     """Attention in the layout [b heads d n].
 
-    Autodiff would go over the n x n weights three times more: to divide them by their
-    sums, and for the sums in the softmax's gradient. Here exponentials are kept as they
-    are, and what belongs to a row is done to queries, values and their gradients.
+    Autodiff would pass over the n x n weights three more times: to divide them by their
+    sums, and for the sums in the softmax's gradient. Here the exponentials stay
+    unnormalised, and per-row factors apply to the outputs and their gradients.
     """
     return _softmax_product_forward(q, k, v, bias, mask)[0]
 
@@ -199,6 +199,6 @@ _softmax_product.defvjp(_softmax_product_forward, _softmax_product_backward)
 
 
 def _logits(q, k, bias, mask):
-    """float32[b heads n n] of float[b heads d n]."""
+    """Return logits, float32[b heads n n], of q and k, float[b heads d n]."""
     logits = jnp.einsum("bhdq,bhdk->bhqk", q, k, preferred_element_type=jnp.float32)
     return _biased(logits, bias, mask)

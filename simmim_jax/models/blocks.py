@@ -1,6 +1,4 @@
-"""The blocks of an encoder, one after the other: dropped paths, what the backward pass
-computes again, and whether the compiler sees every block or one in a loop.
-"""
+"""Sequence of an encoder's blocks: drop path, rematerialisation, loops over blocks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,10 +11,10 @@ from einops import rearrange
 
 from simmim_jax.errors import UserError
 
-# What a block keeps for its backward pass; the rest is computed again.
+# What a block saves for its backward pass; the rest is recomputed.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    # The matrix products on [b*n, d]; not attention's, whose n x n logits are large.
+    # Matrix products on [b*n, d], but not attention's, whose n x n logits are large.
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
@@ -24,12 +22,12 @@ REMAT_POLICIES = {
 def drop_path_scales(
     module: nn.Module, rate: float, depth: int, batch: int, train: bool
 ) -> jax.Array | None:
-    """Stochastic depth: what both residual branches of each block are multiplied by.
+    """Return the stochastic-depth factors of both residual branches of each block.
 
-    rate: that of the last block; it rises linearly from 0. Draws from the rng stream
-    `drop_path` of `module`.
-    returns: float32[depth 2 batch], 0 where a sample's branch is dropped, else
-    1 / (1 - rate of the block); None where nothing is dropped.
+    rate: drop rate of the last block; it increases linearly from 0. Draws from the rng
+    stream `drop_path` of `module`.
+    returns: float32[depth 2 batch], 0 for a dropped branch of a sample, else
+    1 / (1 - rate of the block); None if nothing is dropped.
     """
     if not train or rate == 0:
         return None
@@ -39,10 +37,10 @@ def drop_path_scales(
 
 
 def drop_path(branch: jax.Array, scale: jax.Array | None) -> jax.Array:
-    """branch: float[b*n d]; scale: float32[b], of `drop_path_scales` -> as branch."""
+    """Scale a branch, float[b*n d], by float32[b] of `drop_path_scales`."""
     if scale is None:
         return branch
-    # Not as [b n d]: another layout is a copy on TPUs.
+    # Not as [b n d]: changing the layout is a copy on TPUs.
     rows = jnp.repeat(scale, len(branch) // len(scale))
     return (branch * rows[:, None]).astype(branch.dtype)
 
@@ -56,14 +54,14 @@ def run_blocks(
     scan: bool,
     period: int = 1,
 ) -> jax.Array:
-    """x through all blocks in turn, block(x, *args, scale).
+    """Apply all blocks to x in turn: block(x, *args, scale).
 
-    scales: of `drop_path_scales`, a row a block. remat: "none", or what the backward
-    pass computes again, a name in REMAT_POLICIES.
-    scan: the compiler gets one program for `period` blocks, and a loop runs it; block i
-    must differ from block i + period in its parameters alone. They are stacked in the
-    program and nowhere else, so that checkpoints are those of unrolled blocks.
-    raises: ValueError for another name, and for a loop without rematerialisation.
+    scales: of `drop_path_scales`, one row per block. remat: "none" or a key of
+    REMAT_POLICIES.
+    scan: compile `period` blocks once and run them in a loop; block i and block
+    i + period may differ in their parameters only. Parameters are stacked inside the
+    program alone, so checkpoints are those of unrolled blocks.
+    Raises UserError for an unknown policy and for a loop without rematerialisation.
     """
     check(remat, scan)
 
@@ -92,18 +90,18 @@ def _scan(
     period: int,
 ) -> jax.Array:
     params = [block.variables["params"] for block in blocks]
-    # For each block of a period: its parameters in all rounds.
+    # For each block of a period, its parameters of all rounds.
     stacked = [
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *params[i::period])
         for i in range(period)
     ]
     if scales is not None:
         scales = rearrange(scales[: len(blocks)], "(r p) two b -> r p two b", p=period)
-    alone = [block.clone(parent=None, name=None) for block in blocks[:period]]
+    unbound = [block.clone(parent=None, name=None) for block in blocks[:period]]
 
     def run_period(x: jax.Array, xs: tuple[Any, Any]) -> tuple[jax.Array, None]:
         params, scales = xs
-        for i, block in enumerate(alone):
+        for i, block in enumerate(unbound):
             scale = None if scales is None else scales[i]
             x = block.apply({"params": params[i]}, x, *args, scale)
         return x, None
@@ -115,7 +113,7 @@ def _scan(
 
 
 def check(remat: str, scan: bool) -> None:
-    """ValueError for an unknown policy, and for a loop that would keep everything."""
+    """Raise UserError for an unknown policy or a loop without rematerialisation."""
     if remat != "none" and remat not in REMAT_POLICIES:
         raise UserError(
             f"config.model.remat={remat!r}: expected 'none' or one of "
@@ -124,6 +122,6 @@ def check(remat: str, scan: bool) -> None:
     if scan and remat == "none":
         raise UserError(
             "config.model.scan_layers=True with config.model.remat='none': a loop "
-            "keeps everything that any of its blocks computes, several times the "
-            "memory of unrolled blocks. Set config.model.remat to 'dots' or 'full'."
+            "keeps everything that its blocks compute, several times the memory of "
+            "unrolled blocks. Set config.model.remat to 'dots' or 'full'."
         )

@@ -9,12 +9,13 @@ from simmim_jax.models.layers import Linear, scaled, truncated_normal
 
 
 class Classifier(nn.Module):
-    """Pools the encoder's tokens and classifies them (official fine-tuning models).
+    """Encoder, pooling and a linear head (official fine-tuning models).
 
     pool: "mean" averages the patch tokens, "cls" takes the class token.
-    pool_norm: normalise what was pooled (`fc_norm`), for encoders without final norm.
-    head_scale: factor on the head's initial weights; the official ViT starts close to
-    zero (`init_scale` 0.001), Swin does not (1).
+    pool_norm: normalise the pooled features (`fc_norm`), for encoders without a final
+    norm.
+    head_scale: factor on the head's initial weights; 0.001 for the official ViT
+    (`init_scale`), 1 for Swin.
     """
 
     encoder: nn.Module
@@ -25,12 +26,12 @@ class Classifier(nn.Module):
     norm_eps: float = 1e-6
 
     def layer_id(self, path: tuple[str, ...]) -> int:
-        """Layer of a parameter, as the encoder counts them; the head's is the last."""
+        """Return a parameter's layer as the encoder counts them; the head's is last."""
         return self.encoder.layer_id(path[1:] if path[0] == "encoder" else path)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """images: float[b h w c], normalised -> float32[b num_classes], logits."""
+        """Map normalised images, float[b h w c], to logits, float32[b num_classes]."""
         encoded = self.encoder(images, train=train)
         if self.pool == "mean":
             features = encoded.grid.mean((1, 2), dtype=jnp.float32)

@@ -1,6 +1,6 @@
-"""Layers that the encoders share. Activations around matrix products are 2-D, [b*n d].
+"""Layers shared by the encoders. Activations of matrix products are 2-D, [b*n d].
 
-Both the TPU's and the CPU's compilers do better on one tall matrix than on a batch of
+The compilers for TPUs and CPUs both do better on one tall matrix than on a batch of
 small ones: no copies between layouts, one large product.
 """
 
@@ -19,17 +19,17 @@ Initializer = Callable[..., jax.Array]
 
 
 class Encoded(NamedTuple):
-    """What an encoder returns: patch features on their grid, and the class token."""
+    """Output of an encoder: patch features on their grid, and the class token."""
 
     grid: jax.Array  # float[b h w d]
-    cls: jax.Array | None  # float[b d]; None where the encoder has no class token
+    cls: jax.Array | None  # float[b d]; None if the encoder has no class token
 
 
 def truncated_normal(std: float = 0.02, cut: float = 0.0) -> Initializer:
-    """Normal weights of that standard deviation, cut at `cut` times it.
+    """Return a normal initializer truncated at ±cut standard deviations; 0: nowhere.
 
-    The official SimMIM ViT cuts at one standard deviation, which leaves an effective
-    0.0108; its Swin and its classifiers cut at an absolute 2.0, which cuts nothing.
+    The official SimMIM ViT truncates at one standard deviation, which leaves an
+    effective 0.0108. Its Swin and classifiers truncate at an absolute 2.0: no effect.
     """
     if not cut:
         return nn.initializers.normal(std)
@@ -37,22 +37,22 @@ def truncated_normal(std: float = 0.02, cut: float = 0.0) -> Initializer:
 
 
 def uniform(bound: float) -> Initializer:
-    """Uniform in ±bound. PyTorch's convolutions start at 1 / √(their inputs)."""
+    """Return a uniform initializer in ±bound; PyTorch convolutions use 1 / √fan_in."""
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
         key, shape, dtype, -bound, bound
     )
 
 
 def scaled(initializer: Initializer, factor: float) -> Initializer:
-    """The initializer with all that it draws multiplied by `factor`."""
+    """Return the initializer with its values multiplied by `factor`."""
     return lambda *args, **kwargs: factor * initializer(*args, **kwargs)
 
 
 class Linear(nn.Module):
-    """x @ kernel + bias, where `scale` may be folded into both.
+    """x @ kernel + bias, with an optional `scale` folded into both.
 
-    Folding a LayerScale or query scale into the weights costs a pass over the kernel
-    instead of one over the activations, which are larger.
+    Folding LayerScale into the weights costs a pass over the kernel instead of one over
+    the activations, which are larger.
     """
 
     features: int
@@ -62,7 +62,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
-        """x: float[... c]; scale: float[features] -> dtype[... features]."""
+        """Map x, float[... c], to dtype[... features]; scale: float[features]."""
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", self.bias_init, (self.features,))
@@ -75,11 +75,11 @@ class Linear(nn.Module):
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU, x Φ(x), by erf as PyTorch computes it; any shape.
+    """Exact GELU, x Φ(x), by erf as in PyTorch; any shape.
 
-    For its gradient it keeps x alone. What autodiff keeps beside it is an array as
-    large, and more work to write and read than to compute Φ again. `flax.linen.gelu`
-    goes by erfc, which takes a CPU about twice as long.
+    Only x is saved for the gradient. Autodiff would save a second array of that size,
+    which costs more to write and read than recomputing Φ. `flax.linen.gelu` uses erfc,
+    which takes about twice as long on a CPU.
     """
     wide = x.astype(jnp.float32)
     return (wide * _normal_cdf(wide)).astype(x.dtype)
@@ -103,7 +103,7 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class Mlp(nn.Module):
-    """Two linear layers with the exact (erf) GELU between them."""
+    """Two linear layers with an exact (erf) GELU between them."""
 
     hidden: int
     kernel_init: Initializer
@@ -112,7 +112,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
-        """x: float[b*n d]; scale: float[d], folded into the second layer."""
+        """Apply the MLP to x, float[b*n d]; scale: float[d], folded into `fc2`."""
         width = x.shape[-1]
         x = Linear(self.hidden, self.kernel_init, dtype=self.dtype, name="fc1")(x)
         x = gelu(x)
@@ -120,28 +120,28 @@ class Mlp(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Cuts images into patches and projects each: the strided convolution, as a matmul.
+    """Patch embedding: the strided convolution as a matrix product.
 
-    The kernel keeps the convolution's shape, [p q c d]. Without kernel_init, both start
-    as PyTorch's convolutions do.
+    The kernel keeps the convolution's shape, [p q c d]. Without kernel_init, kernel and
+    bias are initialised like PyTorch's convolutions.
     """
 
     patch_size: tuple[int, int]
     features: int
     kernel_init: Initializer | None = None
-    norm_eps: float | None = None  # of a layer norm after the projection; None: no norm
+    norm_eps: float | None = None  # of a LayerNorm after the projection; None: no norm
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """images: float[b h w c] -> dtype[b h/p w/q d]; ValueError if not divisible."""
+        """Map float[b h w c] to dtype[b h/p w/q d]; UserError if not divisible."""
         height, width, channels = images.shape[1:]
         p, q = self.patch_size
         if height % p or width % q:
             raise UserError(
                 f"images of {height}x{width} pixels cannot be cut into patches of "
-                f"{p}x{q}: height and width must be multiples of the patch's. Change "
-                "config.data.image_size or config.model.patch_size."
+                f"{p}x{q}. Height and width must be multiples of the patch size: "
+                "change config.data.image_size or config.model.patch_size."
             )
         default = uniform((p * q * channels) ** -0.5)
         kernel_init = self.kernel_init or default
@@ -160,23 +160,23 @@ class PatchEmbed(nn.Module):
 def replace_masked(
     patches: jax.Array, mask: jax.Array, mask_token: jax.Array
 ) -> jax.Array:
-    """Puts the mask token where patches are masked.
+    """Replace masked patches by the mask token.
 
-    patches: float[b h w d]; mask: bool[b h w], True = masked; mask_token: float[1 1 d];
-    returns: as patches. ValueError where the mask has another shape.
+    patches: float[b h w d]; mask: bool[b h w], True = masked; mask_token: float[1 1 d].
+    Raises UserError if the shapes of patches and mask differ.
     """
     if mask.shape != patches.shape[:3]:
         raise UserError(
-            f"mask has shape {mask.shape}, expected {patches.shape[:3]}: one value for "
-            "each patch."
+            f"mask has shape {mask.shape}, expected {patches.shape[:3]}: one value per "
+            "patch."
         )
     return jnp.where(mask[..., None], mask_token.astype(patches.dtype), patches)
 
 
 def relative_offsets(height: int, width: int) -> np.ndarray:
-    """Number of the offset between each query and key of a grid, row by row.
+    """Return the index of the offset between every two tokens of a grid.
 
-    returns: int[h*w h*w] in 0..(2h-1)(2w-1)-1, for queries before keys (Swin, BEiT).
+    returns: int[query key] in 0..(2h-1)(2w-1)-1, tokens row by row (Swin, BEiT).
     """
     y, x = np.divmod(np.arange(height * width), width)
     dy = y[:, None] - y[None, :] + height - 1

@@ -1,27 +1,27 @@
-"""Attention of up to 256 tokens as one TPU kernel, with a learned bias; and backwards.
+"""Fused attention of up to 256 tokens with a learned bias: TPU kernels, with gradient.
 
-XLA sends the scores of every head through the chip's main memory and copies between
-layouts, because a head is only 32 or 64 wide. Here one program of a kernel holds some
-samples (an image, or a few windows) and does all of scores, bias, softmax and values.
+XLA sends the scores of every head through HBM and copies between layouts, because a
+head is only 32 or 64 wide. Here one program of a kernel holds a few samples (an image,
+or several windows) and computes scores, bias, softmax and values.
 
 Layout. A sample comes as the projection leaves it, [n 3*width]: queries, keys, values,
 each head-major. The kernel takes 128 columns of each at a time: two heads of 64 or four
-of 32, side by side on the 128 lanes. They are never cut apart: the scores of one head
-are a product over all 128 lanes with the keys of the other heads set to zero, which
-costs no more, since a product over fewer lanes takes as long.
+of 32, side by side on the 128 lanes. Lanes are never split: the scores of one head are
+a product over all 128 lanes with the keys of the other heads set to zero. This costs
+nothing, since a product over fewer lanes takes as long.
 
-Scores are transposed, [keys queries]. The softmax then runs down the rows, which adds
+Scores are transposed, [keys queries]. The softmax then reduces over rows, which adds
 whole registers, and only narrow matrices, [n 128], are ever transposed. The backward
-kernel makes the scores again from the logarithm of the softmax's sums. While it is
-there it adds up, over all samples, the gradients of the bias on the scores and of the
-projection's bias, which would otherwise be passes over large arrays.
+kernel recomputes the scores and the softmax from the saved log-sum-exp. In the same
+pass it accumulates, over all samples, the gradients of the bias on the scores and of
+the projection's bias, which would otherwise take passes over large arrays.
 
-Small windows of tokens go several to a sample, which may not see each other. Tokens are
-padded to a multiple of 8: padded keys have no weight, padded queries give values that
-nobody reads.
+Several small windows share a sample and are masked from each other. Tokens are padded
+to a multiple of 8: padded keys have no weight, and the output of padded queries is
+dropped.
 
-The kernel is checked in interpreted mode against float32 and by the TPU compiler; it
-has not run on a chip yet.
+The kernels are tested against float32 in interpret mode and compiled by the TPU
+compiler; they have not run on a TPU yet.
 """
 
 import dataclasses
@@ -40,19 +40,19 @@ from simmim_jax.errors import UserError
 
 LANES, SUBLANES = 128, 8
 MAX_TOKENS = 256
-# Logit of a key that a query may not see.
-NEVER = -1e30
-# Rows of qkv that a program works on at least, if there are so many.
+# Logit of a key that a query must not attend to.
+HIDDEN_LOGIT = -1e30
+# Rows of qkv per program: at most this many, unless one sample has more.
 PROGRAM_ROWS = 256
 VMEM_BYTES = 64 * 2**20
-# In the name of a kernel whose samples are of several kinds: it is another program.
+# Suffix of the kernel's name if samples are of several kinds, a separate program.
 _KINDS = "_kinds"
 
 
 def on_tpu() -> bool:
-    """Whether what is traced is for TPUs: the mesh's devices, else those that are here.
+    """Return whether the traced program targets TPUs: by the mesh, or else locally.
 
-    `aot` compiles for TPUs where there are none.
+    The mesh counts first because `aot` compiles for TPUs on machines without any.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     kind = device.device_kind if device else jax.devices()[0].device_kind
@@ -61,17 +61,17 @@ def on_tpu() -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-    """What a device computes, besides the shapes of its arrays."""
+    """Static sizes of the computation that array shapes do not imply."""
 
     heads: int
     width: int  # of all heads
-    tokens: int  # that exist, in a window or image
-    rows: int  # of qkv for it: tokens and what pads them
+    tokens: int  # in a window or image, without padding
+    rows: int  # of qkv in a window or image: tokens and padding
 
 
 def fused_attention(
     qkv: jax.Array,
-    added: jax.Array | None,
+    qkv_bias: jax.Array | None,
     bias: jax.Array | None,
     mask: np.ndarray | None = None,
     *,
@@ -79,22 +79,22 @@ def fused_attention(
     num_heads: int,
     tokens: int,
 ) -> jax.Array:
-    """What `attention.attention` computes, on a TPU, by these kernels.
+    """Return `attention.attention`, computed by these kernels on a TPU.
 
-    Under `jax.set_mesh` every device works on its part of the batch. ValueError for
-    more than 256 tokens, heads wider than 128, and devices that are no TPUs.
+    Under `jax.set_mesh` every device processes its shard of the batch. Raises UserError
+    for more than 256 tokens, heads wider than 128, and devices other than TPUs.
     """
     width = qkv.shape[1] // 3 // num_heads
     if not on_tpu():
         raise UserError(
-            'config.model.attention="pallas" is a kernel for TPUs, and this is '
+            'config.model.attention="pallas" is a kernel for TPUs, but the backend is '
             f'{jax.default_backend()}: set it to "xla".'
         )
     if tokens > MAX_TOKENS:
         raise UserError(
-            f'config.model.attention="pallas" with {tokens} tokens: the kernel is made '
-            f'for at most {MAX_TOKENS}. Set it to "xla", or take larger patches, '
-            "smaller images or smaller windows."
+            f'config.model.attention="pallas" with {tokens} tokens: expected at most '
+            f'{MAX_TOKENS}. Set it to "xla", or use larger patches, smaller images or '
+            "smaller windows."
         )
     if width > LANES:
         raise UserError(
@@ -102,17 +102,17 @@ def fused_attention(
             f'most {LANES}. Set it to "xla", or raise config.model.num_heads.'
         )
     sizes = _Sizes(num_heads, qkv.shape[1] // 3, tokens, len(qkv) // batch)
-    return _attention(sizes, qkv, added, bias, mask)
+    return _attention(sizes, qkv, qkv_bias, bias, mask)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(sizes, qkv, added, bias, mask):
-    return _attention_forward(sizes, qkv, added, bias, mask)[0]
+def _attention(sizes, qkv, qkv_bias, bias, mask):
+    return _attention_forward(sizes, qkv, qkv_bias, bias, mask)[0]
 
 
-def _attention_forward(sizes, qkv, added, bias, mask):
-    if added is not None:
-        qkv = qkv + added.astype(qkv.dtype)
+def _attention_forward(sizes, qkv, qkv_bias, bias, mask):
+    if qkv_bias is not None:
+        qkv = qkv + qkv_bias.astype(qkv.dtype)
     axes = _batch_axes(len(qkv) // sizes.rows, mask)
     run = _on_each_device(
         functools.partial(_forward_on_device, sizes),
@@ -120,11 +120,11 @@ def _attention_forward(sizes, qkv, added, bias, mask):
         out_specs=(jax.P(axes), jax.P(axes)),
     )
     out, lse = run(qkv, bias, mask)
-    return out, (qkv, added, bias, mask, lse)
+    return out, (qkv, qkv_bias, bias, mask, lse)
 
 
 def _attention_backward(sizes, residuals, dout):
-    qkv, added, bias, mask, lse = residuals
+    qkv, qkv_bias, bias, mask, lse = residuals
     axes = _batch_axes(len(qkv) // sizes.rows, mask)
 
     def summed(*args):
@@ -136,19 +136,19 @@ def _attention_backward(sizes, residuals, dout):
         in_specs=(jax.P(axes), jax.P(), jax.P(), jax.P(axes), jax.P(axes)),
         out_specs=(jax.P(axes), jax.P(), jax.P()),
     )
-    dqkv, dadded, dbias = run(qkv, bias, mask, lse, dout)
-    dadded = None if added is None else dadded.astype(added.dtype)
+    dqkv, dqkv_bias, dbias = run(qkv, bias, mask, lse, dout)
+    dqkv_bias = None if qkv_bias is None else dqkv_bias.astype(qkv_bias.dtype)
     dbias = None if bias is None else dbias.astype(bias.dtype)
-    return dqkv, dadded, dbias, None
+    return dqkv, dqkv_bias, dbias, None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _batch_axes(batch: int, mask: np.ndarray | None) -> tuple[str, ...]:
-    """Axes of the mesh that a batch is split along; none where it does not divide.
+    """Return the mesh axes that shard the batch; none if it does not divide.
 
-    Every device counts the masks from the first, so that it needs all of an image.
+    Every device starts with the first mask, so its shard must consist of whole images.
     """
     mesh = jax.sharding.get_abstract_mesh()
     parts = mesh.size * (1 if mask is None else len(mask))
@@ -161,7 +161,7 @@ def _on_each_device(function, **specs):
     return jax.shard_map(function, check_vma=False, **specs)
 
 
-# ---- What one device does ------------------------------------------------------------
+# ---- On one device -------------------------------------------------------------------
 
 
 def _forward_on_device(sizes, qkv, bias, mask):
@@ -200,7 +200,7 @@ def _backward_on_device(sizes, qkv, bias, mask, lse, dout):
     count, rows, width = dout.shape
     block = _divisor(count, PROGRAM_ROWS // rows)
     programs = count // block
-    # Two sums, side by side where a chip has two cores.
+    # Two partial sums, in parallel on a chip with two cores.
     cores = 2 - programs % 2
     steps = programs // cores
 
@@ -211,7 +211,7 @@ def _backward_on_device(sizes, qkv, bias, mask, lse, dout):
         return pl.BlockSpec(x.shape, lambda c, i: (0, 0, 0))
 
     heads = layout.heads
-    dqkv, dadded, dtable = pl.pallas_call(
+    dqkv, dqkv_bias, dtable = pl.pallas_call(
         functools.partial(_backward_kernel, layout.head_width),
         grid=(cores, steps),
         in_specs=[batched(qkv), batched(lse), batched(dout), *map(fixed, tables)],
@@ -230,21 +230,21 @@ def _backward_on_device(sizes, qkv, bias, mask, lse, dout):
         ),
         name="attention_backward" + _KINDS * (len(tables) == 2),
     )(qkv, lse, dout, *tables)
-    dadded = rearrange(dadded, "core one c -> (core one) c")
+    dqkv_bias = rearrange(dqkv_bias, "core one c -> (core one) c")
     return (
         _from_samples(layout, dqkv, 3),
-        _without_padding(layout, dadded, 3).sum(0),
-        _bias_of(layout, dtable.sum(0)),
+        _without_padding(layout, dqkv_bias, 3).sum(0),
+        _bias_gradient(layout, dtable.sum(0)),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Samples as kernels see them: some windows, their rows and heads padded."""
+    """Samples as the kernels see them: groups of windows with padded rows and heads."""
 
     sizes: _Sizes
     head_width: int  # a divisor of 128
-    heads: int  # a multiple of those on 128 lanes
+    heads: int  # a multiple of the heads per 128 lanes
     windows: int  # in a sample
     rows: int  # of a window
 
@@ -254,9 +254,9 @@ class _Layout:
 
 
 def _layout(sizes, qkv, mask):
-    """The largest samples of up to 128 rows that need no padding, or padded ones."""
+    """Return the largest unpadded samples of up to 128 rows, or else padded ones."""
     head_width = sizes.width // sizes.heads
-    # A divisor of the lanes.
+    # Rounded up to a divisor of the lanes.
     head_width = 2 ** (head_width - 1).bit_length()
     heads = _round_up(sizes.heads, LANES // head_width)
     count, masks = len(qkv) // sizes.rows, 1 if mask is None else len(mask)
@@ -269,7 +269,7 @@ def _layout(sizes, qkv, mask):
 
 
 def _to_samples(layout, x, parts):
-    """float[b*rows parts*c] -> float[samples windows*rows parts*c], padded."""
+    """Group and pad: float[b*rows parts*c] -> float[samples windows*rows parts*c]."""
     sizes = layout.sizes
     x = rearrange(x, "(b n) (p h c) -> b n p h c", n=sizes.rows, p=parts, h=sizes.heads)
     rows, heads = layout.rows - sizes.rows, layout.heads - sizes.heads
@@ -279,14 +279,14 @@ def _to_samples(layout, x, parts):
 
 
 def _from_samples(layout, x, parts):
-    """The inverse of `_to_samples`."""
+    """Invert `_to_samples`."""
     x = rearrange(x, "b (w n) c -> (b w) n c", w=layout.windows)
     x = rearrange(x[:, : layout.sizes.rows], "b n c -> (b n) c")
     return _without_padding(layout, x, parts)
 
 
 def _without_padding(layout, x, parts):
-    """float[n parts*c], without the columns that pad heads, or that are heads."""
+    """Drop the padding of heads, and padding heads, from float[n parts*c]."""
     sizes = layout.sizes
     x = rearrange(x, "n (p h c) -> n p h c", p=parts, h=layout.heads)
     x = x[:, :, : sizes.heads, : sizes.width // sizes.heads]
@@ -294,9 +294,9 @@ def _without_padding(layout, x, parts):
 
 
 def _tables(layout, bias, mask):
-    """What is added to the scores of each head, and of each kind of sample.
+    """Return what is added to the scores, per head and per kind of sample.
 
-    returns: float32[heads k q] and, if there are several kinds, float32[kinds k q]
+    returns: float32[heads k q] and, if there are several kinds, float32[kinds k q].
     """
     sizes, windows, rows = layout.sizes, layout.windows, layout.rows
     pad = rows - sizes.tokens
@@ -314,14 +314,16 @@ def _tables(layout, bias, mask):
     mask = jnp.tile(mask, (math.lcm(len(mask), windows) // len(mask), 1, 1))
     kinds = rearrange(mask, "(kinds w) q k -> kinds w k q", w=windows)
     kinds = jnp.pad(kinds, ((0, 0), (0, 0), (0, pad), (0, pad)))
-    seen = np.einsum("vw,k->vkw", same, np.arange(rows) < sizes.tokens)[..., None] > 0
-    apart = jnp.where(seen, kinds[:, :, :, None], NEVER)
-    apart = rearrange(apart, "kinds v k w q -> kinds (v k) (w q)")
-    return (table + apart,) if len(apart) == 1 else (table, apart)
+    visible = (
+        np.einsum("vw,k->vkw", same, np.arange(rows) < sizes.tokens)[..., None] > 0
+    )
+    masks = jnp.where(visible, kinds[:, :, :, None], HIDDEN_LOGIT)
+    masks = rearrange(masks, "kinds v k w q -> kinds (v k) (w q)")
+    return (table + masks,) if len(masks) == 1 else (table, masks)
 
 
-def _bias_of(layout, dtable):
-    """The gradient of the bias from that of `_tables`."""
+def _bias_gradient(layout, dtable):
+    """Return the gradient of the bias from that of `_tables`."""
     sizes, windows = layout.sizes, layout.windows
     blocks = rearrange(dtable, "h (v k) (w q) -> v w h q k", v=windows, w=windows)
     total = sum(blocks[w, w] for w in range(windows))
@@ -329,7 +331,7 @@ def _bias_of(layout, dtable):
 
 
 def padding(tokens: int) -> int:
-    """Rows to add to a sample of so many tokens, for kernels to take it as it lies."""
+    """Return the rows that pad a sample so that kernels can take it without a copy."""
     return -tokens % SUBLANES
 
 
@@ -338,7 +340,7 @@ def _round_up(number: int, step: int) -> int:
 
 
 def _divisor(number: int, at_most: int) -> int:
-    """The largest divisor that is no larger, and 1 at least."""
+    """Return the largest divisor of `number` up to `at_most`, at least 1."""
     return max(d for d in range(1, max(at_most, 1) + 1) if number % d == 0)
 
 
@@ -350,8 +352,8 @@ def _dot(a, b, over):
     return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
 
 
-def _only(x, head, head_width):
-    """x: [n 128], with the lanes of other heads set to zero."""
+def _select_head(x, head, head_width):
+    """Zero the lanes of other heads in x, [n 128]."""
     lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
     own = (lane >= head * head_width) & (lane < (head + 1) * head_width)
     return jnp.where(own, x, jnp.zeros_like(x))
@@ -365,37 +367,37 @@ def _for_each_sample(block, body):
 
 
 def _columns(sample, group, width):
-    """Where queries, keys and values of a sample and group of heads lie."""
-    firsts = (p * width + group * LANES for p in range(3))
-    return [(sample, slice(None), pl.ds(first, LANES)) for first in firsts]
+    """Return the indices of queries, keys and values of a sample and group of heads."""
+    starts = (p * width + group * LANES for p in range(3))
+    return [(sample, slice(None), pl.ds(start, LANES)) for start in starts]
 
 
-def _scores(q, k, table, apart):
-    """Of one head and sample, [keys queries]."""
+def _scores(q, k, table, masks):
+    """Return the scores of one head and sample, [keys queries]."""
     s = _dot(k, q, (1, 1)) + table
-    return s + apart[0][...] if apart else s
+    return s + masks[0][...] if masks else s
 
 
-def _kind(apart_ref, index):
-    """What is added to the scores of a sample: a list of one array or none."""
-    return [ref.at[jax.lax.rem(index, len(ref))] for ref in apart_ref]
+def _kind_mask(mask_ref, index):
+    """Return the mask of a sample's kind: a list of one array or none."""
+    return [ref.at[jax.lax.rem(index, len(ref))] for ref in mask_ref]
 
 
 def _forward_kernel(head_width, qkv_ref, table_ref, *refs):
-    *apart_ref, out_ref, lse_ref = refs
+    *mask_ref, out_ref, lse_ref = refs
     block, _, width = out_ref.shape
     start = pl.program_id(0) * block
-    together = LANES // head_width
+    heads_per_group = LANES // head_width
 
     def sample(i):
-        apart = _kind(apart_ref, start + i)
-        # Unrolled: the compiler works on several heads at once.
+        masks = _kind_mask(mask_ref, start + i)
+        # Unrolled, so that the compiler overlaps several heads.
         for g in range(width // LANES):
             q, k, v = (qkv_ref[at] for at in _columns(i, g, width))
             values, outs = v.T, []
-            for h in range(together):
-                head = g * together + h
-                s = _scores(q, _only(k, h, head_width), table_ref[head], apart)
+            for h in range(heads_per_group):
+                head = g * heads_per_group + h
+                s = _scores(q, _select_head(k, h, head_width), table_ref[head], masks)
                 top = s.max(0, keepdims=True)
                 e = jnp.exp(s - top)
                 total = e.sum(0, keepdims=True)
@@ -409,19 +411,19 @@ def _forward_kernel(head_width, qkv_ref, table_ref, *refs):
 
 
 def _backward_kernel(head_width, qkv_ref, lse_ref, dout_ref, table_ref, *refs):
-    *apart_ref, dqkv_ref, dadded_ref, dtable_ref = refs
+    *mask_ref, dqkv_ref, dqkv_bias_ref, dtable_ref = refs
     block, _, width = dout_ref.shape
     step = pl.program_id(0) * pl.num_programs(1) + pl.program_id(1)
-    together = LANES // head_width
+    heads_per_group = LANES // head_width
 
     @pl.when(pl.program_id(1) == 0)
     def start_sums():
-        dadded_ref[...] = jnp.zeros_like(dadded_ref)
+        dqkv_bias_ref[...] = jnp.zeros_like(dqkv_bias_ref)
         dtable_ref[...] = jnp.zeros_like(dtable_ref)
 
     def sample(i):
-        apart = _kind(apart_ref, step * block + i)
-        # Unrolled: the compiler works on several heads at once.
+        masks = _kind_mask(mask_ref, step * block + i)
+        # Unrolled, so that the compiler overlaps several heads.
         for g in range(width // LANES):
             columns = _columns(i, g, width)
             q, k, v = (qkv_ref[at] for at in columns)
@@ -429,22 +431,22 @@ def _backward_kernel(head_width, qkv_ref, lse_ref, dout_ref, table_ref, *refs):
             keys, dqs = k.T, []
             dk: Any = 0.0
             dv: Any = 0.0
-            for h in range(together):
-                head = g * together + h
-                s = _scores(q, _only(k, h, head_width), table_ref[head], apart)
+            for h in range(heads_per_group):
+                head = g * heads_per_group + h
+                s = _scores(q, _select_head(k, h, head_width), table_ref[head], masks)
                 p = jnp.exp(s - lse_ref[i, pl.ds(head, 1), :])
-                dp = _dot(_only(v, h, head_width), dout, (1, 1))
+                dp = _dot(_select_head(v, h, head_width), dout, (1, 1))
                 ds = p * dp
                 ds -= p * ds.sum(0, keepdims=True)
                 dtable_ref[0, head] += ds
                 p, ds = p.astype(q.dtype), ds.astype(q.dtype)
-                dv += _only(_dot(p, dout, (1, 0)), h, head_width)
-                dk += _only(_dot(ds, q, (1, 0)), h, head_width)
+                dv += _select_head(_dot(p, dout, (1, 0)), h, head_width)
+                dk += _select_head(_dot(ds, q, (1, 0)), h, head_width)
                 key = keys[h * head_width : (h + 1) * head_width]
                 dqs.append(_dot(key, ds, (1, 0)))
             dq = jnp.concatenate(dqs, 0).T
             for at, d in zip(columns, (dq, dk, dv), strict=True):
                 dqkv_ref[at] = d.astype(dqkv_ref.dtype)
-                dadded_ref[0, :, at[2]] += d.sum(0, keepdims=True)
+                dqkv_bias_ref[0, :, at[2]] += d.sum(0, keepdims=True)
 
     _for_each_sample(block, sample)

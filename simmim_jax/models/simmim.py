@@ -14,14 +14,14 @@ from simmim_jax.models.layers import Linear, gelu, uniform
 class SimMIM(nn.Module):
     """Encoder and pixel decoder (official `SimMIM`; paper section 3.2).
 
-    The defaults are the official 1x1 convolution and pixel shuffle: channels of a
-    prediction are ordered (c p q), its stride is the encoder's, its channels follow
-    from the image.
+    The defaults are the official 1x1 convolution and pixel shuffle: each token predicts
+    a patch of the encoder's stride, with features ordered (c p q). The number of
+    channels follows from the images.
 
-    decoder_kind: "linear", or "mlp": a layer of the encoder's width and a GELU before.
-    downsample: the prediction is so many times smaller than the image. Where its pixels
-    are larger than the encoder's stride, predictions of their tokens are averaged.
-    bins: 0 predicts each value of a pixel, any other number that many logits for it.
+    decoder_kind: "linear", or "mlp" for a hidden layer of the encoder's width and GELU.
+    downsample: factor by which the prediction is smaller than the image. If its pixels
+    are larger than the encoder's stride, the predictions of their tokens are averaged.
+    bins: number of logits for each value of a pixel; 0 predicts the value itself.
     """
 
     encoder: nn.Module
@@ -34,17 +34,17 @@ class SimMIM(nn.Module):
     def __call__(
         self, images: jax.Array, mask: jax.Array, train: bool = False
     ) -> jax.Array:
-        """images: float[b h w c], normalised; mask: bool[b gh gw], True = masked.
+        """Predict all pixels, visible ones included.
 
-        returns: float32[b h w c], all pixels as predicted, visible ones included; with
-        bins, [b h w c bins]; h and w are smaller by `downsample`. ValueError for
-        another kind, or a size that is no multiple.
+        images: float[b h w c], normalised; mask: bool[b gh gw], True = masked.
+        returns: float32[b h w c], or [b h w c bins]; `downsample` divides h and w.
+        Raises UserError for an unknown decoder kind and for sizes that do not divide.
         """
         height, width, channels = images.shape[1:]
         stride = self.encoder.stride
         self._check(height, width, stride)
         x = self.encoder(images, mask, train=train).grid
-        # PyTorch's default for a convolution, which the official decoder keeps.
+        # PyTorch's default for convolutions, as in the official decoder.
         init = uniform(1 / math.sqrt(x.shape[-1]))
         if self.decoder_kind == "mlp":
             hidden = Linear(x.shape[-1], init, init, self.dtype, name="decoder_hidden")
@@ -60,7 +60,7 @@ class SimMIM(nn.Module):
             q=q,
             k=max(self.bins, 1),
         )
-        # An encoder may have padded its grid.
+        # Crop: an encoder may have padded its grid.
         values = values[:, : height * p // stride[0], : width * q // stride[1]]
         values = reduce(
             values,
@@ -81,7 +81,7 @@ class SimMIM(nn.Module):
         if height % factor or width % factor:
             raise UserError(
                 f"config.target.downsample={factor} does not divide images of "
-                f"{height}x{width} pixels."
+                f"{height}x{width} pixels: choose a divisor of both sides."
             )
         if any(s % factor and factor % s for s in stride):
             raise UserError(

@@ -39,7 +39,7 @@ from simmim_jax.models.windows import (
 
 
 class WindowAttention(nn.Module):
-    """Self-attention within windows, with a table of relative position biases."""
+    """Self-attention within windows, with a relative position bias table."""
 
     num_heads: int
     qkv_bias: bool
@@ -55,12 +55,12 @@ class WindowAttention(nn.Module):
         mask: np.ndarray | None,
         places: np.ndarray | None = None,
     ) -> jax.Array:
-        """x: float[b*w*n d], n = window²; mask: float[w n n] -> as x.
+        """Apply attention to x, float[b*w*n d], n = window²; mask: float[w n n].
 
-        places: int[n], of the tokens in their windows, where x is bands.
+        places: int[n], positions of the tokens in their windows, if x is in bands.
         """
         width = x.shape[-1]
-        kernel, added = qkv_weights(
+        kernel, qkv_bias = qkv_weights(
             self,
             width,
             bias="qkv" if self.qkv_bias else "",
@@ -80,7 +80,7 @@ class WindowAttention(nn.Module):
         x = self_attention(
             x.astype(self.dtype),
             kernel,
-            added,
+            qkv_bias,
             bias,
             mask,
             batch=len(x) // bias.shape[1],
@@ -92,9 +92,9 @@ class WindowAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention within windows, which every other block shifts; then an MLP.
+    """Window attention, optionally shifted, and an MLP.
 
-    post_norm: normalise what a branch gives (Swin V2) instead of what it takes.
+    post_norm: normalise the output of a branch (Swin V2) instead of its input.
     """
 
     attention: Callable[..., nn.Module]
@@ -103,7 +103,7 @@ class Block(nn.Module):
     mlp_ratio: float
     norm_eps: float
     post_norm: bool
-    in_bands: bool  # of windows, where they fit the kernel
+    in_bands: bool  # attend in bands of windows if they fit the kernel
     kernel_init: Initializer
     dtype: jnp.dtype
 
@@ -111,9 +111,9 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, grid: tuple[int, int], scales: jax.Array | None
     ) -> jax.Array:
-        """x: float[b*h*w d] -> as x.
+        """Apply the block to x, float[b*h*w d].
 
-        scales: float32[2 b], what the branches of each sample are multiplied by.
+        scales: float32[2 b], drop-path factors of the two branches of each sample.
         """
         height, width = grid
         window, shift = fit_window(
@@ -143,7 +143,7 @@ class Block(nn.Module):
         )
         branches: tuple[Callable[[jax.Array], jax.Array], ...] = (attend, mlp)
         for i, branch in enumerate(branches):
-            # Branches of Swin V2 start at zero.
+            # The branches of Swin V2 start at zero.
             scale_init = (
                 nn.initializers.zeros if self.post_norm else nn.initializers.ones
             )
@@ -159,7 +159,7 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Joins 2x2 tokens to one of twice the width; odd grids get a row of zeros."""
+    """Merge 2x2 tokens into one of twice the width; odd sides are zero-padded."""
 
     norm_eps: float
     post_norm: bool
@@ -168,7 +168,7 @@ class PatchMerging(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: float[b h w d] -> float[b ⌈h/2⌉ ⌈w/2⌉ 2d]."""
+        """Map float[b h w d] to float[b ⌈h/2⌉ ⌈w/2⌉ 2d]."""
         _, height, width, features = x.shape
         x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
         x = rearrange(x, "b (h p) (w q) d -> b h w (q p d)", p=2, q=2)
@@ -184,7 +184,7 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks on one grid, and the merging that leads to the next."""
+    """Blocks on one grid, and the patch merging to the next."""
 
     block: Callable[..., nn.Module]
     depth: int
@@ -194,7 +194,7 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, scales: jax.Array | None) -> jax.Array:
-        """x: float[b h w d] -> as x, or half the sides and twice the width.
+        """Map x, float[b h w d], to the same shape or that of the next stage.
 
         scales: float32[depth 2 b], of `drop_path_scales`.
         """
@@ -219,12 +219,12 @@ class Stage(nn.Module):
 class Swin(nn.Module):
     """Swin Transformer with a mask token; any image size, any number of channels.
 
-    Where a grid does not divide into windows, it is padded, as in Swin's detection
-    code. The defaults are the official pre-training Swin-B at 192 pixels.
+    A grid that does not divide into windows is padded, as in Swin's detection code. The
+    defaults are the official pre-training Swin-B at 192 pixels.
     """
 
     patch_size: tuple[int, int] = (4, 4)
-    embed_dim: int = 128  # of the first stage; doubles from stage to stage
+    embed_dim: int = 128  # of the first stage; doubles with each stage
     depths: tuple[int, ...] = (2, 2, 18, 2)
     num_heads: tuple[int, ...] = (4, 8, 16, 32)
     window_size: int = 6
@@ -232,21 +232,21 @@ class Swin(nn.Module):
     qkv_bias: bool = True
     patch_norm: bool = True
     use_abs_pos_emb: bool = False
-    drop_path_rate: float = 0.0  # of the last block; rises linearly from 0
+    drop_path_rate: float = 0.0  # of the last block; increases linearly from 0
     norm_eps: float = 1e-5
-    init_std: float = 0.02  # of initial weights
-    attention: str = "xla"  # how it is computed: attention.IMPLEMENTATIONS
-    remat: str = "none"  # what is computed again for less memory: REMAT_POLICIES
-    scan_layers: bool = False  # two blocks in a loop, for a program compiled sooner
-    dtype: jnp.dtype = jnp.float32  # of activations and products; parameters: float32
+    init_std: float = 0.02  # standard deviation of initial weights
+    attention: str = "xla"  # implementation: one of attention.IMPLEMENTATIONS
+    remat: str = "none"  # "none" or one of blocks.REMAT_POLICIES, to save memory
+    scan_layers: bool = False  # run two blocks in a loop, to compile faster
+    dtype: jnp.dtype = jnp.float32  # of activations; parameters are float32
 
     post_norm: ClassVar[bool] = False
 
     def layer_id(self, path: tuple[str, ...]) -> int:
-        """Layer of an encoder parameter, for layer-wise learning-rate decay.
+        """Return the layer of an encoder parameter, for layer-wise learning-rate decay.
 
-        0 for the embedding and mask token, then blocks counted through the stages; a
-        merging belongs to the last block before it, the rest to the head (official
+        0 for patch embedding and mask token, then blocks counted across stages. Patch
+        merging belongs to the block before it, the rest to the head (official
         `get_swin_layer`).
         """
         if path[0] in ("mask_token", "patch_embed"):
@@ -260,7 +260,7 @@ class Swin(nn.Module):
 
     @property
     def stride(self) -> tuple[int, int]:
-        """Height and width in pixels of a cell of the last grid."""
+        """Height and width of a cell of the last grid [pixels]."""
         p, q = self.patch_size
         halvings = 2 ** (len(self.depths) - 1)
         return p * halvings, q * halvings
@@ -268,7 +268,7 @@ class Swin(nn.Module):
     def window_attention(
         self, stage: int, implementation: str
     ) -> Callable[..., nn.Module]:
-        """Makes the attention of a stage's blocks."""
+        """Return a constructor of the attention of a stage's blocks."""
         return functools.partial(
             WindowAttention,
             num_heads=self.num_heads[stage],
@@ -282,11 +282,12 @@ class Swin(nn.Module):
     def __call__(
         self, images: jax.Array, mask: jax.Array | None = None, train: bool = False
     ) -> Encoded:
-        """images: float[b h w c], normalised; mask: bool[b h/p w/q], True = masked.
+        """Encode images: float[b h w c], normalised.
 
-        Masked patches are replaced by the mask token after the patch embedding's norm
-        and before positions; every token goes through every block. `train` turns on
-        drop path (rng stream `drop_path`). ValueError where sizes do not divide.
+        mask: bool[b h/p w/q], True = masked. The mask token replaces masked patches
+        after the norm of the patch embedding and before positions are added; all tokens
+        pass through all blocks. `train` enables drop path (rng stream `drop_path`).
+        Raises UserError if sizes do not divide.
         """
         implementation = chosen(self)
         _check_stages(self.depths, self.num_heads, self.embed_dim)
@@ -344,13 +345,14 @@ def _check_stages(
 ) -> None:
     if len(depths) != len(num_heads):
         raise UserError(
-            f"depths={depths} and num_heads={num_heads}: expected one value a stage in "
-            "both."
+            f"config.model.depths={depths} and config.model.num_heads={num_heads}: "
+            "expected one value per stage in both."
         )
     for stage, heads in enumerate(num_heads):
         width = embed_dim * 2**stage
         if width % heads:
             raise UserError(
-                f"stage {stage} has width {width}, which does not divide into "
-                f"num_heads={heads}: choose a divisor."
+                f"stage {stage} has width {width}, not a multiple of its "
+                f"num_heads={heads}. Change config.model.embed_dim or "
+                "config.model.num_heads."
             )

@@ -22,17 +22,17 @@ from simmim_jax.models.layers import (
 from simmim_jax.models.swin import Swin
 from simmim_jax.models.windows import bias_at
 
-# Logits are cosines times at most this (official `logit_scale`, clamped).
+# Upper limit of the learned scale of cosine logits (official `logit_scale`).
 MAX_LOGIT_SCALE = 100.0
-# Width of the MLP that makes position biases, and what its sigmoid is multiplied by.
+# Hidden width of the position bias MLP, and the scale of its sigmoid.
 POSITION_WIDTH, MAX_BIAS = 512, 16
 
 
 def log_spaced_offsets(window: int, pretrained_window: int = 0) -> np.ndarray:
-    """Offsets between tokens of a window, on a logarithmic scale.
+    """Return log-spaced offsets between the tokens of a window.
 
-    returns: float32[(2*window-1)² 2], ±1 being the edge of the window, or of the one
-    that was trained with (official `relative_coords_table`; Swin V2 eq. 4).
+    returns: float32[(2*window-1)² 2]; ±1 is the edge of the window, or of the
+    pre-training window (official `relative_coords_table`; Swin V2 eq. 4).
     """
     offsets = np.arange(1 - window, window) / max((pretrained_window or window) - 1, 1)
     offsets = np.sign(offsets) * np.log2(np.abs(8 * offsets) + 1) / 3
@@ -41,7 +41,7 @@ def log_spaced_offsets(window: int, pretrained_window: int = 0) -> np.ndarray:
 
 
 class CosineAttention(nn.Module):
-    """Attention by scaled cosines, with position biases from a small MLP."""
+    """Scaled cosine attention, with position biases from a small MLP."""
 
     num_heads: int
     qkv_bias: bool
@@ -58,12 +58,12 @@ class CosineAttention(nn.Module):
         mask: np.ndarray | None,
         places: np.ndarray | None = None,
     ) -> jax.Array:
-        """x: float[b*w*n d], n = window²; mask: float[w n n] -> as x.
+        """Apply attention to x, float[b*w*n d], n = window²; mask: float[w n n].
 
-        places: int[n], of the tokens in their windows, where x is bands.
+        places: int[n], positions of the tokens in their windows, if x is in bands.
         """
         width = x.shape[-1]
-        kernel, added = qkv_weights(
+        kernel, qkv_bias = qkv_weights(
             self,
             width,
             bias="qv" if self.qkv_bias else "",
@@ -71,8 +71,8 @@ class CosineAttention(nn.Module):
             dtype=self.dtype,
         )
         qkv = x.astype(self.dtype) @ kernel
-        if added is not None:
-            qkv += added.astype(self.dtype)
+        if qkv_bias is not None:
+            qkv += qkv_bias.astype(self.dtype)
         logit_scale = self.param(
             "logit_scale",
             nn.initializers.constant(math.log(10)),
@@ -101,7 +101,7 @@ class CosineAttention(nn.Module):
         return Linear(width, self.kernel_init, dtype=self.dtype, name="proj")(x)
 
     def position_bias(self, window: int) -> jax.Array:
-        """float32[heads n n] in 0..MAX_BIAS (official `cpb_mlp`)."""
+        """Return the bias, float32[heads n n] in 0..MAX_BIAS (official `cpb_mlp`)."""
         offsets = log_spaced_offsets(window, self.pretrained_window)
         hidden = nn.relu(
             Linear(POSITION_WIDTH, self.kernel_init, name="cpb_mlp_0")(offsets)
@@ -119,17 +119,17 @@ class CosineAttention(nn.Module):
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """x: float[... d] -> float32, of length 1 along d."""
+    """Normalise x, float[... d], to length 1 along d, in float32."""
     x = x.astype(jnp.float32)
-    # As x / max(|x|, 1e-12), with a gradient at 0.
+    # x / max(|x|, 1e-12), with a finite gradient at 0.
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
 class SwinV2(Swin):
-    """Swin V2: norms after the branches, cosine attention, continuous positions.
+    """Swin V2: norms after the branches, cosine attention, continuous position bias.
 
-    pretrained_window_sizes: windows that the positions were trained with, one a stage;
-    0 or (): the present ones.
+    pretrained_window_sizes: window per stage that the position bias was trained with; 0
+    or (): the current one.
     """
 
     window_size: int = 12
@@ -140,12 +140,13 @@ class SwinV2(Swin):
     def window_attention(
         self, stage: int, implementation: str
     ) -> Callable[..., nn.Module]:
-        """Makes the attention of a stage's blocks."""
+        """Return a constructor of the attention of a stage's blocks."""
         windows = self.pretrained_window_sizes or (0,) * len(self.depths)
         if len(windows) != len(self.depths):
             raise UserError(
-                f"pretrained_window_sizes={windows} and depths={self.depths}: expected "
-                "one value a stage in both, or ()."
+                f"config.model.pretrained_window_sizes={windows} and "
+                f"config.model.depths={self.depths}: expected one value per stage in "
+                "both, or ()."
             )
         return functools.partial(
             CosineAttention,

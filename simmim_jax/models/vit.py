@@ -24,11 +24,11 @@ from simmim_jax.models.pallas_attention import padding
 
 
 def relative_position_index(height: int, width: int) -> np.ndarray:
-    """Row of the bias table for every (query, key), the class token being number 0.
+    """Return the row of the bias table for every (query, key).
 
-    returns: int[1+h*w 1+h*w]. Rows of the table: (2h-1)(2w-1) offsets between patches,
-    then class-to-patch, patch-to-class and class-to-class (BEiT; official
-    `RelativePositionBias`).
+    returns: int[1+h*w 1+h*w], the class token first. Rows of the table: (2h-1)(2w-1)
+    offsets between patches, then class-to-patch, patch-to-class and class-to-class
+    (BEiT; official `RelativePositionBias`).
     """
     offsets = (2 * height - 1) * (2 * width - 1)
     index = np.empty((1 + height * width,) * 2, np.int32)
@@ -40,9 +40,9 @@ def relative_position_index(height: int, width: int) -> np.ndarray:
 def relative_position_bias(
     module: nn.Module, num_heads: int, grid: tuple[int, int]
 ) -> jax.Array:
-    """A learned bias for every head and offset between tokens: a parameter of `module`.
+    """Return a bias for every head and offset between tokens, learned by `module`.
 
-    returns: float32[heads n n] for n = 1+h*w tokens, all zero at first.
+    returns: float32[heads n n] for n = 1+h*w tokens, initially zero.
     """
     height, width = grid
     table = module.param(
@@ -55,18 +55,18 @@ def relative_position_bias(
 
 
 class SharedRelativePositionBias(nn.Module):
-    """One table for all blocks."""
+    """Bias table shared by all blocks."""
 
     num_heads: int
 
     @nn.compact
     def __call__(self, grid: tuple[int, int]) -> jax.Array:
-        """As `relative_position_bias`."""
+        """Return the bias, as `relative_position_bias`."""
         return relative_position_bias(self, self.num_heads, grid)
 
 
 class Attention(nn.Module):
-    """Self-attention whose keys have no bias; the query scale is in the weights."""
+    """Self-attention without a key bias, the query scale folded into the weights."""
 
     num_heads: int
     qkv_bias: bool
@@ -85,12 +85,13 @@ class Attention(nn.Module):
         batch: int,
         grid: tuple[int, int],
     ) -> jax.Array:
-        """x: float[b*rows d]; bias: float[heads n n]; scale: float[d], LayerScale.
+        """Apply attention to x, float[b*rows d].
 
-        The tokens of a grid and the class token may be followed by rows that pad them.
+        bias: float[heads n n]; scale: float[d], LayerScale. The rows of a sample are
+        the class token, the tokens of its grid and any padding.
         """
         width = x.shape[-1]
-        kernel, added = qkv_weights(
+        kernel, qkv_bias = qkv_weights(
             self,
             width,
             bias="qv" if self.qkv_bias else "",
@@ -104,7 +105,7 @@ class Attention(nn.Module):
         x = self_attention(
             x.astype(self.dtype),
             kernel,
-            added,
+            qkv_bias,
             bias,
             batch=batch,
             num_heads=self.num_heads,
@@ -137,10 +138,10 @@ class Block(nn.Module):
         bias: jax.Array | None,
         scales: jax.Array | None,
     ) -> jax.Array:
-        """x: float[b*rows d] -> as x.
+        """Apply the block to x, float[b*rows d].
 
-        bias: float[heads n n], shared by all blocks; scales: float32[2 b], what the
-        branches of each sample are multiplied by.
+        bias: float[heads n n], shared by all blocks; scales: float32[2 b], drop-path
+        factors of the two branches of each sample.
         """
         width = x.shape[-1]
 
@@ -170,19 +171,19 @@ class Block(nn.Module):
             dtype=self.dtype,
             name="mlp",
         )
-        of_attention, of_mlp = (None, None) if scales is None else scales
+        attention_scale, mlp_scale = (None, None) if scales is None else scales
         branch = attend(norm("norm1")(x), bias, gamma("gamma_1"), batch, grid)
-        x = x + drop_path(branch, of_attention)
+        x = x + drop_path(branch, attention_scale)
         branch = mlp(norm("norm2")(x), gamma("gamma_2"))
-        return x + drop_path(branch, of_mlp)
+        return x + drop_path(branch, mlp_scale)
 
 
 class ViT(nn.Module):
     """Vision Transformer with a mask token; any image size, any number of channels.
 
-    The defaults are the official pre-training ViT-B/16. Its classifier has a table a
-    block (`use_rel_pos_bias`), no final norm where tokens are averaged, and no cut of
-    the initial weights.
+    The defaults are the official pre-training ViT-B/16. The official classifier has one
+    bias table per block (`use_rel_pos_bias`), no final norm with mean pooling, and
+    initial weights that are not truncated.
     """
 
     patch_size: tuple[int, int] = (16, 16)
@@ -192,29 +193,29 @@ class ViT(nn.Module):
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     use_abs_pos_emb: bool = False
-    use_rel_pos_bias: bool = False  # one table for each block
-    use_shared_rel_pos_bias: bool = True  # one table for all of them
-    layer_scale: float = 0.1  # initial value; 0: no LayerScale
-    drop_path_rate: float = 0.0  # of the last block; rises linearly from 0
+    use_rel_pos_bias: bool = False  # one table per block
+    use_shared_rel_pos_bias: bool = True  # one table for all blocks
+    layer_scale: float = 0.1  # initial value; 0 disables LayerScale
+    drop_path_rate: float = 0.0  # of the last block; increases linearly from 0
     final_norm: bool = True
     norm_eps: float = 1e-6
-    init_std: float = 0.02  # of initial weights; the official one, for width 768
-    init_cut: float = 1.0  # initial weights end at so many of these; 0: nowhere
-    attention: str = "xla"  # how it is computed: attention.IMPLEMENTATIONS
-    remat: str = "none"  # what is computed again for less memory: REMAT_POLICIES
-    scan_layers: bool = False  # one block in a loop, for a program compiled sooner
-    dtype: jnp.dtype = jnp.float32  # of activations and products; parameters: float32
+    init_std: float = 0.02  # of initial weights; the official value for width 768
+    init_cut: float = 1.0  # truncation of initial weights [init_std]; 0: none
+    attention: str = "xla"  # implementation: one of attention.IMPLEMENTATIONS
+    remat: str = "none"  # "none" or one of blocks.REMAT_POLICIES, to save memory
+    scan_layers: bool = False  # run one block in a loop, to compile faster
+    dtype: jnp.dtype = jnp.float32  # of activations; parameters are float32
 
     @property
     def stride(self) -> tuple[int, int]:
-        """Height and width in pixels of a cell of the grid."""
+        """Height and width of a cell of the grid [pixels]."""
         return self.patch_size
 
     def layer_id(self, path: tuple[str, ...]) -> int:
-        """Layer of an encoder parameter, for layer-wise learning-rate decay.
+        """Return the layer of an encoder parameter, for layer-wise learning-rate decay.
 
-        0 for embeddings, i+1 for block i, depth+1 for the rest, which moves with the
-        head (official `get_vit_layer`).
+        0 for embeddings, i+1 for block i, depth+1 for the rest, which shares the head's
+        rate (official `get_vit_layer`).
         """
         if path[0] in ("cls_token", "pos_embed", "mask_token", "patch_embed"):
             return 0
@@ -226,16 +227,17 @@ class ViT(nn.Module):
     def __call__(
         self, images: jax.Array, mask: jax.Array | None = None, train: bool = False
     ) -> Encoded:
-        """images: float[b h w c], normalised; mask: bool[b h/p w/q], True = masked.
+        """Encode images: float[b h w c], normalised.
 
-        Masked patches are replaced by the mask token after the patch embedding and
-        before positions; every token goes through every block. `train` turns on drop
-        path (rng stream `drop_path`). ValueError where sizes do not divide.
+        mask: bool[b h/p w/q], True = masked. The mask token replaces masked patches
+        after the patch embedding and before positions are added; all tokens pass
+        through all blocks. `train` enables drop path (rng stream `drop_path`). Raises
+        UserError if sizes do not divide.
         """
         if self.embed_dim % self.num_heads:
             raise UserError(
-                f"embed_dim={self.embed_dim} does not divide into "
-                f"num_heads={self.num_heads}: choose a multiple."
+                f"config.model.embed_dim={self.embed_dim} must be a multiple of "
+                f"config.model.num_heads={self.num_heads}."
             )
         implementation = chosen(self)
         kernel_init = truncated_normal(self.init_std, self.init_cut)
@@ -260,7 +262,7 @@ class ViT(nn.Module):
             pos_embed = self.param("pos_embed", kernel_init, pos_shape)
             tokens += pos_embed.astype(self.dtype)
         if implementation == "pallas":
-            # Once for all blocks.
+            # Pad once for all blocks.
             tokens = jnp.pad(tokens, ((0, 0), (0, padding(tokens.shape[1])), (0, 0)))
 
         bias = None
@@ -277,7 +279,7 @@ class ViT(nn.Module):
                 layer_scale=self.layer_scale,
                 norm_eps=self.norm_eps,
                 kernel_init=kernel_init,
-                # Keeps the variance of the residual stream level with depth (BEiT).
+                # Keeps the residual stream's variance constant with depth (BEiT).
                 out_init=scaled(kernel_init, (2 * (i + 1)) ** -0.5),
                 attention=implementation,
                 dtype=self.dtype,

@@ -1,35 +1,36 @@
-"""Windows of a token grid: what Swin and Swin V2 share around their attention."""
+"""Windows of a token grid, for Swin and Swin V2."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-# What the official code adds to the logits of tokens that may not see each other.
+# Added by the official code to logits of tokens that must not attend to each other.
 MASKED_LOGIT = -100.0
-# What is added to those of tokens of different windows in one band.
-OTHER_WINDOW = -1e30
+# Added to logits of tokens of different windows in one band.
+OTHER_WINDOW_LOGIT = -1e30
 
 
 def fit_window(grid: tuple[int, int], window: int, shift: int) -> tuple[int, int]:
-    """Window and shift on a grid: one no larger than the window is one window.
+    """Return the window and shift to use on a grid.
 
-    (Official `SwinTransformerBlock`: by the shorter side, where they differ.)
+    A grid whose shorter side fits into the window gets an unshifted window of that side
+    (official `SwinTransformerBlock`).
     """
     return (window, shift) if min(grid) > window else (min(grid), 0)
 
 
 def padded(grid: tuple[int, int], window: int) -> tuple[int, int]:
-    """The grid, enlarged at the bottom and right to whole windows."""
+    """Return the grid size, padded at the bottom and right to whole windows."""
     height, width = (-(-side // window) * window for side in grid)
     return height, width
 
 
 def to_windows(x: jax.Array, window: int, shift: int) -> jax.Array:
-    """Cuts a grid into windows, after moving it up and left by `shift`.
+    """Cut a grid into windows, after rolling it up and left by `shift`.
 
-    x: float[b h w d] -> float[b*windows*window² d]. Where windows do not fit, zeros are
-    added at the bottom and right, as Swin's detection code does.
+    x: float[b h w d] -> float[b*windows*window² d]. Bottom and right are zero-padded to
+    whole windows, as in Swin's detection code.
     """
     _, h, w, _ = x.shape
     height, width = padded((h, w), window)
@@ -42,7 +43,7 @@ def to_windows(x: jax.Array, window: int, shift: int) -> jax.Array:
 def from_windows(
     x: jax.Array, grid: tuple[int, int], window: int, shift: int
 ) -> jax.Array:
-    """The inverse of `to_windows`: float[b*windows*window² d] -> float[b h w d]."""
+    """Invert `to_windows`: float[b*windows*window² d] -> float[b h w d]."""
     height, width = padded(grid, window)
     x = rearrange(
         x,
@@ -58,9 +59,9 @@ def from_windows(
 
 
 def shift_mask(grid: tuple[int, int], window: int, shift: int) -> np.ndarray | None:
-    """Keeps tokens apart that only the shift has brought into one window.
+    """Return the mask between tokens that share a window only because of the shift.
 
-    returns: float32[windows window² window²], 0 or MASKED_LOGIT, or None without shift
+    returns: float32[windows window² window²], 0 or MASKED_LOGIT; None without a shift
     (official `attn_mask`).
     """
     if not shift:
@@ -74,40 +75,40 @@ def shift_mask(grid: tuple[int, int], window: int, shift: int) -> np.ndarray | N
 
 
 def _regions(side: int, window: int, shift: int) -> np.ndarray:
-    """Of a moved axis: whole windows, and the two parts of the last one."""
+    """Label a shifted axis: 0 for whole windows, 1 and 2 for the parts of the last."""
     return np.searchsorted([side - window, side - shift], np.arange(side), "right")
 
 
 # ---- Bands ---------------------------------------------------------------------------
 #
-# Windows side by side are a band of the grid, whose tokens lie together already: a
-# kernel that has a whole band needs no tokens moved within it, but a mask.
+# A band is a row of windows. Its tokens are contiguous in the grid already, so a kernel
+# that takes a whole band needs a mask instead of a permutation.
 
 
-def fits_bands(grid: tuple[int, int], window: int, most: int) -> bool:
-    """Whether a grid is bands of whole windows, of at most so many tokens each."""
-    return padded(grid, window) == grid and window * grid[1] <= most
+def fits_bands(grid: tuple[int, int], window: int, max_tokens: int) -> bool:
+    """Return whether whole windows tile the grid in bands of at most `max_tokens`."""
+    return padded(grid, window) == grid and window * grid[1] <= max_tokens
 
 
 def to_bands(x: jax.Array, shift: int) -> jax.Array:
-    """Moves a grid up by `shift`: float[b h w d] -> float[b*h*w d], band after band."""
+    """Roll a grid up by `shift`: float[b h w d] -> float[b*h*w d], band after band."""
     return rearrange(jnp.roll(x, -shift, 1), "b h w d -> (b h w) d")
 
 
 def from_bands(x: jax.Array, grid: tuple[int, int], shift: int) -> jax.Array:
-    """The inverse of `to_bands`."""
+    """Invert `to_bands`."""
     x = rearrange(x, "(b h w) d -> b h w d", h=grid[0], w=grid[1])
     return jnp.roll(x, shift, 1)
 
 
 def band_places(grid: tuple[int, int], window: int, shift: int) -> np.ndarray:
-    """int[n]: where in its window each token of a band is."""
+    """Return the position of each token of a band within its window, int[n]."""
     x = (np.arange(grid[1]) - shift) % grid[1]
     return (window * np.arange(window)[:, None] + x % window).ravel()
 
 
 def band_mask(grid: tuple[int, int], window: int, shift: int) -> np.ndarray:
-    """What `shift_mask` is for windows: float32[bands n n], one band without shift."""
+    """Return the mask of bands: float32[bands n n], of one band without a shift."""
     height, width = grid
     bands = height // window if shift else 1
     x = (np.arange(width) - shift) % width
@@ -117,14 +118,14 @@ def band_mask(grid: tuple[int, int], window: int, shift: int) -> np.ndarray:
     mask = np.where(regions[:, :, None] != regions[:, None, :], MASKED_LOGIT, 0)
     windows = np.tile(x // window, window)
     other = windows[:, None] != windows[None, :]
-    return np.where(other, OTHER_WINDOW, mask).astype(np.float32)
+    return np.where(other, OTHER_WINDOW_LOGIT, mask).astype(np.float32)
 
 
 def bias_at(bias: jax.Array, places: np.ndarray) -> jax.Array:
-    """The bias between tokens at these places of a window, whatever their window is.
+    """Gather the bias between tokens by their positions within windows, `places`.
 
-    float[heads n n] -> float[heads m m] for int[m]. As products with ones, which TPUs
-    do sooner than they gather.
+    float[heads n n] -> float[heads m m] for int[m]. Products with one-hot matrices are
+    faster than gathers on TPUs.
     """
-    at = np.eye(bias.shape[-1], dtype=np.float32)[places]
-    return jnp.einsum("qa,hab,kb->hqk", at, bias, at, precision="highest")
+    one_hot = np.eye(bias.shape[-1], dtype=np.float32)[places]
+    return jnp.einsum("qa,hab,kb->hqk", one_hot, bias, one_hot, precision="highest")
