@@ -19,7 +19,7 @@ from simmim_jax.augment.basic import (
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def test_normalize_is_that_of_imagenet():
+def test_normalize_gives_imagenet_values():
     images = jnp.array([[[[0, 128, 255]]]], jnp.uint8)
     out = normalize(images, MEAN, STD)
     assert out.dtype == jnp.float32
@@ -37,7 +37,7 @@ def test_every_channel_has_its_own_mean_and_std(channels):
     np.testing.assert_allclose(out[0, 1, 1], expected, rtol=1e-6, atol=1e-7)
 
 
-def test_denormalize_gives_back_all_256_values_of_a_pixel():
+def test_denormalize_recovers_all_256_pixel_values():
     images = jnp.arange(256, dtype=jnp.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
     back = denormalize(normalize(images, MEAN, STD), MEAN, STD)
     np.testing.assert_allclose(back, images, atol=1e-4)
@@ -49,7 +49,7 @@ def flipped():
     return images, random_flip(jax.random.key(0), images)
 
 
-def test_flip_mirrors_left_to_right_or_leaves_an_image_alone(flipped):
+def test_flip_mirrors_horizontally_or_leaves_an_image_unchanged(flipped):
     images, out = flipped
     mirrored = (out == images[:, :, ::-1]).all((1, 2, 3))
     same = (out == images).all((1, 2, 3))
@@ -57,7 +57,7 @@ def test_flip_mirrors_left_to_right_or_leaves_an_image_alone(flipped):
     assert out.dtype == images.dtype
 
 
-def test_half_of_the_images_are_flipped_each_on_its_own(flipped):
+def test_half_of_the_images_are_flipped_independently(flipped):
     images, out = flipped
     mirrored = np.asarray((out != images).any((1, 2, 3)))
     assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(4000)
@@ -65,7 +65,7 @@ def test_half_of_the_images_are_flipped_each_on_its_own(flipped):
     assert abs(changes.mean() - 0.5) < 5 * 0.5 / np.sqrt(4000)
 
 
-def test_flips_follow_the_key(flipped):
+def test_flips_depend_on_the_key_alone(flipped):
     images, out = flipped
     np.testing.assert_array_equal(random_flip(jax.random.key(0), images), out)
     assert (random_flip(jax.random.key(1), images) != out).any()
@@ -75,14 +75,14 @@ def test_flips_follow_the_key(flipped):
 
 
 def boxes(erased):
-    """top, left, height, width of the True box of each bool[h w] of bool[n h w]."""
+    """Return top, left, height and width of the True box of each image, bool[n h w]."""
     rows, columns = erased.any(2), erased.any(1)
     return rows.argmax(1), columns.argmax(1), rows.sum(1), columns.sum(1)
 
 
 @pytest.fixture(scope="module")
 def erased():
-    """8000 black images of which a quarter is erased: float[n 30 42 2]."""
+    """8000 black images, a quarter of them erased: float[n 30 42 2]."""
     images = jnp.zeros((8000, 30, 42, 2))
     return np.asarray(jax.jit(random_erase)(jax.random.key(0), images, 0.25))
 
@@ -96,7 +96,7 @@ def test_a_quarter_of_the_images_has_a_box_of_noise(erased):
     np.testing.assert_array_equal(changed[some].sum((1, 2)), height * width)
 
 
-def test_noise_is_standard_normal_and_new_at_every_pixel_and_channel(erased):
+def test_noise_is_standard_normal_and_independent_per_pixel_and_channel(erased):
     noise = erased[(erased != 0).all(-1)]
     assert noise.mean() == pytest.approx(0, abs=5 / math.sqrt(noise.size))
     assert noise.var() == pytest.approx(1, abs=10 / math.sqrt(noise.size))
@@ -104,7 +104,7 @@ def test_noise_is_standard_normal_and_new_at_every_pixel_and_channel(erased):
 
 
 def timm_box(rng, h, w):
-    """A box by timm's rule, in plain Python."""
+    """Draw a box by timm's rule, in plain Python."""
     for _ in range(10):
         area = h * w * rng.uniform(0.02, 1 / 3)
         aspect = math.exp(rng.uniform(math.log(0.3), -math.log(0.3)))
@@ -112,10 +112,10 @@ def timm_box(rng, h, w):
         if height < h and width < w:
             top, left = rng.integers(h - height + 1), rng.integers(w - width + 1)
             return top, left, height, width
-    raise AssertionError("ten boxes in a row that do not fit")
+    raise AssertionError("none of ten boxes fits")
 
 
-def test_boxes_are_distributed_as_those_of_timm(erased):
+def test_boxes_are_distributed_as_in_timm(erased):
     changed = (erased != 0).any(-1)
     ours = np.stack(boxes(changed[changed.any((1, 2))]), 1).astype(float)
     rng = np.random.default_rng(0)
@@ -151,7 +151,7 @@ def mix_many(keys, images, targets, **options):
 
 @functools.cache
 def mixed(batch_size=4, draws=4000, **options):
-    """Many mixtures of one batch, whose image i is of class i and has colour i + 1."""
+    """Mix one batch many times; image i has class i and colour i + 1."""
     colours = jnp.arange(1.0, batch_size + 1)[:, None, None, None]
     images = jnp.broadcast_to(colours, (batch_size, 6, 8, 1))
     keys = jax.random.split(jax.random.key(0), draws)
@@ -160,7 +160,7 @@ def mixed(batch_size=4, draws=4000, **options):
 
 
 def own_share(images, image=0):
-    """float[draws h w]: how much of a pixel of `image` is its own."""
+    """Return the weight of `image` in each of its pixels, float[draws h w]."""
     own, other = image + 1, images.shape[1] - image
     return (images[:, image, ..., 0] - other) / (own - other)
 
@@ -168,9 +168,9 @@ def own_share(images, image=0):
 def test_mixup_averages_with_the_reversed_batch():
     images, targets = mixed(**MIXUP)
     share = own_share(images)
-    assert np.ptp(share, axis=(1, 2)).max() < 1e-5  # the same at all pixels
+    assert np.ptp(share, axis=(1, 2)).max() < 1e-5  # equal at all pixels
     share = share.mean((1, 2))
-    for i in (1, 2, 3):  # and for all images
+    for i in (1, 2, 3):  # and in all images
         np.testing.assert_allclose(
             own_share(images, i),
             np.broadcast_to(share[:, None, None], (4000, 6, 8)),
@@ -182,14 +182,14 @@ def test_mixup_averages_with_the_reversed_batch():
     np.testing.assert_allclose(targets, expected, atol=1e-5)
 
 
-def test_share_of_mixup_is_of_the_beta_distribution():
+def test_mixup_share_follows_the_beta_distribution():
     share = own_share(mixed(**MIXUP)[0])[:, 0, 0]
     variance = 1 / (4 * (2 * 0.8 + 1))
     assert share.mean() == pytest.approx(0.5, abs=5 * math.sqrt(variance / 4000))
     assert share.var() == pytest.approx(variance, rel=0.06)
 
 
-def test_cutmix_takes_a_box_from_the_reversed_batch_and_counts_its_pixels():
+def test_cutmix_pastes_a_box_of_the_reversed_batch_and_weights_targets_by_area():
     images, targets = mixed(**CUTMIX)
     share = own_share(images)
     assert set(np.unique(share)) == {0, 1}
@@ -201,7 +201,7 @@ def test_cutmix_takes_a_box_from_the_reversed_batch_and_counts_its_pixels():
     np.testing.assert_allclose(targets.sum(2), 1, atol=1e-6)
 
 
-def test_boxes_of_cutmix_are_distributed_as_those_of_timm():
+def test_cutmix_boxes_are_distributed_as_in_timm():
     ours = np.stack(boxes(own_share(mixed(**CUTMIX)[0]) == 0), 1).astype(float)
     rng = np.random.default_rng(0)
 
@@ -223,22 +223,22 @@ def test_boxes_of_cutmix_are_distributed_as_those_of_timm():
 @pytest.mark.parametrize(
     ("prob", "switch_prob"), [(1.0, 0.5), (0.5, 0.5), (1.0, 0.2), (0.0, 0.5)]
 )
-def test_batches_are_mixed_and_cut_as_often_as_asked(prob, switch_prob):
+def test_mixup_and_cutmix_occur_with_the_given_probabilities(prob, switch_prob):
     images, _ = mixed(**BOTH | {"prob": prob, "switch_prob": switch_prob})
     share = own_share(images)
     averaged = ((share > 0.001) & (share < 0.999)).any((1, 2))
     expected = prob * (1 - switch_prob)
-    # The share of an average is in 0.001..0.999 in all but 0.8 % of draws.
+    # 0.8 % of Mixup's shares are outside 0.001..0.999.
     assert averaged.mean() == pytest.approx(expected, abs=0.045)
     cut = (share == 0).any((1, 2)) & (share == 1).any((1, 2))
-    # A box of this small an image is empty in some draws.
+    # In images this small some boxes are empty.
     nonempty = ((own_share(mixed(**CUTMIX)[0]) == 0).any((1, 2))).mean()
     assert cut.mean() == pytest.approx(prob * switch_prob * nonempty, abs=0.045)
     if not prob:
         np.testing.assert_array_equal(share, 1)
 
 
-def test_image_in_the_middle_of_an_odd_batch_stays_as_it_is():
+def test_middle_image_of_an_odd_batch_is_unchanged():
     images, targets = mixed(batch_size=5, draws=20, **BOTH)
     np.testing.assert_allclose(images[:, 2], 3, rtol=1e-6)
     np.testing.assert_allclose(targets[:, 2, 2], 1, rtol=1e-6)

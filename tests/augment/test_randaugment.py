@@ -1,4 +1,4 @@
-"""RandAugment: each operation against Pillow, each argument against timm's."""
+"""RandAugment: operations against Pillow, arguments against timm."""
 
 import functools
 
@@ -15,9 +15,9 @@ from simmim_jax.data.sources.registry import open_source
 
 FILL = (124, 116, 104)
 WARPS = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
-# The last one has so few pixels that Equalize's table goes beyond 255.
+# The last shape has so few pixels that Equalize's table exceeds 255.
 SHAPES = [(64, 64, 3), (48, 80, 3), (23, 19, 1), (19, 23, 3)]
-IMAGES = 8  # an operation
+IMAGES = 8  # per operation
 apply = jax.jit(randaugment.apply, static_argnames="fill")
 
 
@@ -27,7 +27,7 @@ def to_pillow(image: np.ndarray) -> Image.Image:
 
 @functools.cache
 def results(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images, ours and Pillow's: uint8[operations, IMAGES, h, w, c] of one batch."""
+    """Return images, our results and Pillow's: uint8[operations IMAGES h w c] each."""
     height, width, channels = shape
     rng = np.random.default_rng(height * width)
     photos = open_source("bundled:climate", "train").images
@@ -60,7 +60,7 @@ def results(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.nda
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_pixels_are_those_of_pillow(name, shape):
+def test_pixels_match_pillow(name, shape):
     images, ours, theirs = (x[OPERATIONS.index(name)] for x in results(shape))
     difference = np.abs(ours.astype(int) - theirs)
     if name in WARPS:
@@ -75,7 +75,7 @@ def test_pixels_are_those_of_pillow(name, shape):
         assert (theirs != images).any()
 
 
-def test_auto_contrast_differs_by_pillows_rounding_and_nothing_else():
+def test_auto_contrast_differs_only_by_pillows_rounding():
     low, high = np.triu_indices(256, 1)
     low, high = low[::7, None], high[::7, None]
     levels = np.clip(np.arange(256), low, high).astype(np.uint8)
@@ -89,21 +89,21 @@ def test_auto_contrast_differs_by_pillows_rounding_and_nothing_else():
     assert not short[~whole].any()
 
 
-def test_flat_images_have_no_contrast_to_stretch():
+def test_auto_contrast_and_equalize_keep_constant_images():
     images = np.full((2, 8, 8, 3), [[[[10]]], [[[200]]]], np.uint8)
     for name in ("AutoContrast", "Equalize"):
         op = np.full(2, OPERATIONS.index(name))
         np.testing.assert_array_equal(apply(images, op, np.zeros(2), FILL), images)
 
 
-def test_zero_bits_are_black():
+def test_posterize_to_zero_bits_gives_black():
     images = results(SHAPES[0])[0][0]
     op = np.full(IMAGES, OPERATIONS.index("Posterize"))
     assert not np.asarray(apply(images, op, np.zeros(IMAGES), FILL)).any()
 
 
 @pytest.mark.parametrize(("name", "axis"), [("TranslateX", 2), ("TranslateY", 1)])
-def test_whole_pixels_are_moved_and_the_rest_filled(name, axis):
+def test_translation_moves_whole_pixels_and_fills_the_rest(name, axis):
     images = results(SHAPES[0])[0][0]
     op = np.full(IMAGES, OPERATIONS.index(name))
     moved = np.asarray(apply(images, op, np.full(IMAGES, 0.25, np.float32), FILL))
@@ -112,7 +112,7 @@ def test_whole_pixels_are_moved_and_the_rest_filled(name, axis):
     assert (moved[48:] == np.array(FILL)).all()
 
 
-def test_without_an_operation_nothing_happens():
+def test_none_keeps_images():
     images = results(SHAPES[1])[0].reshape(-1, *SHAPES[1])
     op = np.full(len(images), NONE)
     np.testing.assert_array_equal(
@@ -126,7 +126,7 @@ def test_without_an_operation_nothing_happens():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        # At magnitudes 0, 5.2, 7.5, 9 and 10, by timm 0.4.12's functions.
+        # By timm 0.4.12's functions, at magnitudes 0, 5.2, 7.5, 9 and 10.
         ("AutoContrast", [0, 0, 0, 0, 0]),
         ("Equalize", [0, 0, 0, 0, 0]),
         ("Invert", [0, 0, 0, 0, 0]),
@@ -144,7 +144,7 @@ def test_without_an_operation_nothing_happens():
         ("TranslateY", [0, 0.234, 0.3375, 0.405, 0.45]),
     ],
 )
-def test_arguments_are_those_of_timm(name, expected):
+def test_arguments_match_timm(name, expected):
     op = jnp.full(5, OPERATIONS.index(name))
     level = jnp.array([0, 5.2, 7.5, 9, 10])
     positive = argument_of(op, level, jnp.ones(5))
@@ -167,25 +167,25 @@ def drawn():
     return np.asarray(op), np.asarray(argument)
 
 
-def test_every_operation_is_as_likely_and_half_are_carried_out(drawn):
+def test_operations_are_equally_likely_and_half_are_applied(drawn):
     shares = np.bincount(drawn[0], minlength=NONE + 1) / 60000
     assert shares[NONE] == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(60000))
     assert shares[:NONE] == pytest.approx(1 / 30, abs=5 * np.sqrt(1 / 30 / 60000))
 
 
-def test_magnitudes_are_normal_and_cut_at_ten_and_signs_are_even(drawn):
+def test_magnitudes_are_normal_and_clipped_at_ten_and_signs_are_balanced(drawn):
     op, argument = drawn
     degrees = argument[op == OPERATIONS.index("Rotate")]
     level = np.abs(degrees) / 3
     assert level.max() == pytest.approx(10)
-    below = level[level < 9]  # the half that is not cut
+    below = level[level < 9]  # the half that is not clipped
     assert len(below) / len(level) == pytest.approx(0.5, abs=0.06)
     assert np.sqrt(((9 - below) ** 2).mean()) == pytest.approx(0.5, abs=0.04)
     assert (level > 9.999).mean() == pytest.approx(0.0228, abs=0.02)
     assert (degrees > 0).mean() == pytest.approx(0.5, abs=0.06)
 
 
-def test_operations_follow_one_another_and_the_key():
+def test_operations_apply_in_sequence_and_depend_on_the_key():
     images = results(SHAPES[0])[0].reshape(-1, *SHAPES[0])
     options = {"num_ops": 3, "magnitude": 9.0, "magnitude_std": 0.5, "fill": FILL}
     augment = jax.jit(functools.partial(randaugment.randaugment, **options))

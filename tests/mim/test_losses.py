@@ -1,4 +1,4 @@
-"""Losses of pixels and classes against numbers of the official code and NumPy."""
+"""Pixel and class losses against official numbers and NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from simmim_jax.mim.masking import upsample
 
 @pytest.fixture(scope="module")
 def example():
-    """Prediction, target and pixel mask of spec 5.1, all [b h w c]."""
+    """Prediction and target, [b h w c], and pixel mask, [b h w]."""
     target = (np.arange(96) / 10).reshape(2, 3, 4, 4).transpose(0, 2, 3, 1)
     masks = jnp.array([[[1, 0], [0, 0]], [[1, 1], [0, 1]]], bool)
     target = jnp.asarray(target, jnp.float32)
@@ -30,14 +30,14 @@ def loss(prediction, target, mask):
     return masked_l1(prediction, target, mask)[0]
 
 
-def test_masked_l1_is_the_official_number_and_counts_masked_pixels(example):
+def test_masked_l1_matches_the_official_value_and_counts_masked_pixels(example):
     value, pixels = masked_l1(*example)
-    # |x - 1.5| summed over 48 values of 16 masked pixels, over 16.00001 and 3.
+    # Sum of |x - 1.5| over the 48 values of 16 masked pixels, over 16.00001 * 3.
     np.testing.assert_allclose(value, 4.4583306, rtol=1e-7)
     assert pixels == 16
 
 
-def test_visible_pixels_of_target_and_prediction_do_not_count(example):
+def test_visible_pixels_of_target_and_prediction_are_ignored(example):
     prediction, target, mask = example
     noise = 100.0 * ~mask[..., None]
     assert loss(prediction + noise, target, mask) == loss(prediction, target, mask)
@@ -46,7 +46,7 @@ def test_visible_pixels_of_target_and_prediction_do_not_count(example):
     assert loss(prediction, target + hidden, mask) > loss(prediction, target, mask)
 
 
-def test_nothing_masked_gives_zero_not_nan(example):
+def test_empty_mask_gives_zero_not_nan(example):
     prediction, target, mask = example
     value, pixels = masked_l1(prediction, target, jnp.zeros_like(mask))
     assert value == 0
@@ -55,12 +55,12 @@ def test_nothing_masked_gives_zero_not_nan(example):
     assert (grads == 0).all()
 
 
-def test_a_batch_twice_over_has_the_same_loss(example):
+def test_duplicating_the_batch_keeps_the_loss(example):
     twice = [jnp.concatenate([x, x]) for x in example]
     np.testing.assert_allclose(loss(*twice), loss(*example), rtol=1e-6)
 
 
-def test_gradient_is_zero_on_visible_pixels_and_of_one_size_on_masked(example):
+def test_gradient_is_zero_on_visible_and_of_equal_size_on_masked_pixels(example):
     grads = jax.grad(loss)(*example)
     prediction, target, mask = example
     mask = np.broadcast_to(mask[..., None], grads.shape)
@@ -70,13 +70,13 @@ def test_gradient_is_zero_on_visible_pixels_and_of_one_size_on_masked(example):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_masked_l1_is_a_mean_over_any_number_of_channels(channels):
+def test_masked_l1_averages_over_any_number_of_channels(channels):
     target = jnp.zeros((2, 4, 4, channels))
     value = loss(target + 0.25, target, jnp.ones((2, 4, 4), bool))
     np.testing.assert_allclose(value, 0.25, rtol=1e-6)
 
 
-def test_masked_l1_takes_weights_in_place_of_a_mask(example):
+def test_masked_l1_accepts_weights_instead_of_a_mask(example):
     prediction, target, mask = example
     first_only = mask * jnp.array([1.0, 0.0])[:, None, None]
     value, pixels = masked_l1(prediction, target, first_only)
@@ -96,7 +96,7 @@ def test_losses_of_bfloat16_inputs_are_float32(example):
     np.testing.assert_allclose(entropy, [0.40760596], rtol=1e-6)
 
 
-def test_label_smoothing_spreads_over_all_classes_as_torch_does():
+def test_label_smoothing_spreads_over_all_classes_as_in_torch():
     targets = smooth_labels(jnp.array([1, 0]), 4, 0.1)
     expected = [[0.025, 0.925, 0.025, 0.025], [0.925, 0.025, 0.025, 0.025]]
     np.testing.assert_allclose(targets, expected, rtol=1e-6)
@@ -107,14 +107,14 @@ def test_no_smoothing_gives_one_hot():
     np.testing.assert_array_equal(smooth_labels(jnp.array([2]), 3, 0.0), [[0, 0, 1]])
 
 
-def test_cross_entropy_with_smoothing_is_torchs_number():
+def test_cross_entropy_with_smoothing_matches_torch():
     # torch.nn.functional.cross_entropy([[1, 2, 3]], [2], label_smoothing=0.1)
     targets = smooth_labels(jnp.array([2]), 3, 0.1)
     value = cross_entropy(jnp.array([[1.0, 2.0, 3.0]]), targets)
     np.testing.assert_allclose(value, [0.9 * 0.40760596 + 0.1 * 1.40760596], rtol=1e-6)
 
 
-def test_cross_entropy_is_one_number_a_sample():
+def test_cross_entropy_returns_one_value_per_sample():
     logits = jnp.array([[0.0, 0.0], [0.0, np.log(3.0)]])
     values = cross_entropy(logits, jnp.array([[1.0, 0.0], [0.5, 0.5]]))
     expected = [np.log(2), 0.5 * np.log(4) + 0.5 * np.log(4 / 3)]
@@ -130,18 +130,18 @@ def test_cross_entropy_of_huge_logits_is_finite():
 
 
 def errors(example):
-    """Differences on masked pixels, float64."""
+    """Return the differences on masked pixels, float64."""
     prediction, target, mask = (np.asarray(x) for x in example)
     return (target.astype(np.float64) - prediction)[mask]
 
 
-def test_l2_is_the_mean_square_over_masked_pixels(example):
+def test_l2_is_the_mean_squared_error_over_masked_pixels(example):
     value, pixels = masked_l2(*example)
     np.testing.assert_allclose(value, np.square(errors(example)).mean(), rtol=1e-5)
     assert pixels == 16
 
 
-def test_smooth_l1_is_square_for_small_errors_and_linear_for_large_ones(example):
+def test_smooth_l1_is_quadratic_for_small_errors_and_linear_for_large_ones(example):
     d = np.abs(errors(example))
     assert (d < 1).any()
     assert (d > 1).any()
@@ -155,7 +155,7 @@ def test_smooth_l1_is_square_for_small_errors_and_linear_for_large_ones(example)
 
 
 @pytest.mark.parametrize("bins", [8, 256])
-def test_uniform_logits_cost_the_logarithm_of_the_bins(example, bins):
+def test_uniform_logits_have_a_loss_of_log_bins(example, bins):
     _, target, mask = example
     logits = jnp.full((*target.shape, bins), 3.0)
     target = target.astype(jnp.int32) % bins
@@ -164,7 +164,7 @@ def test_uniform_logits_cost_the_logarithm_of_the_bins(example, bins):
     assert pixels == 16
 
 
-def test_cross_entropy_of_pixels_is_that_of_their_true_bins(example):
+def test_pixel_cross_entropy_is_the_mean_over_masked_values(example):
     _, target, mask = example
     target = (target * 10).astype(jnp.int32) % 5
     logits = jax.random.normal(jax.random.key(0), (*target.shape, 5))
@@ -177,7 +177,7 @@ def test_cross_entropy_of_pixels_is_that_of_their_true_bins(example):
 
 
 @pytest.mark.parametrize("kind", PIXEL_LOSSES)
-def test_no_pixel_loss_looks_at_visible_pixels(example, kind):
+def test_pixel_losses_ignore_visible_pixels(example, kind):
     prediction, target, mask = example
     visible = ~mask[..., None]
     if kind == "bins":

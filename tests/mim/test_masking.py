@@ -1,4 +1,4 @@
-"""Masks: how many units, whole units, their shapes, and how far from the visible."""
+"""Masks: number of units, whole units, shapes, distance to visible pixels."""
 
 import math
 
@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from simmim_jax.mim.masking import MASKS, avg_dist, num_masked, random_mask, upsample
 
-# Image size, mask unit, patch size, ratio -> units hidden (official generator).
+# Image size, mask unit, patch size, ratio, hidden units of the official generator.
 OFFICIAL = [
     (192, 32, 4, 0.6, 22),
     (224, 32, 16, 0.6, 30),
@@ -38,7 +38,7 @@ distances = jax.jit(avg_dist, static_argnums=1)
 
 
 def in_units(mask, unit):
-    """[b h w] -> [b units patches-of-a-unit]."""
+    """Group patches by unit: [b h w] -> [b units patches]."""
     b, h, w = mask.shape
     p, q = unit
     blocks = mask.reshape(b, h // p, p, w // q, q).transpose(0, 1, 3, 2, 4)
@@ -46,7 +46,7 @@ def in_units(mask, unit):
 
 
 @pytest.mark.parametrize(("size", "unit", "patch", "ratio", "hidden"), OFFICIAL)
-def test_hides_as_many_units_of_every_image_as_the_official_generator(
+def test_hides_as_many_units_per_image_as_the_official_generator(
     size, unit, patch, ratio, hidden
 ):
     grid, scale = size // patch, unit // patch
@@ -62,7 +62,7 @@ def test_number_of_hidden_units_is_rounded_up(size, unit, patch, ratio, hidden):
 
 
 @pytest.mark.parametrize("unit", [(1, 1), (2, 2), (3, 3), (1, 4), (6, 2)])
-def test_units_are_hidden_whole(unit):
+def test_units_are_hidden_as_a_whole(unit):
     units = in_units(draw(grid=(6, 12), unit=unit), unit)
     assert (units.all(2) == units.any(2)).all()
     assert units.any()
@@ -76,24 +76,24 @@ def test_grids_and_units_need_not_be_square():
 
 
 @pytest.mark.parametrize(("ratio", "share"), [(0.0, 0.0), (1.0, 1.0)])
-def test_ratio_may_be_none_or_all(ratio, share):
+def test_ratio_may_be_zero_or_one(ratio, share):
     assert draw(ratio=ratio).mean() == share
 
 
-def test_same_key_gives_the_same_masks_jitted_or_not():
+def test_same_key_gives_the_same_masks_with_and_without_jit():
     eager = random_mask(jax.random.key(0), 8, (6, 6), (2, 2), 0.6)
     np.testing.assert_array_equal(draw(), draw())
     np.testing.assert_array_equal(draw(), eager)
 
 
-def test_other_keys_and_other_samples_give_other_masks():
+def test_different_keys_and_samples_give_different_masks():
     first, second = draw(seed=0, grid=(12, 12)), draw(seed=1, grid=(12, 12))
     assert not (first == second).all((1, 2)).any()
     flat = first.reshape(8, -1)
     assert len(np.unique(flat, axis=0)) == 8
 
 
-def test_every_unit_is_equally_likely_and_pairs_are_not_preferred():
+def test_units_and_pairs_of_units_are_equally_likely():
     samples, n, k = 20_000, 9, 6
     mask = draw(batch=samples, grid=(3, 3), unit=(1, 1), ratio=0.6)
     flat = mask.reshape(samples, n).astype(float)
@@ -117,7 +117,7 @@ def test_samples_of_a_batch_are_independent():
 @pytest.mark.parametrize(
     ("grid", "unit"), [((7, 6), (2, 2)), ((6, 7), (2, 2)), ((1, 4), (2, 2))]
 )
-def test_units_that_do_not_tile_raise_and_name_the_sizes(grid, unit):
+def test_units_that_do_not_tile_the_grid_raise_with_the_sizes(grid, unit):
     with pytest.raises(ValueError, match="do not tile") as error:
         draw(grid=grid, unit=unit)
     assert f"units of {unit[0]}x{unit[1]}" in str(error.value)
@@ -155,7 +155,7 @@ def test_every_kind_hides_the_exact_number_of_whole_units(kind, ratio):
 
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("size", [4, 8, 16, 32, 64])
-def test_every_kind_takes_units_of_4_to_64_pixels(kind, size):
+def test_every_kind_supports_units_of_4_to_64_pixels(kind, size):
     unit = (size // 4, size // 4)
     mask = draw(kind=kind, batch=2, grid=(48, 48), unit=unit, ratio=0.6)
     expected = num_masked((192 // size) ** 2, 0.6) * math.prod(unit)
@@ -163,7 +163,7 @@ def test_every_kind_takes_units_of_4_to_64_pixels(kind, size):
 
 
 @pytest.mark.parametrize("kind", ["block", "square"])
-def test_blocks_and_squares_are_random_and_repeatable(kind):
+def test_blocks_and_squares_are_random_and_reproducible(kind):
     first, again, other = (
         draw(kind=kind, grid=(12, 12), unit=(1, 1), seed=seed) for seed in (0, 0, 1)
     )
@@ -176,7 +176,7 @@ def test_blocks_and_squares_are_random_and_repeatable(kind):
 
 
 def largest_rectangle(mask):
-    """Height and width of the largest rectangle within the mask."""
+    """Return height and width of the largest rectangle within the mask."""
     height, width = mask.shape
     sums = np.pad(mask, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     sizes = [
@@ -189,11 +189,11 @@ def largest_rectangle(mask):
     return max(sizes)[1:]
 
 
-def test_blocks_are_rectangles_from_the_smallest_area_on_of_many_shapes():
+def test_blocks_are_rectangles_of_many_shapes_above_the_smallest_area():
     masks = draw(kind="block", batch=64, grid=(14, 14), unit=(1, 1), ratio=0.4)
     shapes = [largest_rectangle(mask) for mask in masks]
     areas = [h * w for h, w in shapes]
-    # 16 of 196 before height and width are rounded.
+    # 16 of 196 before rounding height and width.
     assert min(areas) >= 12
     assert len(set(shapes)) > 15
     assert {True, False} == {h > w for h, w in shapes}
@@ -201,25 +201,25 @@ def test_blocks_are_rectangles_from_the_smallest_area_on_of_many_shapes():
     assert max(np.prod(largest_rectangle(mask)) for mask in random) < np.mean(areas) / 2
 
 
-def test_the_smallest_blocks_have_sides_up_to_ten_to_three():
+def test_the_smallest_blocks_have_aspect_ratios_up_to_ten_thirds():
     masks = draw(kind="block", batch=256, grid=(28, 28), unit=(1, 1), ratio=64 / 784)
     shapes = [largest_rectangle(mask) for mask in masks]
-    # Those of a single block: what rounding left over is too little to extend it.
+    # Masks of a single block: what rounding leaves is too little to extend it.
     sides = [(h, w) for h, w in shapes if 60 <= h * w <= 64]
     assert len(sides) > 50
     assert 2 < max(h / w for h, w in sides) < 4
     assert 2 < max(w / h for h, w in sides) < 4
 
 
-def test_blocks_are_as_far_spread_as_those_of_beit():
-    # 300 masks of BEiT's own generator, 16 patches at least, on its grid: 20.7 ± 5.1.
+def test_blocks_have_the_avg_dist_of_beit():
+    # 300 masks of BEiT's generator, at least 16 of 14x14 patches: 20.7 ± 5.1.
     masks = draw(kind="block", batch=300, grid=(14, 14), unit=(1, 1), ratio=0.4)
     assert abs(distances(masks, (16, 16)).mean() - 20.7) < 3 * 5.1 * np.sqrt(2 / 300)
 
 
-def test_blocks_have_no_favourite_side():
+def test_blocks_prefer_no_side():
     share = draw(kind="block", batch=4000, grid=(6, 6), unit=(1, 1), ratio=0.3).mean(0)
-    # The last rows that a block may lose leave a little less at the lower right.
+    # Truncated blocks lose their last rows, so the lower right is hidden less often.
     for mirrored in (share[::-1], share[:, ::-1], share.T):
         assert np.abs(share - mirrored).max() < 0.05
 
@@ -236,7 +236,7 @@ def test_squares_are_square(kind, side):
         assert mask.sum() == side**2
 
 
-def test_a_number_that_is_no_square_leaves_the_lower_edge_short():
+def test_bottom_edge_is_incomplete_if_the_number_of_units_is_not_a_square():
     mask = draw(kind="center", batch=1, grid=(5, 5), unit=(1, 1), ratio=13 / 25)[0]
     expected = np.zeros((5, 5), bool)
     expected[1:5, 1:5] = True
@@ -244,7 +244,7 @@ def test_a_number_that_is_no_square_leaves_the_lower_edge_short():
     np.testing.assert_array_equal(mask, expected)
 
 
-def test_center_is_in_the_middle_and_square_is_everywhere():
+def test_center_is_central_and_square_takes_every_position():
     center = draw(kind="center", grid=(7, 7), unit=(1, 1), ratio=9 / 49)
     expected = np.zeros((7, 7), bool)
     expected[2:5, 2:5] = True
@@ -272,15 +272,15 @@ def by_scipy(mask, patch):
     ("grid", "patch"), [((9, 9), (1, 1)), ((6, 8), (4, 4)), ((5, 3), (2, 7))]
 )
 @pytest.mark.parametrize("ratio", [0.1, 0.6, 0.9])
-def test_avg_dist_is_that_of_the_exact_distance_transform(grid, patch, ratio):
+def test_avg_dist_matches_the_exact_distance_transform(grid, patch, ratio):
     masks = draw(grid=grid, unit=(1, 1), ratio=ratio)
     expected = [by_scipy(mask, patch) for mask in masks]
     found = distances(masks, patch)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-# Mean and standard deviation over masks of the official generator at 192 pixels, as
-# SciPy measures them: mask unit, ratio, AvgDist.
+# Mask unit, ratio, and mean AvgDist of the official generator's masks at 192 pixels,
+# measured with SciPy.
 @pytest.mark.parametrize(
     ("unit", "ratio", "mean"),
     [
@@ -303,11 +303,11 @@ def test_avg_dist_is_that_of_the_exact_distance_transform(grid, patch, ratio):
         (32, 0.8, 26.70),
     ],
 )
-def test_avg_dist_of_random_masks_is_that_of_the_official_ones(unit, ratio, mean):
+def test_avg_dist_of_random_masks_matches_the_official_generator(unit, ratio, mean):
     masks = draw(batch=40, grid=(48, 48), unit=(unit // 4,) * 2, ratio=ratio)
     found = distances(masks, (4, 4))
-    # Three standard errors of a difference of means over 40 masks, and 1 %: the value
-    # for 4 and 0.8 is 3.25 over more masks.
+    # Three standard errors of the difference of two means over 40 masks, and 1 %: over
+    # more masks the value for unit 4 and ratio 0.8 is 3.25.
     tolerance = 3 * found.std() * np.sqrt(2 / 40) + 0.01 * mean
     assert abs(found.mean() - mean) < tolerance
 
@@ -316,10 +316,10 @@ def test_avg_dist_of_one_hidden_pixel_and_of_a_hidden_column():
     pixel = jnp.zeros((1, 3, 3), bool).at[0, 1, 1].set(True)
     assert distances(pixel, (1, 1)) == 1
     column = jnp.zeros((1, 1, 3), bool).at[0, 0, 0].set(True)
-    # Pixels 4, 3, 2 and 1 away from the next column.
+    # Pixels are 4, 3, 2 and 1 away from the next column.
     assert distances(column, (4, 4)) == 2.5
 
 
-def test_avg_dist_of_nothing_hidden_and_of_nothing_visible():
+def test_avg_dist_is_zero_without_hidden_and_infinite_without_visible_patches():
     mask = jnp.array([[[False, False]], [[True, True]]])
     np.testing.assert_array_equal(distances(mask, (2, 2)), [0, np.inf])

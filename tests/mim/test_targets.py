@@ -1,4 +1,4 @@
-"""Targets: numbers of the official code, and what makes each what it is."""
+"""Targets against official numbers and their definitions."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def golden_cases():
 
 
 def reference(images, window):
-    """By the definition: a loop over windows, float64."""
+    """Compute the definition: a loop over windows, float64."""
     images = np.asarray(images, np.float64)
     out = np.empty_like(images)
     r = window // 2
@@ -43,7 +43,7 @@ def noise(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-# ---- Normalised by windows -----------------------------------------------------------
+# ---- Normalisation by windows --------------------------------------------------------
 
 
 @pytest.mark.parametrize(("window", "case"), list(golden_cases()))
@@ -63,7 +63,7 @@ def test_official_numbers(window, case):
         np.testing.assert_allclose(row, np.ravel(values), **close, err_msg=name)
 
 
-def test_numbers_of_a_small_image():
+def test_values_of_a_small_image():
     image = np.arange(25, dtype=np.float32).reshape(1, 5, 5, 1) ** 1.5
     target = normalize(image, 3)[0, :, :, 0]
     found = [target[0, 0], target[2, 2], target[4, 4]]
@@ -71,7 +71,7 @@ def test_numbers_of_a_small_image():
 
 
 @pytest.mark.parametrize("window", [3, 7, 11, 99])
-def test_is_what_the_definition_says_for_any_size(window):
+def test_matches_the_definition_for_any_window(window):
     images = noise(2, 9, 14, 2) * [1, 30] + [0, 5]
     expected = reference(images, window)
     np.testing.assert_allclose(normalize(images, window), expected, atol=2e-5)
@@ -82,7 +82,7 @@ def test_a_constant_image_becomes_zero():
     np.testing.assert_allclose(normalize(images, 7), 0, atol=1e-3)
 
 
-def test_brightness_and_contrast_do_not_matter():
+def test_brightness_and_contrast_have_no_effect():
     images = noise(1, 24, 24, 3)
     changed = 3 * images + np.array([10, -2, 0.5], np.float32)
     np.testing.assert_allclose(
@@ -90,8 +90,8 @@ def test_brightness_and_contrast_do_not_matter():
     )
 
 
-def test_is_as_exact_as_float32_allows_on_a_bright_image():
-    # Without taking the mean of the image off first, the error is 0.005.
+def test_bright_images_are_as_exact_as_float32_allows():
+    # Without subtracting the mean of the image first, the error is 0.005.
     images = noise(1, 48, 48, 1) * 0.05 + 5
     error = np.abs(normalize(images, 11) - reference(images, 11)).max()
     assert error < 1e-4
@@ -106,12 +106,12 @@ def test_moments_undo_the_normalisation():
 
 
 @pytest.mark.parametrize("window", [2, 46, 1, -3])
-def test_windows_without_a_centre_are_refused(window):
+def test_windows_without_a_centre_raise(window):
     with pytest.raises(ValueError, match=rf"config\.target\.window={window}: .* odd"):
         targets.normalize_windows(jnp.zeros((1, 8, 8, 1)), window)
 
 
-# ---- Smaller -------------------------------------------------------------------------
+# ---- Downsampling --------------------------------------------------------------------
 
 
 def test_downsampling_is_the_mean_of_cells():
@@ -124,7 +124,7 @@ def test_downsampling_is_the_mean_of_cells():
     np.testing.assert_array_equal(targets.downsample(images, 1), images)
 
 
-def test_upsampling_repeats_pixels_and_is_undone_by_downsampling():
+def test_upsampling_repeats_pixels_and_downsampling_inverts_it():
     small = noise(1, 2, 3, 2)
     large = targets.upsample(small, 4)
     np.testing.assert_array_equal(large[0, :4, 4:8], np.full((4, 4, 2), small[0, 0, 1]))
@@ -141,19 +141,19 @@ def test_bins_are_equally_wide_and_cover_all_values(bins):
     assert found.dtype == jnp.int32
 
 
-def test_values_between_whole_numbers_have_a_bin():
+def test_fractional_values_have_a_bin():
     pixels = jnp.array([31.9, 32.0, 254.99])
     np.testing.assert_array_equal(targets.to_bins(pixels, 8), [0, 1, 7])
 
 
 @pytest.mark.parametrize("bins", [8, 256])
-def test_a_sure_prediction_stands_for_the_middle_of_its_bin(bins):
+def test_a_certain_prediction_gives_the_mean_of_its_bin(bins):
     values = targets.from_bins(1e4 * jnp.eye(bins))
     expected = np.arange(256).reshape(bins, -1).mean(1)
     np.testing.assert_allclose(values, expected, atol=1e-3)
 
 
-def test_an_unsure_prediction_is_the_expected_value():
+def test_an_uncertain_prediction_gives_the_expected_value():
     logits = jnp.log(jnp.array([0.25, 0.75]))
     np.testing.assert_allclose(
         targets.from_bins(logits), 0.25 * 63.5 + 0.75 * 191.5, rtol=1e-6

@@ -1,4 +1,4 @@
-"""Attention as XLA computes it: formulations for CPUs and TPUs, and what is refused."""
+"""Attention in XLA: formulations for CPUs and TPUs, and unsupported devices."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from simmim_jax.models.attention import self_attention
 
 @pytest.mark.parametrize("masks", [0, 2])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_the_formulation_for_tpus_gives_the_same(with_bias, masks, monkeypatch):
+def test_the_tpu_formulation_gives_the_same_result(with_bias, masks, monkeypatch):
     rng = np.random.default_rng(0)
     batch, tokens, heads, width = 4, 5, 2, 8
 
@@ -22,16 +22,16 @@ def test_the_formulation_for_tpus_gives_the_same(with_bias, masks, monkeypatch):
 
     x, dout = normal(2, batch * tokens, heads * width)
     kernel = 0.2 * normal(heads * width, 3 * heads * width)
-    added = normal(3 * heads * width)
+    qkv_bias = normal(3 * heads * width)
     bias = normal(heads, tokens, tokens)
     mask = np.where(rng.random((masks, tokens, tokens)) < 0.5, -100, 0)
     mask = mask.astype(np.float32) if masks else None
 
-    def values(x, kernel, added, bias):
+    def values(x, kernel, qkv_bias, bias):
         return self_attention(
             x,
             kernel,
-            added if with_bias else None,
+            qkv_bias if with_bias else None,
             bias if with_bias else None,
             mask,
             batch=batch,
@@ -41,7 +41,7 @@ def test_the_formulation_for_tpus_gives_the_same(with_bias, masks, monkeypatch):
         )
 
     def run():
-        out, gradients = jax.vjp(values, x, kernel, added, bias)
+        out, gradients = jax.vjp(values, x, kernel, qkv_bias, bias)
         return out, *gradients(dout)
 
     expected = run()
@@ -59,7 +59,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_official_numbers_by_the_formulation_for_tpus(case, monkeypatch):
+def test_official_numbers_with_the_tpu_formulation(case, monkeypatch):
     monkeypatch.setattr(attention, "on_tpu", lambda: True)
     model = official_cases.build(case["arch"])
     params = official_cases.golden_params(model, case)
@@ -77,7 +77,7 @@ def test_official_numbers_by_the_formulation_for_tpus(case, monkeypatch):
         np.testing.assert_allclose(ours[name], norm, rtol=1e-4, atol=1e-7, err_msg=name)
 
 
-def test_the_kernel_is_refused_where_there_is_no_tpu():
+def test_the_kernel_raises_without_a_tpu():
     qkv = jnp.zeros((10, 3 * 32))
     with pytest.raises(ValueError, match=r'"pallas" is a kernel for TPUs.* cpu: set'):
         attention.attention(

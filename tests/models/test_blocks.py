@@ -1,4 +1,4 @@
-"""How blocks are run changes neither features nor gradients nor parameters."""
+"""Remat policies and loops over blocks change neither gradients nor parameters."""
 
 import dataclasses
 import functools
@@ -16,11 +16,11 @@ from simmim_jax.models.swin_v2 import SwinV2
 from simmim_jax.models.vit import ViT
 
 VIT = ViT((8, 8), embed_dim=16, depth=3, num_heads=2, drop_path_rate=0.5)
-# Two rounds of two blocks, and one that is left over.
+# Two rounds of two blocks, and one more block.
 STAGES = {"embed_dim": 8, "depths": (2, 5), "num_heads": (2, 4), "window_size": 4}
 ENCODERS = {
     "vit": VIT,
-    "vit with a table a block": dataclasses.replace(
+    "vit with a table per block": dataclasses.replace(
         VIT, use_rel_pos_bias=True, use_shared_rel_pos_bias=False
     ),
     "swin": Swin((4, 4), **STAGES, drop_path_rate=0.5),
@@ -37,7 +37,7 @@ def loss(params, encoder):
 
 @functools.cache
 def gradient(name, remat, **fields):
-    """Loss and gradient, and the program that computes them."""
+    """Return loss and gradient, and the program that computes them."""
     encoder = dataclasses.replace(ENCODERS[name], remat=remat, **fields)
     leaves, tree = jax.tree.flatten(
         jax.eval_shape(encoder.init, jax.random.key(0), IMAGES)["params"]
@@ -51,7 +51,7 @@ def gradient(name, remat, **fields):
 
 
 def products(program):
-    """Matrix products, those within other programs too."""
+    """Count matrix products, including those of nested programs."""
     return str(program).count("dot_general")
 
 
@@ -70,22 +70,22 @@ def test_rematerialisation_changes_no_gradient(name, policy):
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        ("vit with a table a block", {"remat": "dots"}),
+        ("vit with a table per block", {"remat": "dots"}),
         ("swin", {"remat": "full", "scan_layers": True}),
     ],
 )
-def test_the_kernel_of_attention_may_be_computed_again(name, fields, monkeypatch):
+def test_the_attention_kernel_can_be_rematerialised(name, fields, monkeypatch):
     monkeypatch.setattr(pallas_attention, "on_tpu", lambda: True)
-    # Interpreted as on a TPU a kernel has effects, which cannot be computed again.
-    plainly = functools.partial(pl.pallas_call, interpret=True)
-    monkeypatch.setattr(pl, "pallas_call", plainly)
+    # In TPU interpret mode a kernel has effects, which cannot be rematerialised.
+    interpreted = functools.partial(pl.pallas_call, interpret=True)
+    monkeypatch.setattr(pl, "pallas_call", interpreted)
     fields = {"attention": "pallas"} | fields
     assert_same(gradient(name, **fields)[0], gradient(name, "none")[0])
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("policy", ["full", "dots"])
-def test_a_loop_over_blocks_drops_the_same_paths_and_changes_no_gradient(name, policy):
+def test_a_loop_over_blocks_keeps_dropped_paths_and_gradients(name, policy):
     looped, program = gradient(name, policy, scan_layers=True)
     unrolled, long_program = gradient(name, policy)
     assert_same(looped, unrolled)
@@ -93,7 +93,7 @@ def test_a_loop_over_blocks_drops_the_same_paths_and_changes_no_gradient(name, p
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_policies_differ_in_the_products_that_are_computed_again(name):
+def test_policies_differ_in_the_products_that_are_recomputed(name):
     none, dots, full = (
         products(gradient(name, policy)[1]) for policy in ("none", "dots", "full")
     )
@@ -101,7 +101,7 @@ def test_policies_differ_in_the_products_that_are_computed_again(name):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_initial_parameters_are_those_of_unrolled_blocks(name):
+def test_initial_parameters_match_unrolled_blocks(name):
     key = jax.random.key(0)
     plain, looped = (
         jax.jit(dataclasses.replace(ENCODERS[name], **fields).init)(key, IMAGES)
@@ -110,7 +110,7 @@ def test_initial_parameters_are_those_of_unrolled_blocks(name):
     jax.tree.map(np.testing.assert_array_equal, plain, looped)
 
 
-def test_activations_keep_their_type():
+def test_activations_keep_their_dtype():
     encoder = dataclasses.replace(
         VIT, dtype=jnp.bfloat16, remat="full", scan_layers=True
     )
@@ -125,19 +125,19 @@ def test_activations_keep_their_type():
 
 @pytest.mark.parametrize("name", ["vit", "swin"])
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"remat": "all"}, "remat='all': expected 'none' or one of"),
         ({"scan_layers": True}, "remat='none': a loop keeps everything"),
     ],
 )
-def test_what_cannot_be_is_refused(name, fields, says):
+def test_invalid_settings_raise(name, fields, message):
     encoder = dataclasses.replace(ENCODERS[name], **fields)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         jax.eval_shape(encoder.init, jax.random.key(0), IMAGES)
 
 
-def test_dropped_paths_follow_their_key():
+def test_dropped_paths_depend_on_the_key_alone():
     x = jnp.ones((300, 2))
 
     def last(seed):

@@ -1,4 +1,4 @@
-"""The fine-tuning model: sizes, pooling, its head and the layers it counts."""
+"""The fine-tuning model: sizes, pooling, head, layer ids."""
 
 import dataclasses
 import functools
@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simmim_jax.configs import common
 
+from simmim_jax.configs import common
 from simmim_jax.models import build_classifier
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.vit import ViT
@@ -25,7 +25,7 @@ ENCODER = ViT(
     init_cut=0.0,
 )
 TINY = Classifier(ENCODER, num_classes=10)
-# Without blocks the features are the embedded patches themselves.
+# Without blocks the features are the embedded patches.
 EMBED = dataclasses.replace(ENCODER, depth=0)
 
 
@@ -36,7 +36,7 @@ def init(model, images):
 
 @functools.partial(jax.jit, static_argnums=0)
 def apply(model, params, images, key=None):
-    """With a key, as in training."""
+    """Apply the model, in training mode if there is a key."""
     rngs = None if key is None else {"drop_path": key}
     return model.apply({"params": params}, images, key is not None, rngs=rngs)
 
@@ -67,7 +67,7 @@ def test_vit_base_has_as_many_parameters_as_the_official_model():
     assert table.shape == (732, 12)
 
 
-def test_has_no_mask_token_and_no_final_norm_but_a_norm_of_its_own(images):
+def test_has_fc_norm_instead_of_mask_token_and_final_norm(images):
     params = shapes(TINY, images)
     assert set(params) == {"encoder", "fc_norm", "head"}
     assert set(params["encoder"]) == {
@@ -95,7 +95,7 @@ def test_mean_pooling_averages_patches_without_the_class_token(images):
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_pooling_without_norm_classifies_the_features_themselves(images):
+def test_pooling_without_norm_classifies_raw_features(images):
     model = Classifier(EMBED, 10, pool="mean", pool_norm=False)
     params = random_params(model, images)
     assert "fc_norm" not in params
@@ -106,7 +106,7 @@ def test_pooling_without_norm_classifies_the_features_themselves(images):
     )
 
 
-def test_class_token_pooling_uses_it_alone(images):
+def test_class_token_pooling_uses_only_the_class_token(images):
     model = Classifier(EMBED, 10, pool="cls", pool_norm=False)
     params = random_params(model, images)
     token = params["encoder"]["cls_token"][0, 0]
@@ -121,7 +121,7 @@ def test_initial_head_is_nearly_zero(images):
     kernel = params["head"]["kernel"]
     assert (params["head"]["bias"] == 0).all()
     np.testing.assert_allclose(kernel.std(), 0.02 * 0.001, rtol=0.03)
-    assert jnp.abs(kernel).max() > 0.06 * 0.001  # not cut at one sigma
+    assert jnp.abs(kernel).max() > 0.06 * 0.001  # not truncated at one sigma
     assert (params["fc_norm"]["scale"] == 1).all()
     assert jnp.abs(apply(model, params, images)).max() < 1e-3
 
@@ -135,7 +135,7 @@ def test_logits_of_a_bfloat16_model_are_float32_and_close(images):
     assert 0 < error < 0.05 * np.abs(exact).max()
 
 
-def test_evaluation_is_repeatable_and_training_drops_paths(images):
+def test_evaluation_is_deterministic_and_training_drops_paths(images):
     deep = dataclasses.replace(ENCODER, depth=2)  # the first block never drops
     dropping = Classifier(dataclasses.replace(deep, drop_path_rate=0.5), 10)
     params = random_params(dropping, images)

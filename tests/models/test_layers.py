@@ -1,4 +1,4 @@
-"""Layers that the encoders share."""
+"""Layers shared by the encoders."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from simmim_jax.models.layers import gelu
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_gelu_and_its_gradient_are_those_of_flax_in_float32(dtype):
+def test_gelu_and_its_gradient_match_flax_in_float32(dtype):
     x = jnp.linspace(-8, 8, 10_001, dtype=dtype)
     wide = x.astype(jnp.float32)
     exact = jax.vjp(lambda x: nn.gelu(x, approximate=False), wide)
@@ -18,6 +18,6 @@ def test_gelu_and_its_gradient_are_those_of_flax_in_float32(dtype):
     step = jnp.finfo(dtype).eps
     slope, expected = ours[1](jnp.ones_like(x))[0], exact[1](jnp.ones_like(wide))[0]
     assert ours[0].dtype == slope.dtype == dtype
-    # As PyTorch rounds: Φ may be off by two, which x multiplies.
+    # PyTorch's rounding: Φ may be off by two steps, which x multiplies.
     assert np.all(np.abs(ours[0] - exact[0]) <= 2 * step * np.abs(wide))
     np.testing.assert_allclose(slope, expected, rtol=1.25 * step, atol=1.25 * step)

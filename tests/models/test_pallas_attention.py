@@ -1,4 +1,4 @@
-"""The kernel, interpreted on the CPU, against attention as XLA computes it."""
+"""The Pallas kernel, interpreted on the CPU, against attention in XLA."""
 
 import os
 import subprocess
@@ -34,22 +34,28 @@ def inputs(batch, heads, width, tokens, rows, masks, dtype):
 
     qkv = normal(batch * rows, 3, heads * width)
     qkv = qkv.at[:, 0].multiply(width**-0.5).reshape(batch * rows, -1)
-    added = 0.1 * normal(3 * heads * width)
+    qkv_bias = 0.1 * normal(3 * heads * width)
     bias = normal(heads, tokens, tokens)
     dout = normal(batch, rows, heads * width).at[:, tokens:].set(0)
-    # Half of the pairs of tokens may not see each other.
+    # Mask half of the pairs of tokens.
     mask = np.where(rng.random((masks, tokens, tokens)) < 0.5, -100, 0)
     mask = mask.astype(np.float32) if masks else None
-    return qkv.astype(dtype), added, bias, mask, dout.astype(dtype)
+    return qkv.astype(dtype), qkv_bias, bias, mask, dout.astype(dtype)
 
 
-def with_gradients(implementation, qkv, added, bias, mask, dout, **sizes):
-    """Values of the tokens that exist, and gradients of qkv, added and bias."""
+def with_gradients(implementation, qkv, qkv_bias, bias, mask, dout, **sizes):
+    """Return the values of real tokens, and the gradients of qkv, qkv_bias and bias."""
     batch = len(dout)
 
-    def values(qkv, added, bias):
+    def values(qkv, qkv_bias, bias):
         out = attention(
-            qkv, added, bias, mask, batch=batch, implementation=implementation, **sizes
+            qkv,
+            qkv_bias,
+            bias,
+            mask,
+            batch=batch,
+            implementation=implementation,
+            **sizes,
         )
         return out.reshape(dout.shape)
 
@@ -58,21 +64,21 @@ def with_gradients(implementation, qkv, added, bias, mask, dout, **sizes):
         out, gradients = jax.vjp(values, *args)
         return out[:, : sizes["tokens"]], gradients(dout)
 
-    return run(qkv, added, bias)
+    return run(qkv, qkv_bias, bias)
 
 
 @pytest.mark.parametrize(
     ("batch", "heads", "width", "tokens", "masks"),
     [
-        (3, 3, 32, 5, 0),  # windows that fill a sample together; lanes of no head
-        (2, 2, 64, 197, 0),  # an image a sample
-        (5, 1, 24, 50, 0),  # heads of an odd width
-        (8, 4, 32, 36, 4),  # Swin's windows, two a sample, in two kinds
+        (3, 3, 32, 5, 0),  # several windows per sample; unused lanes
+        (2, 2, 64, 197, 0),  # one image per sample
+        (5, 1, 24, 50, 0),  # head width that does not divide the lanes
+        (8, 4, 32, 36, 4),  # Swin's windows, two per sample, of two kinds
         (6, 5, 32, 49, 3),  # an odd number of kinds
         (20, 1, 128, 16, 0),  # several programs
     ],
 )
-def test_values_and_all_gradients_are_those_of_xla(batch, heads, width, tokens, masks):
+def test_values_and_gradients_match_xla(batch, heads, width, tokens, masks):
     sizes = {"num_heads": heads, "tokens": tokens}
     arrays = inputs(batch, heads, width, tokens, tokens, masks, jnp.float32)
     expected = with_gradients("xla", *arrays, **sizes)
@@ -81,8 +87,8 @@ def test_values_and_all_gradients_are_those_of_xla(batch, heads, width, tokens, 
 
 
 def assert_close(ours, expected, share):
-    """No value differs by more than a share of the largest one."""
-    names = ("out", "qkv", "added", "bias")
+    """Assert that no value differs by more than `share` of the largest one."""
+    names = ("out", "qkv", "qkv_bias", "bias")
     leaves = zip(names, jax.tree.leaves(ours), jax.tree.leaves(expected), strict=False)
     for name, a, b in leaves:
         assert a.shape == b.shape, name
@@ -90,7 +96,7 @@ def assert_close(ours, expected, share):
         np.testing.assert_allclose(a, b, rtol=0, atol=share * scale, err_msg=name)
 
 
-def test_bfloat16_is_as_near_to_float32_as_xla_is():
+def test_bfloat16_is_as_close_to_float32_as_xla():
     sizes = {"num_heads": 2, "tokens": 50}
     arrays = inputs(2, 2, 64, 50, 50, 0, jnp.bfloat16)
     float32 = [x if x is None else x.astype(jnp.float32) for x in arrays]
@@ -111,15 +117,15 @@ def test_bfloat16_is_as_near_to_float32_as_xla_is():
     assert np.all(np.array(error(ours)) < 1.5 * np.array(error(xla)) + 1e-3)
 
 
-def test_rows_that_pad_tokens_are_seen_by_none_and_get_no_gradient():
+def test_padding_rows_are_ignored_and_get_no_gradient():
     sizes = {"num_heads": 2, "tokens": 5}
-    qkv, added, bias, _, dout = inputs(3, 2, 32, 5, 8, 0, jnp.float32)
+    qkv, qkv_bias, bias, _, dout = inputs(3, 2, 32, 5, 8, 0, jnp.float32)
     samples = qkv.reshape(3, 8, -1)
     tokens = samples[:, :5].reshape(15, -1)
-    expected = with_gradients("xla", tokens, added, bias, None, dout[:, :5], **sizes)
+    expected = with_gradients("xla", tokens, qkv_bias, bias, None, dout[:, :5], **sizes)
     padded = samples.at[:, 5:].set(1e4).reshape(24, -1)
     out, (dqkv, *sums) = with_gradients(
-        "pallas", padded, added, bias, None, dout, **sizes
+        "pallas", padded, qkv_bias, bias, None, dout, **sizes
     )
     dqkv = dqkv.reshape(3, 8, -1)
     assert not np.any(dqkv[:, 5:])
@@ -127,7 +133,7 @@ def test_rows_that_pad_tokens_are_seen_by_none_and_get_no_gradient():
     assert_close(ours, expected, 1e-5)
 
 
-def test_neither_bias_is_needed():
+def test_both_biases_are_optional():
     sizes = {"num_heads": 2, "tokens": 16}
     qkv, _, _, _, dout = inputs(2, 2, 64, 16, 16, 0, jnp.float32)
     arrays = (qkv, None, None, None, dout)
@@ -144,7 +150,7 @@ def test_neither_bias_is_needed():
         ({"image": 8, "heads": 1, "width": 160}, r"heads of width 160: .* at most 128"),
     ],
 )
-def test_what_the_kernel_is_not_made_for_is_said(sizes, message):
+def test_unsupported_sizes_raise(sizes, message):
     model = ViT(
         patch_size=(4, 4),
         embed_dim=sizes.get("width", 32),
@@ -159,7 +165,7 @@ def test_what_the_kernel_is_not_made_for_is_said(sizes, message):
 
 
 @pytest.mark.parametrize("encoder", [ViT, Swin])
-def test_another_name_is_refused(encoder):
+def test_an_unknown_implementation_raises(encoder):
     with pytest.raises(ValueError, match=r"config.model.attention='flash'.*pallas"):
         encoder(attention="flash").init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
 
@@ -197,23 +203,23 @@ import jax
 import numpy as np
 import test_pallas_attention as t
 from jax.experimental import pallas as pl
-from simmim_jax import sharding
 from simmim_jax.models import pallas_attention
+from simmim_jax.runtime import sharding
 
 pallas_attention.on_tpu = lambda: True
-# force_tpu_interpret_mode waits for ever where there are fewer CPUs than devices.
+# force_tpu_interpret_mode hangs if there are fewer CPUs than devices.
 pl.pallas_call = functools.partial(pl.pallas_call, interpret=True)
 
 axes = (jax.sharding.AxisType.Auto,) * 2
 mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=axes)
 sizes = {"num_heads": 2, "tokens": 36}
 rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
-# Four images of four windows; and two, which are not cut into the parts of devices.
+# Four images of four windows; and two images, which four devices cannot share.
 for windows, parts in ((16, ("data", "fsdp")), (8, None)):
     arrays = t.inputs(windows, 2, 32, 36, 36, 4, np.float32)
     expected = t.with_gradients("xla", *arrays, **sizes)
-    qkv, added, bias, mask, dout = arrays
-    split = (jax.device_put(qkv, rows), added, bias, jax.device_put(dout, rows))
+    qkv, qkv_bias, bias, mask, dout = arrays
+    split = (jax.device_put(qkv, rows), qkv_bias, bias, jax.device_put(dout, rows))
 
     @jax.jit
     def on_mesh(*args):
@@ -222,18 +228,23 @@ for windows, parts in ((16, ("data", "fsdp")), (8, None)):
 
     ours = on_mesh(*split)
     t.assert_close(ours, expected, 1e-5)
-    # What the kernel gives stays where the batch is.
+    # The output keeps the sharding of the batch.
     found = (*ours[0].sharding.spec, None)[0]
     assert found == parts, found
 """
 
 
-def test_devices_of_a_mesh_work_on_their_part_of_the_batch():
-    flags = "--xla_force_host_platform_device_count=4"
+def test_devices_of_a_mesh_process_their_shard_of_the_batch():
+    tests = Path(__file__).parents[1]
     subprocess.run(
         [sys.executable, "-c", ON_A_MESH],
         check=True,
         cwd=Path(__file__).parent,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent))),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        },
         timeout=300,
     )

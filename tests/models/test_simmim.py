@@ -1,4 +1,4 @@
-"""The pre-training model: sizes, pixel order, what it can see, initial decoder."""
+"""The pre-training model: sizes, pixel order, masking, initial decoder."""
 
 import dataclasses
 import functools
@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from simmim_jax.configs import common
 
+from simmim_jax.configs import common
 from simmim_jax.mim import losses, masking
 from simmim_jax.models import build_encoder, build_simmim
 from simmim_jax.models.simmim import SimMIM
@@ -50,7 +50,7 @@ def tiny():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(8, 32, 32, 3)).astype(np.float32)
     mask = masking.random_mask(jax.random.key(0), 8, (8, 8), (2, 2), 0.6)
-    # Far from the initial values, so that each parameter matters.
+    # Far from the initial values, so that every parameter matters.
     params = jax.tree.map(
         lambda p: rng.normal(0, 0.2, p.shape).astype(np.float32),
         shapes(TINY, images, mask),
@@ -78,7 +78,7 @@ def test_vit_base_has_as_many_parameters_as_the_official_model():
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
 @pytest.mark.parametrize(("height", "width"), [(24, 40), (8, 16)])
-def test_reconstructs_any_size_with_any_number_of_channels(height, width, channels):
+def test_reconstructs_any_size_and_number_of_channels(height, width, channels):
     model = SimMIM(dataclasses.replace(ENCODER, patch_size=(4, 8)))
     images = jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)
     mask = jax.ShapeDtypeStruct((2, height // 4, width // 8), bool)
@@ -90,7 +90,7 @@ def test_reconstructs_any_size_with_any_number_of_channels(height, width, channe
     assert decoder["kernel"].shape == (32, 4 * 8 * channels)
 
 
-def test_unknown_encoder_is_named_with_the_known_ones():
+def test_an_unknown_encoder_raises_with_the_known_ones():
     with pytest.raises(ValueError, match=r"config\.model\.name='resnet'.*'vit'"):
         build_encoder("resnet")
 
@@ -118,7 +118,7 @@ def test_decoder_orders_pixels_as_pixel_shuffle():
             np.testing.assert_array_equal(blue, [[8, 9], [10, 11]])
 
 
-def test_decoder_orders_pixels_alike_for_patches_that_are_not_square():
+def test_decoder_orders_pixels_equally_in_patches_that_are_not_square():
     model = SimMIM(dataclasses.replace(ENCODER, patch_size=(2, 3), depth=0))
     images, mask = jnp.zeros((1, 4, 6, 5)), jnp.zeros((1, 2, 2), bool)
     out = with_decoder_bias(model, images, mask, np.arange(30))
@@ -137,10 +137,10 @@ def test_every_patch_is_predicted_from_its_own_feature(tiny):
     np.testing.assert_allclose(out[3, 20:24, 8:12], patch, rtol=1e-4, atol=1e-5)
 
 
-# ---- What it can see -----------------------------------------------------------------
+# ---- Masking -------------------------------------------------------------------------
 
 
-def test_with_everything_masked_the_image_does_not_matter(tiny):
+def test_fully_masked_images_do_not_change_the_prediction(tiny):
     model, params, images, mask = tiny
     everything = jnp.ones_like(mask)
     np.testing.assert_array_equal(
@@ -166,10 +166,10 @@ def test_every_parameter_gets_a_gradient(tiny, fresh):
         assert jnp.abs(grad).max() > 0, jax.tree_util.keystr(path)
 
 
-# ---- Types and initial values --------------------------------------------------------
+# ---- Dtypes and initial values -------------------------------------------------------
 
 
-def test_bfloat16_loss_is_within_a_hundredth_of_float32(tiny):
+def test_bfloat16_loss_is_within_one_percent_of_float32(tiny):
     model, params, images, mask = tiny
     half = SimMIM(dataclasses.replace(ENCODER, dtype=jnp.bfloat16), jnp.bfloat16)
     assert apply(half, params, images, mask).dtype == jnp.float32
@@ -180,7 +180,7 @@ def test_bfloat16_loss_is_within_a_hundredth_of_float32(tiny):
 
 
 @pytest.mark.parametrize("width", [32, 192])
-def test_initial_decoder_is_the_default_convolution_of_torch(width):
+def test_initial_decoder_matches_torchs_default_convolution(width):
     model = SimMIM(dataclasses.replace(ENCODER, embed_dim=width, depth=0))
     decoder = init(model, jnp.zeros((1, 8, 8, 9)), jnp.zeros((1, 2, 2), bool))[
         "decoder"
@@ -196,7 +196,7 @@ def test_initial_decoder_is_the_default_convolution_of_torch(width):
 def test_fresh_model_has_the_expected_loss_on_noise(tiny, fresh):
     model, _, images, mask = tiny
     # Targets N(0, 1), predictions N(0, 1/3): E|difference| = sqrt(4/3 * 2/pi). It
-    # would be 0.80 for a decoder of zeros and 1.13 for the usual Dense weights.
+    # would be 0.80 for a decoder of zeros and 1.13 for Flax's default weights.
     value = loss(model, fresh, images, mask)
     np.testing.assert_allclose(value, 0.921, atol=0.06)
 
@@ -204,7 +204,7 @@ def test_fresh_model_has_the_expected_loss_on_noise(tiny, fresh):
 # ---- Other decoders and targets ------------------------------------------------------
 
 
-def test_the_mlp_has_one_more_layer_of_the_encoders_width(tiny):
+def test_the_mlp_decoder_has_a_hidden_layer_of_the_encoders_width(tiny):
     _, _, images, mask = tiny
     linear = shapes(TINY, images, mask)
     mlp = shapes(dataclasses.replace(TINY, decoder_kind="mlp"), images, mask)
@@ -216,7 +216,7 @@ def test_the_mlp_has_one_more_layer_of_the_encoders_width(tiny):
     assert jax.tree.map(jnp.shape, mlp) == jax.tree.map(jnp.shape, linear)
 
 
-def test_the_mlp_has_a_gelu_between_its_layers(tiny):
+def test_the_mlp_decoder_has_a_gelu_between_its_layers(tiny):
     _, params, images, mask = tiny
     rng = np.random.default_rng(1)
     hidden = {
@@ -235,7 +235,7 @@ def test_the_mlp_has_a_gelu_between_its_layers(tiny):
 @pytest.mark.parametrize(
     ("downsample", "features"), [(1, 48), (2, 12), (4, 3), (8, 3), (16, 3)]
 )
-def test_smaller_predictions_need_fewer_features_of_a_token(tiny, downsample, features):
+def test_smaller_predictions_need_fewer_features_per_token(tiny, downsample, features):
     _, _, images, mask = tiny
     model = dataclasses.replace(TINY, downsample=downsample)
     out, variables = jax.eval_shape(
@@ -245,7 +245,7 @@ def test_smaller_predictions_need_fewer_features_of_a_token(tiny, downsample, fe
     assert variables["params"]["decoder"]["kernel"].shape == (32, features)
 
 
-def test_pixels_larger_than_tokens_are_the_mean_of_their_tokens_predictions(tiny):
+def test_pixels_larger_than_tokens_average_their_predictions(tiny):
     _, _, images, mask = tiny
     tokens = dataclasses.replace(TINY, downsample=4)
     params = init(tokens, images, mask)
@@ -255,7 +255,7 @@ def test_pixels_larger_than_tokens_are_the_mean_of_their_tokens_predictions(tiny
     np.testing.assert_allclose(coarse, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_bins_are_logits_of_every_value_in_the_order_of_pixels():
+def test_bins_are_logits_per_value_in_pixel_order():
     encoder = dataclasses.replace(ENCODER, patch_size=(2, 3), depth=0)
     model = SimMIM(encoder, bins=8)
     images, mask = jnp.zeros((1, 4, 6, 5)), jnp.zeros((1, 2, 2), bool)
@@ -266,14 +266,14 @@ def test_bins_are_logits_of_every_value_in_the_order_of_pixels():
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         ({"decoder_kind": "swin"}, r"config\.decoder\.kind='swin': expected 'linear'"),
         ({"downsample": 16}, "downsample=16 does not divide images of 24x24"),
         ({"downsample": 6}, "downsample=6 must divide the encoder's stride, 4x4"),
     ],
 )
-def test_decoders_that_cannot_be_are_refused(fields, says):
+def test_invalid_decoders_raise(fields, message):
     images, mask = jnp.zeros((1, 24, 24, 3)), jnp.zeros((1, 6, 6), bool)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         shapes(dataclasses.replace(TINY, **fields), images, mask)

@@ -1,4 +1,4 @@
-"""Swin and Swin V2: sizes, windows, masking, initial weights, layers."""
+"""Swin and Swin V2: sizes, windows, masking, initial weights, layer ids."""
 
 import dataclasses
 import functools
@@ -65,7 +65,7 @@ def test_any_size_and_any_number_of_channels(model, size, channels, grid):
     assert encoded.cls is None
 
 
-def test_a_grid_that_cannot_be_halved_is_padded_and_its_pixels_cut_off():
+def test_an_odd_grid_is_padded_and_its_pixels_are_cropped():
     # 7x9 patches become 4x5 cells of 4x4 pixels, 16x20 pixels in all.
     images, mask = images_like(1, 14, 18, 3), np.zeros((1, 7, 9), bool)
     model = SimMIM(SWIN)
@@ -85,19 +85,19 @@ def test_a_grid_that_cannot_be_halved_is_padded_and_its_pixels_cut_off():
 
 
 @both
-def test_patches_that_do_not_divide_the_image_are_refused(model):
+def test_patches_that_do_not_divide_the_image_raise(model):
     with pytest.raises(ValueError, match="images of 33x32 pixels cannot be cut"):
         shapes(model, jnp.zeros((1, 33, 32, 3)))
 
 
 @both
-def test_a_mask_of_another_shape_is_refused(model):
+def test_a_mask_of_another_shape_raises(model):
     with pytest.raises(ValueError, match=r"mask has shape \(1, 8, 8\), expected"):
         shapes(model, jnp.zeros((1, 32, 32, 3)), jnp.zeros((1, 8, 8), bool))
 
 
 @both
-def test_masked_pixels_do_not_matter_and_visible_ones_do(model):
+def test_masked_pixels_have_no_effect_and_visible_ones_do(model):
     params, images = random_params(model), images_like(1, 32, 32, 3)
     mask = np.zeros((1, 16, 16), bool)
     mask[:, 4:8] = True
@@ -110,8 +110,8 @@ def test_masked_pixels_do_not_matter_and_visible_ones_do(model):
 
 
 @both
-def test_the_shift_lets_neighbouring_windows_see_each_other(model):
-    """The first stage alone: cells change in windows that touch the changed patch."""
+def test_the_shift_connects_neighbouring_windows(model):
+    """In the first stage, cells change in windows that touch the changed patch."""
     model = dataclasses.replace(model, depths=(2,), num_heads=(2,))
     params, images = random_params(model), images_like(1, 32, 32, 3)
     other = images.copy()
@@ -121,8 +121,8 @@ def test_the_shift_lets_neighbouring_windows_see_each_other(model):
         > 1e-6,
         axis=-1,
     )[0]
-    # Unshifted windows spread it to rows and columns 0 to 3; windows shifted by two
-    # from there to columns 0 to 5.
+    # Unshifted windows spread the change to rows and columns 0 to 3, and windows
+    # shifted by two from there to 0 to 5.
     expected = np.zeros((16, 16), bool)
     expected[:6, :6] = True
     np.testing.assert_array_equal(changed, expected)
@@ -132,7 +132,7 @@ def test_the_shift_lets_neighbouring_windows_see_each_other(model):
 
 
 @both
-def test_drop_path_drops_while_training_alone(model):
+def test_drop_path_drops_only_in_training(model):
     model = dataclasses.replace(model, drop_path_rate=0.5)
     params, images = random_params(model), images_like(2, 32, 32, 3)
     out = apply(model, params, images).grid
@@ -144,7 +144,7 @@ def test_drop_path_drops_while_training_alone(model):
 
 
 @both
-def test_bfloat16_activations_stay_near_float32(model):
+def test_bfloat16_activations_are_close_to_float32(model):
     params, images = random_params(model), images_like(1, 32, 32, 3)
     out = apply(dataclasses.replace(model, dtype=jnp.bfloat16), params, images).grid
     expected = apply(model, params, images).grid
@@ -153,10 +153,10 @@ def test_bfloat16_activations_stay_near_float32(model):
     assert error < 0.05 * np.abs(expected).mean()
 
 
-# ---- Layers and initial weights ------------------------------------------------------
+# ---- Layer ids and initial weights ---------------------------------------------------
 
 
-def test_layers_of_swin_base_are_counted_as_in_the_official_code():
+def test_layer_ids_of_swin_base_match_the_official_code():
     swin = Swin()
     assert swin.layer_id(("patch_embed", "norm", "scale")) == 0
     assert swin.layer_id(("mask_token",)) == 0
@@ -169,7 +169,7 @@ def test_layers_of_swin_base_are_counted_as_in_the_official_code():
     assert swin.layer_id(("absolute_pos_embed",)) == 25
 
 
-def test_initial_weights_are_the_official_ones():
+def test_initial_weights_match_the_official_code():
     model = Swin(depths=(2, 2), num_heads=(4, 8))
     images, mask = jnp.zeros((1, 48, 48, 3)), jnp.zeros((1, 12, 12), bool)
     params = jax.jit(model.init)(jax.random.key(0), images, mask)["params"]
@@ -188,7 +188,7 @@ def test_initial_weights_are_the_official_ones():
         np.testing.assert_allclose(values.std(), bound / 3**0.5, rtol=0.15)
 
 
-def test_swin_v2_starts_with_branches_of_zero():
+def test_swin_v2_branches_start_at_zero():
     images = images_like(1, 32, 32, 3)
     params = jax.jit(SWIN_V2.init)(jax.random.key(0), images)["params"]
     block = params["layers_0"]["blocks_0"]
@@ -208,14 +208,14 @@ def test_offsets_are_spaced_logarithmically_up_to_the_edge_of_the_window():
     np.testing.assert_allclose(offsets[0], [-math.log2(9) / 3] * 2, rtol=1e-6)
     np.testing.assert_allclose(offsets[12], [0, 0])
     np.testing.assert_allclose(offsets[13], [0, math.log2(5) / 3], rtol=1e-6)
-    # A window that was trained smaller: the same offsets lie beyond its edge.
+    # Pre-trained with a smaller window: the same offsets extend beyond its edge.
     wide = log_spaced_offsets(7, pretrained_window=3)
     np.testing.assert_allclose(wide[6 * 13 + 6 + 1], offsets[13], rtol=1e-6)
     assert np.isfinite(log_spaced_offsets(1)).all()
 
 
 def test_attention_does_not_depend_on_the_length_of_queries_and_keys():
-    """Cosines: a scaled kernel of queries and keys gives the same encoding."""
+    """Cosines are invariant to scaling the kernel of queries and keys."""
     params, images = random_params(SWIN_V2), images_like(1, 32, 32, 3)
     out = apply(SWIN_V2, params, images).grid
 
@@ -258,9 +258,9 @@ def test_unit_vectors_have_a_gradient_at_zero():
 # ---- Errors --------------------------------------------------------------------------
 
 
-def test_stages_must_agree():
+def test_inconsistent_stages_raise():
     images = jnp.zeros((1, 32, 32, 3))
-    with pytest.raises(ValueError, match="expected one value a stage"):
+    with pytest.raises(ValueError, match="expected one value per stage"):
         shapes(dataclasses.replace(SWIN, num_heads=(2,)), images)
     with pytest.raises(ValueError, match=r"stage 1 has width 16, .* num_heads=3"):
         shapes(dataclasses.replace(SWIN, num_heads=(2, 3)), images)

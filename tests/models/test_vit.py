@@ -12,7 +12,7 @@ from simmim_jax.models.attention import attention
 from simmim_jax.models.vit import ViT, relative_position_index
 
 TINY = ViT(patch_size=(4, 4), embed_dim=32, depth=2, num_heads=4)
-# Embeddings only: what goes into the first block comes out.
+# Embeddings only: the output is what would enter the first block.
 EMBED = dataclasses.replace(
     TINY, depth=0, use_shared_rel_pos_bias=False, final_norm=False
 )
@@ -33,7 +33,7 @@ def random_params(model, images, mask=None, seed=0):
 
 @functools.partial(jax.jit, static_argnums=0)
 def apply(model, params, images, mask=None, key=None):
-    """With a key, as in training."""
+    """Apply the model, in training mode if there is a key."""
     rngs = None if key is None else {"drop_path": key}
     return model.apply({"params": params}, images, mask, key is not None, rngs=rngs)
 
@@ -56,7 +56,7 @@ def flat(tree):
 
 @pytest.fixture(scope="module")
 def tiny():
-    """Model, parameters, images and mask: a grid of 4x4, half of it masked."""
+    """Model, parameters, images and mask: a 4x4 grid, half of it masked."""
     images, mask = images_like(2, 16, 16, 3), checkerboard(2, 4, 4)
     return TINY, random_params(TINY, images, mask), images, mask
 
@@ -64,7 +64,7 @@ def tiny():
 # ---- Relative positions --------------------------------------------------------------
 
 
-def test_position_index_of_a_2x2_grid_is_the_official_one():
+def test_position_index_of_a_2x2_grid_matches_the_official_one():
     expected = [
         [11, 9, 9, 9, 9],
         [10, 4, 3, 1, 0],
@@ -75,7 +75,7 @@ def test_position_index_of_a_2x2_grid_is_the_official_one():
     np.testing.assert_array_equal(relative_position_index(2, 2), expected)
 
 
-def test_position_index_of_a_14x14_grid_is_the_official_one():
+def test_position_index_of_a_14x14_grid_matches_the_official_one():
     index = relative_position_index(14, 14)
     assert index.shape == (197, 197)
     assert (index[1, 1], index[1, 196], index[196, 1]) == (364, 0, 728)
@@ -84,7 +84,7 @@ def test_position_index_of_a_14x14_grid_is_the_official_one():
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (3, 5), (7, 2)])
-def test_position_index_has_one_row_for_every_offset(height, width):
+def test_position_index_has_one_row_per_offset(height, width):
     index = relative_position_index(height, width)
     y, x = np.divmod(np.arange(height * width), width)
     dy, dx = y[:, None] - y, x[:, None] - x
@@ -116,7 +116,7 @@ def test_shared_table_equals_the_same_table_in_every_block(tiny):
     )
 
 
-def test_shared_and_own_tables_add_up(tiny):
+def test_shared_and_per_block_tables_are_summed(tiny):
     model, _, images, mask = tiny
     both = dataclasses.replace(model, use_rel_pos_bias=True)
     params = random_params(both, images, mask)
@@ -154,11 +154,11 @@ def test_without_positions_permuting_patches_permutes_the_grid(tiny):
     np.testing.assert_allclose(moved.cls, out.cls, rtol=1e-4, atol=1e-4)
 
 
-def test_bias_table_tells_positions_apart(tiny):
+def test_bias_table_distinguishes_positions(tiny):
     model, params, images, _ = tiny
     mask = np.ones((2, 4, 4), bool)
 
-    def differences(params):  # of every position from the first
+    def differences(params):  # between every position and the first
         grid = apply(model, params, images, mask).grid[0].reshape(16, 32)
         return np.abs(grid[1:] - grid[0]).max(1)
 
@@ -170,7 +170,7 @@ def test_bias_table_tells_positions_apart(tiny):
 # ---- Embeddings and masking ----------------------------------------------------------
 
 
-def test_patch_embedding_is_the_strided_convolution():
+def test_patch_embedding_equals_the_strided_convolution():
     images = images_like(2, 24, 40, 3)
     model = dataclasses.replace(EMBED, patch_size=(4, 8))
     params = random_params(model, images)
@@ -206,7 +206,7 @@ def test_mask_token_replaces_patches_before_positions_are_added():
     np.testing.assert_allclose(out.cls, np.stack([cls, cls]), rtol=1e-5, atol=1e-6)
 
 
-def test_with_everything_masked_the_image_does_not_matter(tiny):
+def test_fully_masked_images_do_not_change_the_output(tiny):
     model, params, images, _ = tiny
     mask = np.ones((2, 4, 4), bool)
     out = apply(model, params, images, mask)
@@ -215,7 +215,7 @@ def test_with_everything_masked_the_image_does_not_matter(tiny):
     np.testing.assert_array_equal(out.cls, other.cls)
 
 
-def test_pixels_under_the_mask_do_not_leak_and_visible_ones_matter(tiny):
+def test_masked_pixels_do_not_leak_and_visible_ones_matter(tiny):
     model, params, images, mask = tiny
 
     def total(images):
@@ -228,7 +228,7 @@ def test_pixels_under_the_mask_do_not_leak_and_visible_ones_matter(tiny):
     assert (grads[~hidden] != 0).all()
 
 
-def test_samples_of_a_batch_do_not_see_each_other(tiny):
+def test_samples_of_a_batch_are_independent(tiny):
     model, params, images, mask = tiny
     out = apply(model, params, images, mask).grid
     changed = images.copy()
@@ -249,7 +249,7 @@ def test_without_a_mask_there_is_no_mask_token(tiny):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
-def test_one_class_takes_any_image_size_patch_shape_and_channels(channels):
+def test_supports_any_image_size_patch_shape_and_number_of_channels(channels):
     model = dataclasses.replace(TINY, patch_size=(4, 8))
     for height, width in ((24, 40), (8, 8)):
         images = jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)
@@ -266,14 +266,14 @@ def test_one_class_takes_any_image_size_patch_shape_and_channels(channels):
         assert table.shape == ((2 * grid[0] - 1) * (2 * grid[1] - 1) + 3, 4)
 
 
-def test_one_set_of_parameters_works_at_two_sizes_where_no_positions_are_learned():
+def test_parameters_without_positions_work_at_two_sizes():
     model = dataclasses.replace(TINY, use_shared_rel_pos_bias=False)
     params = random_params(model, images_like(1, 16, 16, 3))
     assert apply(model, params, images_like(1, 8, 24, 3)).grid.shape == (1, 2, 6, 32)
 
 
 @pytest.mark.parametrize("size", [(30, 32), (32, 36)])
-def test_images_that_do_not_divide_raise_and_name_both_sizes(size):
+def test_indivisible_images_raise_with_both_sizes(size):
     model = dataclasses.replace(TINY, patch_size=(4, 8))
     with pytest.raises(ValueError, match="cannot be cut") as error:
         shapes(model, jnp.zeros((1, *size, 3)))
@@ -282,12 +282,12 @@ def test_images_that_do_not_divide_raise_and_name_both_sizes(size):
     assert "config.model.patch_size" in str(error.value)
 
 
-def test_mask_of_another_size_raises_and_names_both_shapes():
+def test_a_mask_of_another_size_raises_with_both_shapes():
     with pytest.raises(ValueError, match=r"\(2, 3, 4\), expected \(2, 4, 4\)"):
         shapes(TINY, jnp.zeros((2, 16, 16, 3)), jnp.zeros((2, 3, 4), bool))
 
 
-def test_width_that_does_not_divide_into_heads_raises_and_names_both():
+def test_a_width_that_heads_do_not_divide_raises_with_both():
     model = dataclasses.replace(TINY, embed_dim=30)
     with pytest.raises(ValueError, match=r"embed_dim=30.*num_heads=4"):
         shapes(model, jnp.zeros((1, 16, 16, 3)))
@@ -314,7 +314,7 @@ def test_attention_is_softmax_of_scaled_products_plus_bias():
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_keys_have_no_bias_and_queries_and_values_may_have_none(tiny):
+def test_keys_have_no_bias_and_that_of_queries_and_values_is_optional(tiny):
     model, params, images, _ = tiny
     attn = params["blocks_0"]["attn"]
     assert set(attn) == {"qkv_kernel", "q_bias", "v_bias", "proj"}
@@ -322,7 +322,7 @@ def test_keys_have_no_bias_and_queries_and_values_may_have_none(tiny):
     assert set(without["blocks_0"]["attn"]) == {"qkv_kernel", "proj"}
 
 
-def test_layer_scale_0_has_no_gamma_and_is_layer_scale_of_ones(tiny):
+def test_layer_scale_0_has_no_gamma_and_equals_gammas_of_one(tiny):
     model, params, images, mask = tiny
     plain = dataclasses.replace(model, layer_scale=0.0)
     assert not [name for name in flat(shapes(plain, images, mask)) if "gamma" in name]
@@ -340,7 +340,7 @@ def test_layer_scale_0_has_no_gamma_and_is_layer_scale_of_ones(tiny):
     )
 
 
-def test_gamma_scales_a_whole_branch_its_bias_included(tiny):
+def test_gamma_scales_a_whole_branch_including_its_bias(tiny):
     model, params, images, _ = tiny
     zeros = jax.tree_util.tree_map_with_path(
         lambda path, p: p * 0 if "gamma" in path[-1].key else p, params
@@ -363,7 +363,7 @@ def test_final_norm_normalises_every_token(tiny):
         np.testing.assert_allclose(tokens.std(-1), 1, rtol=1e-3)
 
 
-def test_bfloat16_is_the_type_of_activations_not_of_parameters(tiny):
+def test_dtype_is_that_of_activations_not_of_parameters(tiny):
     model, params, images, mask = tiny
     half = dataclasses.replace(model, dtype=jnp.bfloat16)
     assert {p.dtype for p in jax.tree.leaves(shapes(half, images, mask))} == {
@@ -381,9 +381,9 @@ def test_bfloat16_is_the_type_of_activations_not_of_parameters(tiny):
 
 @pytest.fixture(scope="module")
 def kept():
-    """What each branch of three blocks added, float[samples tokens block branch].
+    """Output of each branch of three blocks, float[samples tokens block branch].
 
-    All parameters are zero but one bias a branch, which so marks it in the output.
+    All parameters are zero except one bias per branch, which marks it in the output.
     """
     model = dataclasses.replace(
         TINY,
@@ -402,7 +402,7 @@ def kept():
     return np.asarray(grid)[..., :6].reshape(2000, 4, 3, 2)
 
 
-def test_drop_path_rises_linearly_over_blocks(kept):
+def test_drop_path_rate_increases_linearly_over_blocks(kept):
     for i, rate in enumerate((0.0, 0.25, 0.5)):
         added = kept[:, :, i]
         assert set(np.unique(added)) == {0, np.float32(1 / (1 - rate))} - (
@@ -412,15 +412,15 @@ def test_drop_path_rises_linearly_over_blocks(kept):
         assert (np.abs(dropped - rate) <= 5 * np.sqrt(rate / 2000)).all()
 
 
-def test_drop_path_keeps_the_expectation(kept):
+def test_drop_path_preserves_the_expectation(kept):
     np.testing.assert_allclose(kept.mean((0, 1)), 1, atol=5 / np.sqrt(2000))
 
 
-def test_drop_path_drops_whole_samples_and_each_on_its_own(kept):
-    assert (kept == kept[:, :1]).all()  # all tokens of a sample alike
+def test_drop_path_drops_whole_samples_independently(kept):
+    assert (kept == kept[:, :1]).all()  # all tokens of a sample together
     dropped = kept[:, 0, 2] == 0
     assert abs((dropped[1:, 0] & dropped[:-1, 0]).mean() - 0.25) < 0.05
-    # attention and MLP of a block apart
+    # attention and MLP of a block independently
     assert abs(dropped.all(1).mean() - 0.25) < 0.05
 
 
@@ -433,10 +433,10 @@ def test_drop_path_is_off_in_evaluation(tiny):
     )
 
 
-# ---- Layers for learning-rate decay --------------------------------------------------
+# ---- Layer ids -----------------------------------------------------------------------
 
 
-def test_layer_ids_are_the_official_ones():
+def test_layer_ids_match_the_official_code():
     model = ViT()
     for name in ("cls_token", "pos_embed", "mask_token", "patch_embed"):
         assert model.layer_id((name, "kernel")) == 0
@@ -456,8 +456,8 @@ def initial(**fields):
 
 
 @pytest.fixture(scope="module")
-def cut_at_one_sigma():
-    """Initial parameters of ViT-B/16, narrower: the rules do not depend on width."""
+def truncated_at_one_sigma():
+    """Initial parameters of a narrow ViT-B/16: the rules do not depend on width."""
     return initial(init_cut=1.0)
 
 
@@ -475,27 +475,32 @@ def cut_at_one_sigma():
         ("pos_embed", 0.01079),
     ],
 )
-def test_initial_spread_is_the_official_one(cut_at_one_sigma, name, std):
-    np.testing.assert_allclose(cut_at_one_sigma[name].std(), std, rtol=0.015)
-    np.testing.assert_allclose(cut_at_one_sigma[name].mean(), 0, atol=std / 30)
+def test_initial_standard_deviations_match_the_official_code(
+    truncated_at_one_sigma, name, std
+):
+    np.testing.assert_allclose(truncated_at_one_sigma[name].std(), std, rtol=0.015)
+    np.testing.assert_allclose(truncated_at_one_sigma[name].mean(), 0, atol=std / 30)
 
 
-def test_initial_tokens_are_random_and_differ(cut_at_one_sigma):
-    cls, mask = cut_at_one_sigma["cls_token"], cut_at_one_sigma["mask_token"]
+def test_initial_tokens_are_random_and_differ(truncated_at_one_sigma):
+    cls, mask = (
+        truncated_at_one_sigma["cls_token"],
+        truncated_at_one_sigma["mask_token"],
+    )
     for token in (cls, mask):
         np.testing.assert_allclose(token.std(), 0.01079, rtol=0.2)
     assert (cls != mask).any()
 
 
-def test_pretraining_cuts_initial_weights_at_one_sigma(cut_at_one_sigma):
+def test_pretraining_truncates_initial_weights_at_one_sigma(truncated_at_one_sigma):
     for name in ("patch_embed/kernel", "blocks_3/attn/qkv_kernel", "mask_token"):
-        assert 0.0195 < np.abs(cut_at_one_sigma[name]).max() <= 0.02
-    proj = cut_at_one_sigma["blocks_11/attn/proj/kernel"]
+        assert 0.0195 < np.abs(truncated_at_one_sigma[name]).max() <= 0.02
+    proj = truncated_at_one_sigma["blocks_11/attn/proj/kernel"]
     assert np.abs(proj).max() <= 0.02 / 24**0.5
 
 
-def test_initial_constants_are_the_official_ones(cut_at_one_sigma):
-    for name, value in cut_at_one_sigma.items():
+def test_initial_constants_match_the_official_code(truncated_at_one_sigma):
+    for name, value in truncated_at_one_sigma.items():
         if name.endswith(("bias", "relative_position_bias_table")):
             assert (value == 0).all(), name
         elif name.endswith("scale"):
@@ -506,7 +511,7 @@ def test_initial_constants_are_the_official_ones(cut_at_one_sigma):
             assert value.std() > 0, name
 
 
-def test_infinite_cut_cuts_nothing():
+def test_zero_cut_truncates_nothing():
     params = initial(init_cut=0.0, depth=2)
     qkv = params["blocks_0/attn/qkv_kernel"]
     np.testing.assert_allclose(qkv.std(), 0.02, rtol=0.015)

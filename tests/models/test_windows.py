@@ -1,4 +1,4 @@
-"""Windows of Swin: cutting, shifting, keeping apart."""
+"""Windows of Swin: partition, shift, masks."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +23,7 @@ def grid_of_numbers(height, width):
 
 @pytest.mark.parametrize("shift", [0, 1, 2])
 @pytest.mark.parametrize("grid", [(8, 8), (4, 12), (7, 8), (5, 9), (3, 3)])
-def test_windows_come_back_as_the_grid(grid, shift):
+def test_from_windows_inverts_to_windows(grid, shift):
     x = grid_of_numbers(*grid)
     windows = to_windows(x, 4, shift)
     assert len(windows) % 16 == 0
@@ -36,13 +36,13 @@ def test_windows_are_the_squares_of_the_grid():
     np.testing.assert_array_equal(windows[1, 4], [24 + 14, 24 + 15, 24 + 20, 24 + 21])
 
 
-def test_shifted_windows_begin_at_the_shift_and_wrap_around():
+def test_shifted_windows_start_at_the_shift_and_wrap_around():
     windows = np.asarray(to_windows(grid_of_numbers(4, 4)[:1], 2, 1)).reshape(4, 4)
     np.testing.assert_array_equal(windows[0], [5, 6, 9, 10])
     np.testing.assert_array_equal(windows[3], [15, 12, 3, 0])
 
 
-def test_what_does_not_fit_is_filled_with_zeros():
+def test_incomplete_windows_are_zero_padded():
     x = np.ones((1, 3, 5, 2), np.float32)
     windows = to_windows(x, 4, 0)
     assert padded((3, 5), 4) == (4, 8)
@@ -50,13 +50,13 @@ def test_what_does_not_fit_is_filled_with_zeros():
     assert windows.sum() == x.sum()
 
 
-def test_a_window_as_large_as_the_grid_is_the_grid_without_shift():
+def test_a_window_as_large_as_the_grid_is_not_shifted():
     assert fit_window((6, 6), 6, 3) == (6, 0)
     assert fit_window((6, 8), 7, 3) == (6, 0)
     assert fit_window((8, 9), 7, 3) == (7, 3)
 
 
-def test_shift_mask_of_a_4x4_grid_is_the_official_one():
+def test_shift_mask_of_a_4x4_grid_matches_the_official_one():
     mask = shift_mask((4, 4), 2, 1)
     assert mask.shape == (4, 4, 4)
     assert not mask[0].any()
@@ -67,11 +67,11 @@ def test_shift_mask_of_a_4x4_grid_is_the_official_one():
 
 
 @pytest.mark.parametrize("grid", [(8, 12), (7, 10)])
-def test_shift_mask_parts_just_what_was_not_together_before_the_shift(grid):
+def test_shift_mask_separates_exactly_what_was_apart_before_the_shift(grid):
     window, shift = 4, 2
     height, width = padded(grid, window)
     y, x = np.mgrid[:height, :width].astype(np.float32)[:, None, ..., None]
-    # Positions after the shift; tokens that wrapped around are far from their window.
+    # Positions after the shift; tokens that wrapped around are far from the others.
     ys, xs = (np.asarray(to_windows(v, window, shift)).reshape(-1, 16) for v in (y, x))
     near = (np.abs(ys[:, :, None] - ys[:, None]) < window) & (
         np.abs(xs[:, :, None] - xs[:, None]) < window
@@ -79,7 +79,7 @@ def test_shift_mask_parts_just_what_was_not_together_before_the_shift(grid):
     np.testing.assert_array_equal(shift_mask(grid, window, shift) == 0, near)
 
 
-def test_offsets_of_a_6x6_window_are_the_official_ones():
+def test_offsets_of_a_6x6_window_match_the_official_ones():
     index = relative_offsets(6, 6)
     assert (index[0, 0], index[0, 35], index[35, 0]) == (60, 0, 120)
     assert index.sum() == 77_760
@@ -98,7 +98,7 @@ def test_offsets_of_a_6x6_window_are_the_official_ones():
         ((9, 6), 3, 1),
     ],
 )
-def test_attention_in_bands_is_attention_in_windows(grid, window, shift):
+def test_attention_in_bands_equals_attention_in_windows(grid, window, shift):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, *grid, 3 * 2 * 4)), jnp.float32)
     bias = jnp.asarray(rng.normal(size=(2, window**2, window**2)), jnp.float32)
