@@ -1,0 +1,190 @@
+"""The architecture of a checkpoint, which fine-tuning adopts."""
+
+import json
+from pathlib import Path
+
+import commands
+import pytest
+import tiny_config
+
+from simmim_jax.cli.train import check
+from simmim_jax.config import schema
+from simmim_jax.configs import common
+from simmim_jax.errors import NotFoundError, UserError
+from simmim_jax.tasks import api
+from simmim_jax.tasks.architecture import adopt
+
+# A ViT with patches of 14x7, width 16, depth 2 and 2 heads, trained on grey images.
+PRETRAINED = Path(__file__).parents[1] / "workdirs" / "e0607c8" / "pretrain"
+
+
+def finetune(init_from=PRETRAINED, **fields):
+    return tiny_config.typed("finetune", init_from=str(init_from), **fields)
+
+
+def checkpoint_of(config, folder):
+    """Write what a checkpoint of a pre-training config records, without parameters."""
+    (folder / "params").mkdir()
+    (folder / "meta").mkdir()
+    meta = {"config": schema.to_dict(schema.parse(config)), "step": 1}
+    (folder / "meta" / "metadata").write_text(json.dumps(meta))
+    return str(folder)
+
+
+OTHER = {
+    "model.patch_size": (7, 7),
+    "model.embed_dim": 32,
+    "model.depth": 3,
+    "model.num_heads": 4,
+    "model.mlp_ratio": 2.0,
+    "model.qkv_bias": False,
+    "model.use_abs_pos_emb": True,
+    "model.norm_eps": 1e-5,
+}
+
+
+def test_same_architecture_changes_nothing():
+    config = finetune()
+    assert adopt(config) == (config, [])
+    explicit = {"model.embed_dim", "model.depth", "data.batch_size"}
+    assert adopt(config, explicit) == (config, [])
+
+
+def test_training_from_scratch_keeps_its_architecture():
+    config = finetune("", **OTHER)
+    assert adopt(config, set(OTHER)) == (config, [])
+
+
+@pytest.mark.parametrize("path", [PRETRAINED, PRETRAINED / "checkpoints" / "8"])
+def test_adopts_the_architecture_and_says_so(path):
+    adopted, (line,) = adopt(finetune(path, **OTHER))
+    assert adopted == finetune(path)
+    assert line.startswith(f"architecture of {path}: ")
+    for said in ("patch_size=(14, 7)", "embed_dim=16", "depth=2", "num_heads=2"):
+        assert said in line
+
+
+def test_adopts_only_what_parameters_depend_on():
+    fields = {
+        "model.drop_path_rate": 0.3,
+        "model.head_scale": 1.0,
+        "model.use_rel_pos_bias": False,
+        "model.use_shared_rel_pos_bias": True,
+        "data.image_size": (42, 28),
+        "optim.lr": 1.0,
+    }
+    adopted, _ = adopt(finetune(**fields, **OTHER))
+    assert adopted == finetune(**fields)
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_explicit_contradiction_is_refused(field):
+    name = field.removeprefix("model.")
+    with pytest.raises(UserError) as error:
+        adopt(finetune(**OTHER), {field})
+    text = str(error.value)
+    assert text.startswith(f"config.model.{name}={OTHER[field]!r}, but ")
+    assert f"config.init_from='{PRETRAINED}' has " in text
+    assert "leave the field out, or start from another checkpoint" in text
+
+
+def test_contradiction_on_the_command_line_ends_the_run_at_once(tmp_path):
+    output = commands.run(
+        *commands.tiny("finetune", tmp_path / "run", f"init_from={PRETRAINED}"),
+        "--config.model.embed_dim=32",
+        status=1,
+    )
+    assert output.startswith("config.model.embed_dim=32, but ")
+    assert "has 16: leave the field out" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_command_line_checks_and_reports_the_architecture():
+    fields = tiny_config.get_config("finetune")
+    fields.init_from = str(PRETRAINED)
+    fields.model.embed_dim = 32
+    config, (line,) = check(fields, {"init_from"})
+    assert config == finetune()
+    assert "embed_dim=16" in line
+    with pytest.raises(UserError, match=r"config\.model\.embed_dim=32, but .* has 16"):
+        check(fields, {"init_from", "model.embed_dim"})
+
+
+def test_another_width_in_the_config_trains_with_that_of_the_checkpoint(
+    tmp_path, capsys
+):
+    fields = tiny_config.get_config("finetune")
+    fields.update_from_flattened_dict(OTHER)
+    fields.init_from = str(PRETRAINED)
+    fields.duration = "1 steps"
+    trained = api.finetune(fields, tmp_path)
+    assert trained.params["fc_norm"]["scale"].shape == (16,)
+    assert commands.config(tmp_path)["model"]["embed_dim"] == 16
+    said = capsys.readouterr().out
+    assert "embed_dim=16" in said
+    assert "restored" in said
+
+
+def test_another_family_is_refused():
+    config = common.finetune("swin_base")
+    config.init_from = str(PRETRAINED)
+    expected = "config.model.name='swin', but .* has a 'vit'"
+    with pytest.raises(UserError, match=expected):
+        adopt(schema.parse(config))
+
+
+def test_other_channels_are_refused():
+    config = finetune(
+        **{
+            "data.channels": 3,
+            "data.mean": (0.5,) * 3,
+            "data.std": (0.5,) * 3,
+        }
+    )
+    with pytest.raises(UserError, match=r"channels=3, but .*--config.data.channels=1"):
+        adopt(config)
+
+
+def test_missing_checkpoint_is_refused(tmp_path):
+    with pytest.raises(NotFoundError, match="has no checkpoint"):
+        adopt(finetune(tmp_path))
+
+
+def test_first_blocks_of_a_vit():
+    first = {"init_first_blocks": True, "model.depth": 1}
+    assert adopt(finetune(**first), {"model.depth"}) == (finetune(**first), [])
+    with pytest.raises(UserError, match=r"depth=3, but .* at most .*\.depth=2"):
+        adopt(finetune(**first | {"model.depth": 3}))
+    # Without init_first_blocks the depth is adopted like other fields.
+    assert adopt(finetune(**{"model.depth": 1}))[0] == finetune()
+
+
+@pytest.mark.parametrize(
+    ("depths", "heads", "adopted"),
+    [
+        ((2, 2), (4, 8), (4, 8)),
+        ((2, 2, 6), (4, 8, 16), (4, 8, 16)),
+        ((2, 2, 6, 2), (4, 8, 16, 32), None),
+        ((2, 1, 18), (4, 8, 16), None),
+        ((2, 2, 18, 2), (2, 4, 8, 16), (4, 8, 16, 32)),
+    ],
+)
+def test_first_blocks_of_a_swin(depths, heads, adopted, tmp_path):
+    config = common.finetune("swin_base", depths=depths, num_heads=heads)
+    config.init_from = checkpoint_of(common.pretrain("swin_base"), tmp_path)
+    config.init_first_blocks = True
+    if adopted is None:
+        with pytest.raises(UserError, match=r"depths=.* at most .*\(2, 2, 18, 2\)"):
+            adopt(schema.parse(config))
+        return
+    found, _ = adopt(schema.parse(config))
+    assert (found.model.depths, found.model.num_heads) == (depths, adopted)
+
+
+def test_lists_in_the_meta_become_tuples(tmp_path):
+    config = common.finetune("swin_base", depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
+    config.init_from = checkpoint_of(common.pretrain("swin_base"), tmp_path)
+    adopted, _ = adopt(schema.parse(config))
+    assert adopted.model.depths == (2, 2, 18, 2)
+    assert adopted.model.num_heads == (4, 8, 16, 32)
