@@ -61,13 +61,19 @@ def adopt(
         has, wanted = _plain(model[name]), getattr(config.model, name)
         if has == wanted:
             continue
-        if name == "depth" and config.init_first_blocks:
-            if wanted > has:
+        if config.init_first_blocks and name in ("depth", "depths"):
+            if not _are_first(wanted, has):
                 raise UserError(
-                    f"config.model.depth={wanted}, but {where} has {has} blocks: "
-                    f"expected at most --config.model.depth={has}."
+                    f"config.model.{name}={wanted}, but {where} has {has} blocks: "
+                    f"expected the first of them, at most --config.model.{name}={has}."
                 )
             continue
+        if (
+            config.init_first_blocks
+            and isinstance(has, tuple)
+            and has[: len(wanted)] == wanted
+        ):
+            continue  # heads of a Swin's first stages
         if f"model.{name}" in explicit:
             raise UserError(
                 f"config.model.{name}={wanted!r}, but {where} has {has!r}: leave the "
@@ -81,6 +87,21 @@ def adopt(
     return (
         dataclasses.replace(config, model=adopted),
         [f"architecture of {config.init_from}: {said}"],
+    )
+
+
+def _are_first(wanted: int | tuple[int, ...], has: int | tuple[int, ...]) -> bool:
+    """Whether an encoder of `wanted` blocks is the start of one of `has` blocks.
+
+    Tuples are the blocks of each stage.
+    """
+    here = wanted if isinstance(wanted, tuple) else (wanted,)
+    there = has if isinstance(has, tuple) else (has,)
+    last = len(here) - 1
+    return (
+        0 <= last < len(there)
+        and here[:last] == there[:last]
+        and here[last] <= there[last]
     )
 
 
