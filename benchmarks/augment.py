@@ -1,15 +1,15 @@
-"""What augmentation costs: its share of a fine-tuning step, and RandAugment in Pillow.
+"""Cost of augmentation: its share of a fine-tuning step, and RandAugment in Pillow.
 
     python -m benchmarks.augment
 
-Times, in turns: the official augmentation of a batch (flip, RandAugment, normalisation,
-erasing, mixing) and one with the flip alone; fine-tuning steps of ViT-S/16 and ViT-B/16
-without augmentation; RandAugment alone, in a batch and with Pillow, image by image on
-one core. Prints medians over the turns, and writes the same to --json.
+Alternates between the official augmentation of a batch (flip, RandAugment,
+normalisation, erasing, mixing), a flip only, fine-tuning steps of ViT-S/16 and ViT-B/16
+without augmentation, and RandAugment alone, in a batch and with Pillow, image by image
+on one core. Prints medians over the turns, and writes them to --json.
 
-On 2 cores of an AMD EPYC that had other work too (2026-11-25, batch 4, float32, 11
-turns): augmentation took 37 ms an image, 5.2 % of a step of ViT-S and 1.7 % of one of
-ViT-B; RandAugment alone 21 ms, in Pillow 16 ms. Not measured on GPUs and TPUs.
+On 2 cores of a busy AMD EPYC (2026-11-25, batch 4, float32, 11 turns): augmentation
+took 37 ms per image, 5.2 % of a step of ViT-S and 1.7 % of one of ViT-B; RandAugment
+alone 21 ms, in Pillow 16 ms. Not measured on GPUs and TPUs.
 """
 
 import argparse
@@ -24,12 +24,14 @@ import jax
 import numpy as np
 import optax
 from PIL import Image
-from simmim_jax.configs import common
 
 from benchmarks.pillow_operations import pillow
 from simmim_jax.augment import randaugment
+from simmim_jax.config import schema
+from simmim_jax.configs import common
 from simmim_jax.data.sources.registry import open_source
 from simmim_jax.models import build_classifier
+from simmim_jax.tasks.classify_step import finetune_loss, finetune_prepare
 from simmim_jax.training import steps
 
 SIZE = 224
@@ -39,28 +41,28 @@ FILL = (124, 116, 104)
 
 
 def photos(n: int) -> np.ndarray:
-    """uint8[n SIZE SIZE 3], enlarged from a bundled set."""
+    """Return photos of a bundled set, enlarged: uint8[n SIZE SIZE 3]."""
     images = open_source("bundled:climate", "train").images[:n]
     return np.stack([Image.fromarray(x).resize((SIZE, SIZE)) for x in images])
 
 
 def prepare(augmented: bool) -> steps.Prepare:
-    """The official augmentation, or a flip alone."""
+    """Return the official augmentation, or a flip alone."""
     config = common.finetune()
     if not augmented:
         common.only_crop_and_flip(config)
-    return steps.finetune_prepare(
+    return finetune_prepare(
+        schema.Augment(**config.augment),
         num_classes=CLASSES,
         label_smoothing=config.label_smoothing,
         mean=config.data.mean,
         std=config.data.std,
         flip=True,
-        **config.augment,
     )
 
 
 def training_step(variant: str, dtype: str, batch: steps.Batch) -> Callable:
-    """A fine-tuning step of that model, without augmentation."""
+    """Return a fine-tuning step of a model, without augmentation."""
     config = common.finetune(variant)
     model = build_classifier(num_classes=CLASSES, dtype=dtype, **config.model)
     images = np.zeros((1, SIZE, SIZE, 3), np.float32)
@@ -69,7 +71,7 @@ def training_step(variant: str, dtype: str, batch: steps.Batch) -> Callable:
     step = functools.partial(
         steps.train_step,
         prepare=prepare(augmented=False),
-        loss=steps.finetune_loss(model),
+        loss=finetune_loss(model),
         tx=tx,
         seed=0,
     )
@@ -78,7 +80,7 @@ def training_step(variant: str, dtype: str, batch: steps.Batch) -> Callable:
 
 
 def pillow_randaugment(images: np.ndarray) -> None:
-    """Two operations an image, drawn as `randaugment` draws them."""
+    """Apply two operations to each image, drawn as `randaugment` draws them."""
     for seed in range(2):
         draw = randaugment.draw(jax.random.key(seed), len(images), **OPTIONS)
         for image, op, argument in zip(images, *map(np.asarray, draw), strict=True):
@@ -88,14 +90,14 @@ def pillow_randaugment(images: np.ndarray) -> None:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Return the duration of one call [seconds]."""
     begin = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - begin
 
 
 def main() -> None:
-    """Prints the medians."""
+    """Print the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--turns", type=int, default=7)
@@ -123,14 +125,14 @@ def main() -> None:
 
     result: dict[str, float] = {}
     for name in runs:
-        result[f"{name}, ms an image"] = (
+        result[f"{name}, ms per image"] = (
             1e3 / n * statistics.median(t[name] for t in turns)
         )
     for name in args.models:
-        result[f"augmentation in % of a step of {name}"] = 100 * statistics.median(
+        result[f"augmentation, % of a step of {name}"] = 100 * statistics.median(
             (t["augmentation"] - t["flip alone"]) / t[name] for t in turns
         )
-    result["RandAugment, times as fast as Pillow on one core"] = statistics.median(
+    result["RandAugment, speed relative to Pillow on one core"] = statistics.median(
         t["RandAugment, Pillow"] / t["RandAugment"] for t in turns
     )
     print(f"{jax.devices()[0].device_kind}, batch {n}, {SIZE} px, {args.dtype} models")

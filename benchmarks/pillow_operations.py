@@ -1,4 +1,4 @@
-"""RandAugment's operations by Pillow's own functions, as timm 0.4.12 calls them."""
+"""RandAugment operations by Pillow's functions, as timm 0.4.12 calls them."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance, ImageOps
 def pillow(
     name: str, image: Image.Image, argument: float, fill: Sequence[int]
 ) -> Image.Image:
-    """The operation of that name, an image of mode "L" or "RGB" in and out."""
+    """Apply the operation `name` to an image of mode "L" or "RGB"."""
     width, height = image.size
     options: dict = {
         "resample": Image.Resampling.BICUBIC,
@@ -28,7 +28,7 @@ def pillow(
         case "Rotate":
             return image.rotate(argument, **options)
         case "Posterize":
-            if argument < 1:  # which newer Pillows refuse
+            if argument < 1:  # newer versions of Pillow raise
                 return image.point(lambda level: 0)
             return ImageOps.posterize(image, int(argument))
         case "Solarize":

@@ -1,8 +1,8 @@
-"""SimMIM's ViT as a textbook writes it: what ours is measured against.
+"""Textbook ViT with SimMIM's semantics, the baseline of ours.
 
-Activations [b n d], a head's scores by einsum, LayerScale and dropped paths on the
-branches, the bias table gathered and added: all of the official semantics, and nothing
-done for a compiler. Parameters have the names of ours where the optimiser goes by them.
+Activations [b n d], scores by einsum, LayerScale and drop path on the branches, the
+bias table gathered and added: the official semantics, without any optimisation for a
+compiler. Parameters have our names where the optimizer selects by name.
 """
 
 from typing import Any
@@ -18,14 +18,14 @@ INIT = nn.initializers.truncated_normal(0.02)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with a bias, and none on the keys."""
+    """Multi-head self-attention with a position bias and no key bias."""
 
     heads: int
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array) -> jax.Array:
-        """x: [b n d]; bias: [heads n n]."""
+        """Apply attention to x, [b n d]; bias: [heads n n]."""
         size = x.shape[-1] // self.heads
 
         def project(name: str, use_bias: bool) -> jax.Array:
@@ -47,7 +47,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and an MLP with exact GELU."""
+    """Attention and an MLP with an exact GELU."""
 
     heads: int
     drop_path_rate: float
@@ -55,7 +55,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, bias: jax.Array, train: bool) -> jax.Array:
-        """x: [b n d]; bias: [heads n n] -> as x."""
+        """Apply the block to x, [b n d]; bias: [heads n n]."""
         width = x.shape[-1]
 
         def branch(y: jax.Array, name: str) -> jax.Array:
@@ -80,7 +80,7 @@ class Block(nn.Module):
 
 
 def bias_index(side: int) -> np.ndarray:
-    """Row of the bias table for each query and key, the class token first."""
+    """Return the row of the bias table per query and key, the class token first."""
     y, x = np.divmod(np.arange(side * side), side)
     dy, dx = (c[:, None] - c[None] + side - 1 for c in (y, x))
     last = (2 * side - 1) ** 2
@@ -91,7 +91,7 @@ def bias_index(side: int) -> np.ndarray:
 
 
 class TextbookViT(nn.Module):
-    """The encoder of square images."""
+    """Encoder of square images."""
 
     patch_size: int
     width: int
@@ -102,12 +102,12 @@ class TextbookViT(nn.Module):
 
     @property
     def stride(self) -> tuple[int, int]:
-        """Height and width in pixels of a token."""
+        """Height and width of a token [pixels]."""
         return (self.patch_size, self.patch_size)
 
     @nn.compact
     def __call__(self, images: jax.Array, mask: jax.Array, train: bool = False):
-        """images: [b h w c]; mask: bool [b h/p w/p], True = masked -> Encoded."""
+        """Encode images, [b h w c]; mask: bool[b h/p w/p], True = masked."""
         p, batch = self.patch_size, len(images)
         patches = nn.Conv(
             self.width, (p, p), (p, p), kernel_init=INIT, dtype=self.dtype
