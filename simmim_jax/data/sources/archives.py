@@ -15,7 +15,7 @@ from simmim_jax.data.sources.archive_index import (
     read_member,
     tar_members,
 )
-from simmim_jax.data.sources.base import NO_LABEL
+from simmim_jax.data.sources.base import NO_LABEL, numbered_classes
 from simmim_jax.data.sources.folders import is_folder
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import (
@@ -117,9 +117,9 @@ def check_archive(file: str) -> None:
 
 
 def find_shards(folder: str) -> list[str]:
-    """Return the .tar files of a folder that has no images or folders beside them.
+    """Return the .tar shards of a folder or of its split folders.
 
-    They may also be in split folders.
+    A folder with images or other folders beside the .tar files has no shards.
     """
     places = [folder, *(os.path.join(folder, name) for name in SPLIT_FOLDERS)]
     top, *inner = [_tars(place) for place in places if os.path.isdir(place)]
@@ -178,7 +178,7 @@ def _labels(
                 "beside it, but other images have: expected one for each image, or "
                 "none."
             )
-        return numbers[chosen], tuple(map(str, range(numbers.max() + 1)))
+        return numbers[chosen], numbered_classes(numbers)
     return label_by_folder(paths, chosen)
 
 

@@ -62,7 +62,9 @@ def to_record(image: bytes | np.ndarray, label: int, path: str) -> bytes:
 
 
 def _is_pixels(image: np.ndarray) -> bool:
-    return image.dtype == np.uint8 and image.shape[2] <= _MAX_CHANNELS
+    """Whether the header can describe an array."""
+    is_small = image.ndim == 3 and image.shape[2] <= _MAX_CHANNELS
+    return image.dtype == np.uint8 and is_small
 
 
 def from_record(record: bytes) -> dict[str, Any]:
