@@ -16,7 +16,7 @@ from simmim_jax.config.schema import Finetune, Pretrain
 from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.loader.memory import Batch
 from simmim_jax.data.loader.workers import num_cpus
-from simmim_jax.data.sources.base import Source
+from simmim_jax.data.sources.base import Source, subset
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.writer import write_json
 from simmim_jax.runtime import sharding
@@ -61,9 +61,9 @@ class Measured:
 def bench_input(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
     """Measure the training input of `config` for some seconds; print a table.
 
-    config.bench.accelerators names those to
-    compare with. Returns what it writes to <workdir>/bench_input.json; nothing else is
-    written. Each of several processes measures its own host, and process 0 reports.
+    config.bench.accelerators names those to compare with. Returns what it writes to
+    <workdir>/bench_input.json; nothing else is written. Each of several processes
+    measures its own host, and process 0 reports.
     raises: UserError for an unknown accelerator and for data without images.
     """
     names = config.bench.accelerators.replace(",", " ").split()
@@ -71,6 +71,8 @@ def bench_input(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
     mesh = sharding.make_mesh()
     compilation.check_batch(config.data.batch_size, config.optim.accumulation, mesh)
     source = inputs.open_split(config.data, config.data.train_split)
+    if isinstance(config, Finetune) and config.data.num_labels:
+        source = subset(source, config.data.num_labels, config.seed)
     classes = max(len(source.class_names), 2)
     flops = compilation.flops_per_image(learner(config, len(source), classes))
     if jax.process_index() == 0:
