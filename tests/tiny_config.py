@@ -38,7 +38,7 @@ def get_config(mode: str) -> ConfigDict:
     return config
 
 
-def typed(mode: str, **fields: Any) -> Any:
+def typed(mode: str, /, **fields: Any) -> Any:
     """The same as a typed config, with fields changed: typed(mode, **{"a.b": 1})."""
     config = get_config(mode)
     config.update_from_flattened_dict(fields)

@@ -1,4 +1,4 @@
-"""The training step alone: measured without data, told in a table and as JSON."""
+"""Benchmark of the training step: measured without data, printed and saved."""
 
 import json
 import time
@@ -28,15 +28,15 @@ def test_command_line_measures_a_step_without_its_data(tmp_path):
     assert result["flops_per_second_per_chip"] == pytest.approx(
         result["images_per_second_per_chip"] * result["flops_per_image"]
     )
-    # A CPU has no peak that is known, and does not tell its memory.
+    # A CPU has no known peak and reports no memory.
     assert result["mfu"] is None
     assert result["device_memory"] is None
     assert result["device_memory_planned"] > 12 * result["parameters"]
-    assert "peak rate of these devices is not known" in output
+    assert "peak rate of these devices is unknown" in output
     assert f"{result['parameters']:,}" in output
 
 
-def test_every_step_has_its_time():
+def test_every_step_is_timed():
     def step(state, batch):
         time.sleep(0.05)
         return state + batch, {"loss": state}
@@ -49,15 +49,19 @@ def test_every_step_has_its_time():
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_fine_tuning_needs_no_weights_and_its_checkpoint_leaves_nothing(
-    frozen, tmp_path
-):
-    config = tiny_config.get_config("finetune")
-    config.data.dataset = "/none"
-    config.freeze_encoder, config.init_from = frozen, "/none" if frozen else ""
-    config.bench.steps, config.bench.num_classes = 2, 7
-    config.bench.checkpoint = True
-    config.profile.num_steps = 2
+def test_fine_tuning_needs_no_weights_and_leaves_no_checkpoint(frozen, tmp_path):
+    config = tiny_config.typed(
+        "finetune",
+        freeze_encoder=frozen,
+        init_from="/none" if frozen else "",
+        **{
+            "data.dataset": "/none",
+            "bench.steps": 2,
+            "bench.num_classes": 7,
+            "bench.checkpoint": True,
+            "profile.num_steps": 2,
+        },
+    )
     result = bench(config, tmp_path)
     saved = result["checkpoint"]
     moments = 1 if frozen else 3
@@ -67,7 +71,7 @@ def test_fine_tuning_needs_no_weights_and_its_checkpoint_leaves_nothing(
     assert list(tmp_path.glob("profile/**/*.xplane.pb"))
 
 
-def test_of_a_comparison_it_is_pre_training(tmp_path):
+def test_comparison_measures_pre_training(tmp_path):
     output = commands.run(
         "--config=configs/quickstart.py",
         "--config.mode=bench",
@@ -77,7 +81,7 @@ def test_of_a_comparison_it_is_pre_training(tmp_path):
     assert "pretrain, vit, float32: 128 images of 28x28 a step" in output
 
 
-def test_a_batch_that_does_not_divide_ends_it_at_once(tmp_path):
+def test_batch_that_does_not_divide_ends_it_at_once(tmp_path):
     output = commands.run(
         *commands.tiny("pretrain", tmp_path, "mode=bench", "optim.accumulation=3"),
         status=1,

@@ -1,4 +1,4 @@
-"""The input's rates, what accelerators need, and which stage holds it up."""
+"""Benchmark of the input: rates, needs of accelerators, and the bottleneck."""
 
 import dataclasses
 import json
@@ -23,9 +23,9 @@ from simmim_jax.performance.bench_input import (
     one_thread,
 )
 from simmim_jax.runtime.accelerators import accelerator
-from simmim_jax.training import inputs
+from simmim_jax.tasks import inputs
 
-# What a host with 8 cores and 8 threads measures where decoding takes most of the time.
+# A host with 8 cores and 8 threads, on which decoding takes most of the time.
 DECODES = Measured(
     bytes=100e3,
     pixels=500 * 375,
@@ -44,9 +44,12 @@ DECODES = Measured(
 )
 
 
+COLOUR = {"data.channels": 3, "data.mean": (0.5,) * 3, "data.std": (0.5,) * 3}
+
+
 @pytest.fixture
 def brief(monkeypatch):
-    """Measures for so short a time that the rates mean little."""
+    """Measure so briefly that the rates mean little."""
     monkeypatch.setattr(module, "_STAGE_SECONDS", 0.2)
     monkeypatch.setattr(module, "_PIPELINE_SECONDS", 0.2)
 
@@ -64,7 +67,7 @@ def test_command_line_measures_a_comparison_by_its_pre_training(tmp_path):
     assert result["skipped"] == 0
     assert result["bytes"] == result["pixels"] == 28 * 28
     assert result["batch_size"] == 128
-    # All that a thread does cannot be faster than a part of it.
+    # All stages together are no faster than one of them.
     assert result["crop_seconds"] > result["decode_seconds"] > 0
     assert result["read_rate"] > result["pipeline_rate"] > 0
     names, peaks, chips = ("v4-8", "h100x2"), (275e12, 989e12), (4, 2)
@@ -79,16 +82,14 @@ def test_command_line_measures_a_comparison_by_its_pre_training(tmp_path):
     assert f"\nBottleneck: {result['bottleneck']}. {result['advice']}" in output
 
 
-def test_means_of_photographs_leave_out_what_is_broken(tmp_path):
+def test_means_of_photographs_exclude_broken_ones(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
     (tmp_path / "train").mkdir()
     for name in "abcde":
         Image.fromarray(noise).save(tmp_path / "train" / f"{name}.jpg", quality=95)
     (tmp_path / "train" / "empty.jpg").touch()
-    config = tiny_config.get_config("pretrain")
-    config.data.dataset = str(tmp_path)
-    config.data.channels = 3
-    source = inputs.open_split(config, "train")
+    config = tiny_config.typed("pretrain", **COLOUR, **{"data.dataset": str(tmp_path)})
+    source = inputs.open_split(config.data, "train")
     measured = one_thread(config, source, np.arange(6))
     assert measured["bytes"] == (tmp_path / "train" / "a.jpg").stat().st_size
     assert measured["pixels"] == 400 * 600
@@ -97,17 +98,17 @@ def test_means_of_photographs_leave_out_what_is_broken(tmp_path):
 
 
 class Distant(ArraySource):
-    """Every example takes 5 ms to arrive."""
+    """Every example takes 5 ms to read."""
 
     def __getitem__(self, index, /):
         time.sleep(5e-3)
         return super().__getitem__(index)
 
 
-def test_waiting_for_bytes_is_told_from_work(brief):
-    config = tiny_config.get_config("pretrain")
-    config.data.image_size = (112, 112)  # smaller raw images are left to one thread
-    config.data.num_threads = 4
+def test_waiting_for_bytes_is_distinguished_from_work(brief):
+    # Smaller raw images are read by one thread.
+    fields = {"data.image_size": (112, 112), "data.num_threads": 4}
+    config = tiny_config.typed("pretrain", **fields)
     images = np.zeros((64, 120, 120, 1), np.uint8)
     measured = measure(config, Distant(images, None, ()))
     assert measured.read_seconds > 5e-3
@@ -115,45 +116,41 @@ def test_waiting_for_bytes_is_told_from_work(brief):
     # Four threads wait at once, and cannot do better than that.
     assert 0 < measured.read_rate < 800
     assert 0 < measured.pipeline_rate < 800
-    # Whatever else runs on this machine:
+    # Independent of other load on this machine:
     measured = dataclasses.replace(measured, pipeline_rate=measured.read_rate)
     assert bottleneck(measured)[0] == "threads"
 
 
 @pytest.mark.parametrize(("rate", "size"), [(160, 80), (0.1, 1), (9e9, 2048)])
-def test_slow_images_come_in_smaller_batches(rate, size):
-    config = tiny_config.get_config("pretrain")
-    config.data.batch_size = 2048
+def test_slow_images_are_measured_in_smaller_batches(rate, size):
+    config = tiny_config.typed("pretrain", **{"data.batch_size": 2048})
     assert module.batch_size(config, rate) == size
 
 
-def test_nothing_but_broken_images_is_an_error(tmp_path, brief):
+def test_only_broken_images_raise(tmp_path, brief):
     for name in "abc":
         (tmp_path / f"{name}.jpg").write_bytes(b"no image")
-    config = tiny_config.get_config("pretrain")
-    config.data.dataset = str(tmp_path)
+    config = tiny_config.typed("pretrain", **{"data.dataset": str(tmp_path)})
     with pytest.raises(ValueError, match=r"none of . examples could be decoded"):
         bench_input(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("mode", ["pretrain", "finetune"])
-def test_what_is_computed_again_is_not_what_a_step_needs(mode, tmp_path, brief):
-    config = tiny_config.get_config(mode)
-    plain = bench_input(config, tmp_path)
-    config.model.remat, config.mode = "full", "bench_input"
-    again = bench_input(config, tmp_path)
+def test_rematerialisation_does_not_change_what_a_step_needs(mode, tmp_path, brief):
+    plain = bench_input(tiny_config.typed(mode), tmp_path)
+    fields = {"model.remat": "full", "mode": "bench_input"}
+    again = bench_input(tiny_config.typed(mode, **fields), tmp_path)
     assert again["flops_per_image"] == plain["flops_per_image"] > 0
     assert again["examples"] == {"pretrain": 8000, "finetune": 40}[mode]
 
 
-def test_a_batch_that_does_not_divide_ends_it_at_once(tmp_path):
-    config = tiny_config.get_config("pretrain")
-    config.optim.accumulation = 3
+def test_batch_that_does_not_divide_raises(tmp_path):
+    config = tiny_config.typed("pretrain", **{"optim.accumulation": 3})
     with pytest.raises(ValueError, match="batch_size=16 must be a multiple of 3"):
         bench_input(config, tmp_path)
 
 
-def test_an_unknown_accelerator_ends_it_at_once(tmp_path):
+def test_unknown_accelerator_ends_it_at_once(tmp_path):
     output = commands.run(
         *commands.tiny("pretrain", tmp_path, "mode=bench_input"),
         "--config.bench.accelerators=v5e-8 v9-8",
@@ -164,7 +161,7 @@ def test_an_unknown_accelerator_ends_it_at_once(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_what_an_accelerator_needs_of_a_host():
+def test_needs_of_an_accelerator_from_a_host():
     # 16 chips, four with each host; 200 images/s a core.
     found = needs(accelerator("v4-32"), 110e9, dataclasses.replace(DECODES, cores=12))
     assert found["images_per_second"] == pytest.approx(16_000)
@@ -176,18 +173,18 @@ def test_what_an_accelerator_needs_of_a_host():
 @pytest.mark.parametrize(
     ("changes", "stage", "says"),
     [
-        ({}, "decode", "67% of the cores' time.* or smaller images: .*data.pack"),
+        ({}, "decode", "67% of the cores' time.* or smaller images: simmim pack"),
         ({"pixels": 256 * 256}, "decode", r"Use more cores\.$"),
         ({"decode_seconds": 1.0e-3}, "crop", "63% of"),
-        # Decoding to the crop's size may be faster than decoding the whole image.
+        # Decoding at the size of the crop may be faster than decoding the whole image.
         ({"decode_seconds": 4e-3}, "decode", "97% of"),
-        # A disk that gives 600 images/s, to however many threads.
+        # A disk that gives 600 images/s to any number of threads.
         (
             {"read_seconds": 5e-3, "read_rate": 600, "pipeline_rate": 590},
             "read",
             "faster disk or smaller",
         ),
-        # A distant one, that would serve more of them.
+        # A remote disk that could serve more threads.
         (
             {"read_seconds": 30e-3, "read_rate": 265, "pipeline_rate": 230},
             "threads",
@@ -198,7 +195,7 @@ def test_what_an_accelerator_needs_of_a_host():
         ({"copy_rate": 2000}, "copy", "copied to the devices"),
     ],
 )
-def test_the_bottleneck_is_named(changes, stage, says):
+def test_bottleneck_and_advice(changes, stage, says):
     named, advice = bottleneck(dataclasses.replace(DECODES, **changes))
     assert named == stage
     assert re.search(says, advice), advice

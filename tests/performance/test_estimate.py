@@ -1,10 +1,15 @@
-"""What is made of the compiler's answers; compiled for real in test_aot.py."""
+"""Conclusions from compiler output; test_aot.py compiles for real."""
 
+import dataclasses
+
+import jax
 import pytest
-from simmim_jax.configs import common
 
+from simmim_jax.config import schema
+from simmim_jax.configs import common
 from simmim_jax.performance import estimate
 from simmim_jax.runtime.accelerators import accelerator
+from simmim_jax.tasks.learners import learner
 
 GIB = 2**30
 
@@ -12,8 +17,8 @@ GIB = 2**30
 @pytest.mark.parametrize(
     ("first", "largest"), [(8, 200), (200, 200), (4096, 200), (1000, 1000), (16, 8)]
 )
-def test_the_largest_batch_is_found_in_few_compilations(first, largest):
-    """Bytes that grow a little faster than linearly."""
+def test_largest_batch_takes_few_compilations(first, largest):
+    """Memory grows slightly faster than linearly."""
     asked = []
 
     def bytes_of(batch):
@@ -32,7 +37,7 @@ def test_the_largest_batch_is_found_in_few_compilations(first, largest):
     assert len(set(asked)) == len(asked)
 
 
-def test_where_nothing_fits_the_largest_batch_is_none():
+def test_largest_batch_is_0_if_none_fits():
     found = estimate.largest_batch(
         lambda batch: (False, 10**10),
         first=256,
@@ -59,7 +64,7 @@ def test_where_nothing_fits_the_largest_batch_is_none():
         ("RESOURCE_EXHAUSTED: no more", 0),
     ],
 )
-def test_the_compiler_says_how_much_is_needed(message, size):
+def test_needed_bytes_in_the_compiler_message(message, size):
     assert estimate.needed_bytes(message) == size
 
 
@@ -77,25 +82,45 @@ def memory(parameters, temporaries):
 
 
 def test_advice_shards_a_large_state_and_recomputes_large_activations():
-    config, of = common.pretrain(), accelerator("v5e-8")
+    config, of = schema.Pretrain(), accelerator("v5e-8")
     large = estimate.advice(config, of, memory(4 * GIB, GIB))
     assert large[0].startswith("--config.mesh.fsdp=8")
     small = estimate.advice(config, of, memory(GIB // 8, 20 * GIB))
     assert small[0].startswith("--config.model.remat=full")
     assert "--search" in small[-1]
-    config.model.remat = "full"
+    model = dataclasses.replace(config.model, remat="full")
+    config = dataclasses.replace(config, model=model)
     assert estimate.advice(config, of, memory(GIB // 8, 20 * GIB))[0].startswith(
         "--config.optim.accumulation=2"
     )
 
 
-def test_a_data_set_that_is_not_here_is_taken_for_imagenet(tmp_path):
-    config = common.finetune("vit_small")
-    config.data.dataset = str(tmp_path / "missing")
-    learner, assumptions = estimate.learner_of(config)
-    assert learner.num_examples == 1281167
+def rates_and_classes(learner):
+    """Return learning rates, which depend on the number of examples, and classes."""
+    params = jax.eval_shape(learner.init, jax.random.key(0))
+    schedule, _ = learner.optimizer(params)
+    steps = (1, 10, 1000, 12_500, 31_250)
+    return [float(schedule(step, 1.0)) for step in steps], params["head"]["bias"].size
+
+
+@pytest.mark.parametrize("num_labels", [0, 100])
+def test_missing_data_set_is_assumed_to_be_imagenet(num_labels, tmp_path):
+    fields = common.finetune("vit_small")
+    fields.data.dataset = str(tmp_path / "missing")
+    fields.data.num_labels = num_labels
+    config = schema.parse(fields)
+    found, assumptions = estimate.learner_of(config)
     assert "1,281,167 images of 1,000 classes" in assumptions[0]
-    config.data.dataset = "bundled:climate"
-    learner, assumptions = estimate.learner_of(config)
+    expected = learner(config, num_labels or 1_281_167, 1000)
+    assert rates_and_classes(found) == rates_and_classes(expected)
+
+
+def test_existing_data_set_needs_no_assumptions():
+    fields = common.finetune("vit_small")
+    fields.data.dataset = "bundled:fashion_mnist_10k"
+    config = schema.parse(fields)
+    found, assumptions = estimate.learner_of(config)
     assert not assumptions
-    assert learner.num_examples < 10000
+    expected = rates_and_classes(learner(config, 8000, 10))
+    assert rates_and_classes(found) == expected
+    assert expected != rates_and_classes(learner(config, 1_281_167, 10))

@@ -1,4 +1,4 @@
-"""The textbook's ViT, which ours is measured against, is the same model."""
+"""Equality of our ViT and the textbook's, which benchmarks compare."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ NAMES = {
 
 
 def textbooks(ours, like):
-    """Our parameters, in the shapes and under the names of the textbook's."""
+    """Return our parameters with the names and shapes of the textbook's."""
     ours = flatten_dict(ours, sep="/")
     found = {}
     for name, shape in flatten_dict(like, sep="/").items():
@@ -46,7 +46,7 @@ def textbooks(ours, like):
     return unflatten_dict(found, sep="/")
 
 
-def test_it_predicts_what_ours_predicts():
+def test_predictions_are_equal():
     sizes = {"depth": 2, "drop_path_rate": 0.1, "dtype": jnp.float32}
     ours = SimMIM(ViT(patch_size=(16, 16), embed_dim=64, num_heads=HEADS, **sizes))
     textbook = SimMIM(TextbookViT(patch_size=16, width=64, heads=HEADS, **sizes))
