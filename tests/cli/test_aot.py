@@ -1,4 +1,4 @@
-"""The command line, and small models compiled with the real TPU compiler."""
+"""`simmim aot`: the command line, and small models compiled for TPU."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def run(*args, ok=True):
-    """What the command prints; with ok=False what it says before it gives up."""
+    """Return the output of the command, or with ok=False its error."""
     done = subprocess.run(
         [sys.executable, "-m", "simmim_jax.aot", *args],
         capture_output=True,
@@ -38,7 +38,7 @@ def run(*args, ok=True):
 
 @pytest.fixture(scope="module")
 def compiled():
-    """mode -> the JSON of its step on four chips."""
+    """Return a function: mode -> JSON of its step on four chips."""
     results = {}
 
     def compile_mode(mode):
@@ -54,8 +54,7 @@ def compiled():
 @pytest.mark.parametrize("mode", ["pretrain", "finetune"])
 def test_a_small_model_fits_and_has_a_cost(compiled, mode):
     result = compiled(mode)
-    config = tiny_config.get_config(mode)
-    learner, _ = estimate.learner_of(config)
+    learner, _ = estimate.learner_of(tiny_config.typed(mode))
     params = jax.eval_shape(learner.init, jax.random.key(0))
     size = sum(p.size for p in jax.tree.leaves(params))
     assert result["fits"] is True
@@ -73,7 +72,7 @@ def test_a_small_model_fits_and_has_a_cost(compiled, mode):
     assert result["seconds_per_step"] == cycles / clock
     rate = result["images_per_second_per_chip"]
     assert rate == pytest.approx(4 * clock / cycles)
-    flops = compilation.flops_per_image(config, learner)
+    flops = compilation.flops_per_image(learner)
     assert result["mfu"] == pytest.approx(rate * flops / 197e12)
     assert 0 < result["mfu"] < 1
     assert sum(o["cycles"] for o in result["operations"]) <= cycles
@@ -81,7 +80,7 @@ def test_a_small_model_fits_and_has_a_cost(compiled, mode):
 
 
 @needs_libtpu
-def test_gradients_are_all_that_chips_exchange_in_bulk(compiled):
+def test_chips_exchange_only_gradients_in_bulk(compiled):
     result = compiled("pretrain")
     (reduced,) = result["collectives"].values()
     sent, size = reduced["sent_per_chip"], result["memory"]["parameters"]
@@ -91,7 +90,7 @@ def test_gradients_are_all_that_chips_exchange_in_bulk(compiled):
 
 
 @needs_libtpu
-def test_the_kernels_of_attention_count():
+def test_attention_kernels_count():
     out = run(
         *(f"--config={TINY}:pretrain", "--config.model.attention=pallas"),
         *("--topology=v5e-1", "--json"),
@@ -101,8 +100,8 @@ def test_the_kernels_of_attention_count():
     assert not any("kernel" in text for text in result["assumptions"])
 
 
-def test_the_batch_that_was_given_may_be_the_largest(monkeypatch):
-    """Estimates are made up: only a chip that is full has such a batch."""
+def test_given_batch_may_be_the_largest(monkeypatch):
+    """Estimates are made up: otherwise the given batch would have to fill a chip."""
 
     def made_up(config, of, say):
         batch = config.data.batch_size // of.chips
@@ -111,14 +110,13 @@ def test_the_batch_that_was_given_may_be_the_largest(monkeypatch):
         return size | {"batch_size": config.data.batch_size}
 
     monkeypatch.setattr(estimate, "estimate", made_up)
-    config = tiny_config.get_config("pretrain")
-    config.data.batch_size = 64
+    config = tiny_config.typed("pretrain", **{"data.batch_size": 64})
     result = aot._run(config, accelerator("v5e-4"), search=True)
     assert json.loads(json.dumps(result))["largest"]["batch_size"] == 64
 
 
 @needs_libtpu
-def test_costly_lines_are_those_of_the_package(compiled):
+def test_costly_lines_are_in_the_package(compiled):
     sources = [o["source"] for o in compiled("pretrain")["operations"] if o["source"]]
     assert sources
     for source in sources:
@@ -127,7 +125,7 @@ def test_costly_lines_are_those_of_the_package(compiled):
 
 
 @needs_libtpu
-def test_the_report_says_the_same(compiled):
+def test_report_has_the_same_figures(compiled):
     text = aot.report(compiled("pretrain") | {"assumptions": ["a"]})
     for part in (
         "fits, 0.0",
@@ -171,7 +169,7 @@ def test_errors_are_sentences(args, message):
         ("model.num_heads=3", "embed_dim=16 does not divide"),
     ],
 )
-def test_what_would_end_a_run_ends_it_before_compiling(field, message):
+def test_errors_of_a_run_are_found_before_compiling(field, message):
     args = (f"--config={TINY}:pretrain", f"--config.{field}", "--topology=v5e-4")
     said = run(*args, ok=False)
     assert message in said

@@ -1,4 +1,4 @@
-"""Mistakes on the command line end at once, with a sentence that helps."""
+"""Errors of the command line: at once, and as a helpful sentence."""
 
 import time
 
@@ -7,7 +7,7 @@ import pytest
 import tiny_config
 from PIL import Image
 
-from simmim_jax.tasks.pretrain import pretrain
+from simmim_jax.tasks.api import pretrain
 
 PRETRAIN = "--config=tests/tiny_config.py:pretrain"
 FINETUNE = "--config=tests/tiny_config.py:finetune"
@@ -31,16 +31,16 @@ FINETUNE = "--config=tests/tiny_config.py:finetune"
         ([PRETRAIN, "--config.data.batch_size=0"], "batch_size=0: expected 1 or more"),
         ([PRETRAIN, "--config.optim.accumulation=-1"], "expected 1 or more"),
         ([PRETRAIN, "--config.profile.num_steps=-1"], "expected 0 or more"),
-        ([PRETRAIN, "--config.mode=compare"], "this config is none of a comparison"),
+        ([PRETRAIN, "--config.mode=compare"], "this config is no comparison"),
         (
             ["--config=configs/climate.py", "--config.mode=pretrain"],
-            "this config is that of a comparison",
+            "this config is a comparison",
         ),
         ([PRETRAIN, "--config.dtype=float16"], "expected one of ('bfloat16'"),
         ([PRETRAIN, "--config.data.eval_crop=1.2"], "expected 0 to 1"),
         ([PRETRAIN, "--config.data.max_bad_fraction=5"], "expected 0 to 1"),
-        ([PRETRAIN, "--config.data.num_threads=0"], "expected numbers of processes"),
-        ([PRETRAIN, "--config.ema_decay=1"], "config.ema_decay=1.0: expected 0 to 1"),
+        ([PRETRAIN, "--config.data.num_threads=0"], "expected 1 or more, or -1"),
+        ([PRETRAIN, "--config.ema_decay=1"], "config.ema_decay=1.0: expected 0 up to"),
         ([PRETRAIN, "--config.data.interpolation=x"], "expected one of ('bilinear'"),
         ([PRETRAIN, "--config.mode=train"], "config.mode='train': expected one of"),
         ([FINETUNE, "--config.init_from=/none"], "'/none' has no checkpoint"),
@@ -48,7 +48,7 @@ FINETUNE = "--config=tests/tiny_config.py:finetune"
         ([PRETRAIN, "x"], "unexpected arguments ['x']"),
     ],
 )
-def test_mistakes(args, says, tmp_path):
+def test_errors_at_once(args, says, tmp_path):
     begin = time.monotonic()
     output = commands.run(*args, f"--workdir={tmp_path / 'run'}", status=1)
     assert says in output
@@ -58,7 +58,7 @@ def test_mistakes(args, says, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_broken_image_is_named(tmp_path):
+def test_broken_image_is_named(tmp_path):
     for name in ("good", "bad"):
         Image.new("L", (28, 28)).save(tmp_path / f"{name}.png")
     broken = tmp_path / "bad.png"
@@ -71,18 +71,18 @@ def test_a_broken_image_is_named(tmp_path):
     assert f" {str(broken)!r}" in output
 
 
-def test_bucket_as_workdir_is_refused():
+def test_bucket_as_workdir_is_an_error():
     output = commands.run(PRETRAIN, "--workdir=gs://bucket/run", status=1)
     assert "gs://bucket/run is not a local folder" in output
 
 
-def test_mistake_found_later_is_a_sentence_too(tmp_path):
+def test_errors_found_later_are_sentences_too(tmp_path):
     output = commands.run(
         *commands.tiny("pretrain", tmp_path, "model.patch_size=(9,9)"), status=1
     )
     assert "must be a multiple of config.model.patch_size" in output
     assert "Traceback" not in output
-    # JAX traced into this one, and says so.
+    # JAX adds notes to errors that are raised while it traces.
     output = commands.run(
         *commands.tiny("pretrain", tmp_path, "data.image_size=(30,28)"), status=1
     )
@@ -95,15 +95,19 @@ def test_mistake_found_later_is_a_sentence_too(tmp_path):
         ("model.patch_size", (9, 9), "must be a multiple of config.model.patch_size"),
         ("data.image_size", (30, 28), "must be multiples"),
         ("optim.accumulation", 3, "config.data.batch_size=16 must be a multiple of 3"),
-        ("optim.schedule", "new", "expected 'official', 'official_prefix' or 'plain'"),
-        ("optim.decay", "linear", "expected 'cosine', 'multistep' or 'constant'"),
-        ("optim.decay_groups", "x", "expected 'official' or 'intended'"),
-        ("checkpoint_every", "5", "checkpoint_every='5' is no length of time"),
+        (
+            "optim.schedule",
+            "new",
+            "one of .'official', 'official_prefix', 'plain'",
+        ),
+        ("optim.decay", "linear", "expected one of .'cosine', 'multistep', 'constant'"),
+        ("optim.decay_groups", "x", "expected one of .'official', 'intended'"),
+        ("checkpoint_every", "5", "config.checkpoint_every='5': invalid duration"),
         ("mesh.fsdp", 0, "expected positive numbers with that product"),
         ("model.name", "vgg", "expected one of \\['swin'"),
     ],
 )
-def test_mistakes_found_before_anything_is_compiled(field, value, says, tmp_path):
+def test_errors_are_found_before_anything_is_compiled(field, value, says, tmp_path):
     config = tiny_config.get_config("pretrain")
     config.update_from_flattened_dict({field: value})
     with pytest.raises(ValueError, match=says):
