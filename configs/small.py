@@ -1,4 +1,4 @@
-"""Your own small colour images on one laptop: a ViT with 1.3M parameters, at 64 pixels.
+"""Your own small colour images on one laptop: a ViT with 1.2M parameters at 64 pixels.
 
     simmim train --config=small --config.data.dataset=/data/photos --workdir=runs/mine
     simmim train --config=small:finetune --config.init_from=runs/mine \
@@ -8,6 +8,11 @@
 each, ":linear" trains a linear classifier on it as it is, and ":compare" does both
 from scratch and with pre-training in one run. ",smoke" after any of them takes seconds.
 Without a data set of yours it is "bundled:climate", 5,228 satellite patches.
+
+":compare" on that set took 35 minutes on 2 cores of an AMD EPYC that did other work as
+well (2026-11-28). With all of its 4,610 labels training from scratch was better, 76.1 %
+against 71.8 % of 618 held-out images: pre-training pays where there are many images and
+few labels (--config.finetune.data.num_labels), and longer, --config.duration.
 """
 
 from ml_collections import ConfigDict

@@ -55,8 +55,8 @@ def section(cls: type, doc: str, **defaults: Any) -> Any:
 
 
 def meaning(field: dataclasses.Field) -> Meaning:
-    """Return what a field made by `field` or `section` means."""
-    return field.metadata["meaning"]
+    """Return what a field means; a plain dataclass field takes any value of its type."""
+    return field.metadata.get("meaning", Meaning(""))
 
 
 def types_of(cls: type) -> dict[str, Any]:

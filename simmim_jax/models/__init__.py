@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from simmim_jax.errors import UserError
 from simmim_jax.models.classifier import Classifier
+from simmim_jax.models.layers import Encoded as Encoded
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.models.swin import Swin
 from simmim_jax.models.swin_v2 import SwinV2
