@@ -1,7 +1,9 @@
 """List the configs that come with the package, each with its purpose.
 
-simmim configs
-simmim train --config=quickstart
+    simmim configs
+    simmim train --config=quickstart
+
+--config also takes a Python file of your own.
 """
 
 import ast

@@ -166,7 +166,7 @@ def test_errors_are_sentences(args, message):
     [
         ("data.batch_size=6", "must be a multiple of 4"),
         ("mesh.fsdp=3", "config.mesh asks for"),
-        ("model.num_heads=3", "embed_dim=16 does not divide"),
+        ("model.num_heads=3", "embed_dim=16 must be a multiple"),
     ],
 )
 def test_errors_of_a_run_are_found_before_compiling(field, message):

@@ -1,0 +1,81 @@
+"""Configs by name, and fields that the command line sets."""
+
+import commands
+import pytest
+
+from simmim_jax.cli import arguments
+
+QUICKSTART = "quickstart:smoke"
+
+
+def load(*overrides, config=QUICKSTART):
+    return arguments.load(config, overrides)[1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "quickstart:smoke",
+        "quickstart.py:smoke",
+        "configs/quickstart:smoke",
+        "configs/quickstart.py:smoke",
+        str(commands.ROOT / "configs" / "quickstart.py:smoke"),
+    ],
+)
+def test_names_and_files_of_a_config(text):
+    file, config = arguments.load(text, [])
+    assert file.endswith("configs/quickstart.py:smoke")
+    assert config.pretrain.duration == "30 steps"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pretraining", "finetuning"),
+    [
+        (["--config.data.dataset=/x"], "/x", "/x"),
+        (["--config.data.dataset", "/x"], "/x", "/x"),
+        (["--config.finetune.data.dataset=/x"], None, "/x"),
+        (["--config.pretrain.data.dataset", "/x"], "/x", None),
+        (
+            ["--config.data.dataset=/x", "--config.finetune.data.dataset=/y"],
+            "/x",
+            "/y",
+        ),
+    ],
+)
+def test_field_of_a_comparison_is_set_in_both_runs(overrides, pretraining, finetuning):
+    config, default = load(*overrides), "bundled:fashion_mnist_10k"
+    assert config.pretrain.data.dataset == (pretraining or default)
+    assert config.finetune.data.dataset == (finetuning or default)
+
+
+def test_field_of_one_run_is_set_there():
+    config = load("--config.data.num_labels=7", "--config.mask.ratio=0.5")
+    assert config.finetune.data.num_labels == 7
+    assert config.pretrain.mask.ratio == 0.5
+    assert "num_labels" not in config.pretrain.data
+    assert "mask" not in config.finetune
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "says"),
+    [
+        (QUICKSTART, "--config.data.datset=/x", "unknown config field data.datset"),
+        (QUICKSTART, "--config.pretrain.data.datset=/x", 'Did you mean "dataset"'),
+        ("vit_base", "--config.data.datset=/x", 'Did you mean "dataset"'),
+        ("quickstrat", "--config.seed=1", "Did you mean quickstart?"),
+    ],
+)
+def test_unknown_names_suggest_known_ones(config, override, says):
+    with pytest.raises(SystemExit) as exit_:
+        load(override, config=config)
+    assert says in exit_.value.code
+
+
+def test_parse_returns_the_fields_that_flags_set():
+    parser = arguments.parser("train", "Train.")
+    arguments.add_config(parser, "quickstart")
+    argv = ["--config=vit_base", "--config.seed=3", "--config.data.batch_size", "64"]
+    args, config, explicit = arguments.parse(parser, argv)
+    assert args.config.endswith("vit_base.py")
+    assert (config.seed, config.data.batch_size) == (3, 64)
+    assert explicit == {"seed", "data.batch_size"}

@@ -1,0 +1,95 @@
+"""The `simmim` command and its small sub-commands."""
+
+import re
+
+import pytest
+
+from simmim_jax.cli import arguments, commands, configs, fields
+from simmim_jax.config import schema
+from simmim_jax.config.parsing import leaves
+
+# Commands that need no example beyond their own name.
+ALONE = {"configs", "doctor"}
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["help"]])
+def test_overview_lists_every_command(argv, capsys):
+    commands.main(argv)
+    said = capsys.readouterr().out
+    for name, (_, purpose) in commands.COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(purpose)}$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_help_shows_an_example(name, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        commands.main([name, "--help"])
+    assert exit_.value.code == 0
+    said = capsys.readouterr().out
+    assert f"usage: simmim {name}" in said
+    arguments_of_example = "" if name in ALONE else r" +\S+"
+    assert re.search(rf"^ +simmim {name}{arguments_of_example}", said, re.MULTILINE)
+
+
+def test_unknown_command_suggests_a_known_one():
+    with pytest.raises(SystemExit, match=r"unknown command 'trian'.* mean 'train'\?"):
+        commands.main(["trian"])
+
+
+def test_configs_have_a_purpose_of_one_line(capsys):
+    configs.main([])
+    lines = capsys.readouterr().out.splitlines()
+    names = arguments.config_names()
+    assert [line.split()[0] for line in lines] == names
+    assert "quickstart" in names
+    assert not {"common", "models", "__init__"} & set(names)
+    for line in lines:
+        purpose = line.split(maxsplit=1)[1]
+        assert purpose.endswith(".")
+        assert len(purpose) < 100
+
+
+def test_fields_are_explained(capsys):
+    fields.main([])
+    said = capsys.readouterr().out
+    for run in (schema.Pretrain(), schema.Finetune()):
+        for name, _, _, value in leaves(run):
+            assert f"--config.{name}={value!r}\n    [" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["optim.lr"], ["optim.lr=0.0001", "optim.lr=0.00125"]),
+        (["config.optim.lr"], ["optim.lr=0.0001", "optim.lr=0.00125"]),
+        (["--config=vit_base", "mask.ratio"], ["mask.ratio=0.6"]),
+        (
+            ["--config=vit_base", "optim.lr", "--config.optim.lr=3e-4"],
+            ["optim.lr=0.0003"],
+        ),
+        (
+            ["--config=quickstart", "seed"],
+            ["pretrain.seed=0", "finetune.seed=0"],
+        ),
+    ],
+)
+def test_fields_of_a_name_or_config(argv, expected, capsys):
+    fields.main(argv)
+    said = capsys.readouterr().out
+    assert re.findall(r"--config\.(\S+)\n", said) == expected
+
+
+def test_fields_of_a_group(capsys):
+    fields.main(["bench"])
+    said = capsys.readouterr().out
+    assert re.findall(r"--config\.(\w+\.\w+)=", said) == [
+        "bench.steps",
+        "bench.num_classes",
+        "bench.checkpoint",
+        "bench.accelerators",
+    ]
+
+
+def test_unknown_field_lists_the_groups():
+    with pytest.raises(SystemExit, match=r"no field optm: expected one of .*, optim,"):
+        fields.main(["optm"])
