@@ -146,7 +146,7 @@ def _of_both(config: str, overrides: Sequence[str]) -> list[str]:
     if fields is None or "pretrain" not in fields:
         return list(overrides)
     expanded = []
-    for override in overrides:
+    for override in _joined(overrides):
         name, equals, value = override.removeprefix("--config.").partition("=")
         if not override.startswith("--config.") or name.split(".")[0] in fields:
             expanded.append(override)
@@ -160,6 +160,18 @@ def _of_both(config: str, overrides: Sequence[str]) -> list[str]:
             )
         expanded += [f"--config.{run}.{name}{equals}{value}" for run in runs]
     return expanded
+
+
+def _joined(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with --config.FIELD VALUE as --config.FIELD=VALUE."""
+    joined: list[str] = []
+    for override in overrides:
+        last = joined[-1] if joined else ""
+        if last.startswith("--config.") and "=" not in last and override[:2] != "--":
+            joined[-1] += f"={override}"
+        else:
+            joined.append(override)
+    return joined
 
 
 def _fields(config: str) -> ConfigDict | None:
