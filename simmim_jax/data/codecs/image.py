@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from simmim_jax.data.codecs.base import BadImage, Codec
 from simmim_jax.errors import UserError
 
-__all__ = ["IMAGE", "BadImage", "Jpeg", "decode", "decode_jpeg", "read_jpeg_header"]
+__all__ = ["IMAGE", "BadImage", "Jpeg", "decode_jpeg", "read_jpeg_header"]
 
 _MODES = {1: "L", 3: "RGB"}
 # Formats found on the web, whatever the file names say. Pillow must not try others: it
@@ -45,13 +45,6 @@ class Jpeg:
         is_turned = self.orientation >= 5
         shape = self.stored_height, self.stored_width
         return shape[::-1] if is_turned else shape
-
-
-def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
-    """Decode with the codec registry: see `registry.decode`."""
-    from simmim_jax.data.codecs import registry  # which imports this module
-
-    return registry.decode(data, channels)
 
 
 def decode_image(data: bytes, channels: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simmim_jax.data.codecs.image import decode
+from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.sources import cache, folders
 from simmim_jax.data.sources.paths import Paths
 from simmim_jax.data.sources.registry import check_source, open_source

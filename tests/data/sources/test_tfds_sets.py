@@ -11,7 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from simmim_jax.data.codecs.image import decode
+from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.sources import cache
 from simmim_jax.data.sources.base import subset
 from simmim_jax.data.sources.registry import check_source, open_source
