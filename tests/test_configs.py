@@ -1,8 +1,6 @@
-"""Every config loads, fits its model, and explains its fields."""
+"""Every config loads, and its runs fit together."""
 
 import importlib
-import itertools
-import re
 from pathlib import Path
 
 import jax
@@ -13,12 +11,12 @@ import pytest
 from simmim_jax.checkpoints.record import config_changes
 from simmim_jax.checkpoints.transfer import transfer
 from simmim_jax.cli.train import check
+from simmim_jax.config import schema
 from simmim_jax.configs import ablations, common, models, swin_base_100ep
 from simmim_jax.data.sources.registry import check_source
 from simmim_jax.models import build_classifier, build_simmim
 from simmim_jax.tasks.classify import patch_grid, window_notice
-from simmim_jax.tasks.pretrain import model_of, objective_of
-from simmim_jax.training import steps
+from simmim_jax.tasks.pretrain import Parts
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARTS = {"__init__", "common", "models"}
@@ -30,9 +28,9 @@ def load(name: str, arg: str = ""):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_config_of_the_smoke_test_runs_on_bundled_data(name):
+def test_smoke_config_runs_on_bundled_data(name):
     config = load(name, "smoke")
-    if name == "fashion_mnist":  # its own data is what it is for
+    if name == "fashion_mnist":  # made for its own data
         for run in (config.pretrain, config.finetune):
             run.data.dataset = "bundled:fashion_mnist_10k"
             run.data.eval_split = "validation"
@@ -88,13 +86,13 @@ def test_pre_trained_encoder_fits_the_fine_tuning_config(
 
 
 def zeros(model, *args):
-    """Parameters without memory."""
+    """Return parameters that take no memory."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), *args)["params"]
     return jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_unknown_argument_is_refused(name):
+def test_unknown_argument_raises(name):
     with pytest.raises(ValueError, match="expected 'smoke' or nothing"):
         load(name, "smok")
 
@@ -102,7 +100,11 @@ def test_unknown_argument_is_refused(name):
 @pytest.mark.parametrize("name", RUNS)
 def test_docstring_has_the_command(name):
     text = (CONFIGS / f"{name}.py").read_text()
-    assert f"python -m simmim_jax.main --config=configs/{name}.py" in text
+    commands = (
+        f"python -m simmim_jax.main --config=configs/{name}.py",
+        f"simmim train --config={name} ",
+    )
+    assert any(command in text for command in commands)
 
 
 @pytest.mark.parametrize("mode", ["pretrain", "finetune"])
@@ -112,23 +114,7 @@ def test_fields_are_locked(mode):
         config.lock().optim.learning_rate = 1.0
 
 
-@pytest.mark.parametrize(("part", "fields"), [("common", 50), ("models", 15)])
-def test_every_field_has_its_sentence(part, fields):
-    lines = (CONFIGS / f"{part}.py").read_text().splitlines()
-    defined: set[str] = set()
-    for above, line in itertools.pairwise(lines):
-        if line.startswith(("def is_smoke", "def smoke", "def comparison")):
-            break
-        field = re.match(r"    ((?:config|model)(?:\.\w+)+) = ", line)
-        if not field or field[1] in defined:
-            continue
-        defined.add(field[1])
-        explained = above.lstrip().startswith("#")
-        assert explained, f"{field[1]} has no comment above it"
-    assert len(defined) > fields
-
-
-def test_bundled_sets_are_there():
+def test_bundled_sets_exist():
     for dataset in ("bundled:climate", "bundled:fashion_mnist_10k"):
         check_source(dataset, "train")
 
@@ -152,11 +138,11 @@ def test_every_size_can_be_pre_trained(name):
 @pytest.mark.parametrize(
     "name", ["vit_base", "swin_base", "swin_large", "swin_v2_base"]
 )
-def test_sizes_with_a_released_config_are_as_there(name):
+def test_sizes_equal_the_released_configs(name):
     assert load("sizes", name).to_dict() == load(name).to_dict()
 
 
-def test_an_unknown_size_is_named_with_the_known_ones():
+def test_unknown_size_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"one of vit_small, .*swin_v2_huge;"):
         load("sizes", "vit_giant")
 
@@ -165,7 +151,7 @@ def test_an_unknown_size_is_named_with_the_known_ones():
 
 
 @pytest.mark.parametrize("name", ablations.ABLATIONS)
-def test_ablation_changes_what_it_says_and_nothing_else(name):
+def test_ablation_changes_only_what_it_says(name):
     setting = swin_base_100ep.get_config().to_dict()
     changed = load("ablations", name).to_dict()
     fields = ablations.ABLATIONS[name]
@@ -175,24 +161,15 @@ def test_ablation_changes_what_it_says_and_nothing_else(name):
 
 @pytest.mark.parametrize("name", ablations.ABLATIONS)
 def test_ablation_masks_and_predicts_what_it_says(name):
-    config = load("ablations", f"{name},smoke")
-    prepare = steps.pretrain_prepare(
-        patch_size=config.model.patch_size,
-        mask_kind=config.mask.kind,
-        mask_unit=config.mask.unit_size,
-        mask_ratio=config.mask.ratio,
-        mean=config.data.mean,
-        std=config.data.std,
-        flip=False,
-    )
+    parts = Parts(schema.parse(load("ablations", f"{name},smoke")))
+    prepare, objective = parts.prepare(flip=False), parts.objective
     images = np.zeros((2, 192, 192, 3), np.uint8)
     batch = jax.eval_shape(prepare, {"image": images}, jax.random.key(0))
     assert batch["mask"].shape == (2, 48, 48)
-    objective = objective_of(config)
     if "mask.kind" in ablations.ABLATIONS[name]:
         return  # the same model as the setting
     prediction, _ = jax.eval_shape(
-        model_of(config).init_with_output,
+        parts.model.init_with_output,
         jax.random.key(0),
         batch["image"],
         batch["mask"],
@@ -206,12 +183,12 @@ def test_ablation_masks_and_predicts_what_it_says(name):
 
 
 @pytest.mark.parametrize("arg", ["l3", "l2,smok", "l2,smoke,l2", ",l2"])
-def test_unknown_ablation_is_named_with_the_known_ones(arg):
+def test_unknown_ablation_lists_the_known_ones(arg):
     with pytest.raises(ValueError, match=r"random_4_0\.2, .*smooth_l1.*',"):
         load("ablations", arg)
 
 
-def test_without_a_name_it_is_the_setting():
+def test_ablations_without_a_name_are_the_setting():
     setting = swin_base_100ep.get_config().to_dict()
     assert load("ablations").to_dict() == setting
     smoke = load("ablations", "smoke").to_dict()

@@ -55,7 +55,7 @@ def section(cls: type, doc: str, **defaults: Any) -> Any:
 
 
 def meaning(field: dataclasses.Field) -> Meaning:
-    """Return what a field means; a plain dataclass field takes any value of its type."""
+    """Return what a field means; a plain field takes any value of its type."""
     return field.metadata.get("meaning", Meaning(""))
 
 

@@ -24,6 +24,7 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Protocol
 
+from simmim_jax.data.codecs.registry import register_codec, registered_codecs
 from simmim_jax.data.loader.bad_examples import BadExample
 from simmim_jax.data.loader.memory import Batch, BatchMemory, Fields, anonymous_file
 from simmim_jax.runtime.host_memory import keep_freed_images
@@ -145,7 +146,7 @@ class Workers:
         # Pickled once, into a file: through a pipe, each worker would have to run
         # before the next one can start.
         with open(anonymous_file(), "wb") as file:
-            pickle.dump(filler, file)
+            pickle.dump((filler, registered_codecs()), file)
             file.flush()
             for worker in range(num_workers):
                 ends = worker * filler.batch_size, (worker + 1) * filler.batch_size
@@ -249,7 +250,9 @@ def _work(
     """Fill the rows of each (step, slot) that arrives until the main process ends."""
     keep_freed_images()
     with mmap.mmap(filler.descriptor, 0, access=mmap.ACCESS_READ) as pickled:
-        fill = pickle.loads(pickled)
+        fill, codecs = pickle.loads(pickled)
+    for codec in codecs:
+        register_codec(codec)
     os.close(filler.descriptor)  # frees the memory, too
     memory = BatchMemory(fill.fields, shared.descriptor)
     # The main process closes its end, or has ended.

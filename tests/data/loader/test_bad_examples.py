@@ -245,8 +245,9 @@ def test_as_many_as_allowed(tmp_path):
 def test_more_than_allowed_end_the_run(num_workers, tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"6 of 20 examples of the train split have no image .*\(6 truncated\), "
-        r"see .*bad_images\.tsv\. Expected at most config\.data\.max_bad_fraction=0\.2",
+        match=r"6 of 20 examples of the train split have no usable image "
+        r"\(6 truncated\), see .*bad_images\.tsv\. "
+        r"Expected at most config\.data\.max_bad_fraction=0\.2",
     ):
         judged(tmp_path, 6, max_fraction=0.25, num_workers=num_workers)
 
