@@ -60,7 +60,7 @@ def run_blocks(
     REMAT_POLICIES.
     scan: compile `period` blocks once and run them in a loop; block i and block
     i + period may differ in their parameters only. Parameters are stacked inside the
-    program alone, so checkpoints are those of unrolled blocks.
+    program only, so checkpoints are those of unrolled blocks.
     Raises UserError for an unknown policy and for a loop without rematerialisation.
     """
     check(remat, scan)
