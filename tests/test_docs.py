@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -361,6 +362,8 @@ def fill(folder: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
     image.save(folder / "photo.jpg")
+    bands = np.random.default_rng(0).normal((0.1, 25), (0.05, 8), (40, 64, 64, 2))
+    np.save(folder / "bands.npy", bands.astype(np.float32))
     classes = sorted(path.name for path in (folder / "labelled").iterdir())
     (folder / "names.txt").write_text("\n".join(classes) + "\n")
     (folder / "my_photos.py").write_text(python_of("docs/how-to/models.md"))
