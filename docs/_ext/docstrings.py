@@ -16,6 +16,8 @@ from docutils import nodes
 _MARKUP = re.compile(r"(`+)(.+?)\1(?=(\w?))|[*_|`\\]")
 _FIELD = re.compile(r"(\*{0,2}[a-z_]\w*(?:, [a-z_]\w*)*|Returns|Raises): (?=\S)")
 _ARGS = re.compile(r"^Args:\n((?:  .*(?:\n|$))+)", re.M)
+# Fields may follow each other on one line: "name: text; name: text. name: text".
+_NEXT_FIELD = re.compile(r"[;.] (?=[a-z_]\w*: )")
 _BULLET = re.compile(r"[-*] ")
 _FLAX_FIELDS = re.compile(r"(, )?parent: [^=]*= <[^>]*>, name: str \| None = None")
 
@@ -87,7 +89,7 @@ def _items(lines: Sequence[str]) -> Iterator[str]:
 
 def _item(text: str) -> Iterator[str]:
     if field := _FIELD.match(text):
-        first, *others = re.split(r"; (?=[a-z_]\w*: )", text[field.end() :])
+        first, *others = _NEXT_FIELD.split(text[field.end() :])
         yield from _field(field[1], first)
         for other in others:
             yield from _item(other)
