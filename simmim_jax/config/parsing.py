@@ -117,7 +117,7 @@ def _unknown(where: str, name: str, known: Mapping[str, Any]) -> str:
 def _parse_value(value: Any, kind: Any, meaning: Meaning, where: str) -> Any:
     if typing.get_origin(kind) is tuple:
         return _parse_tuple(value, kind, meaning, where)
-    value = _scalar(value, kind, where)
+    value = _scalar(value, kind, f"{where}={value!r}")
     if meaning.choices and value not in meaning.choices:
         raise UserError(f"{where}={value!r}: expected one of {meaning.choices}.")
     _check_bounds(value, meaning, where)
@@ -137,20 +137,22 @@ def _parse_tuple(value: Any, kind: Any, meaning: Meaning, where: str) -> tuple:
         )
     each = parameters[:1] * len(items) if any_length else parameters
     parsed = tuple(
-        _scalar(item, part, where) for item, part in zip(items, each, strict=True)
+        _scalar(item, part, f"{where}={value!r}: {item!r}")
+        for item, part in zip(items, each, strict=True)
     )
     for item in parsed:
         _check_bounds(item, meaning, f"{where}={value!r}: {item!r}", inside=True)
     return parsed
 
 
-def _scalar(value: Any, kind: Any, where: str) -> Any:
+def _scalar(value: Any, kind: Any, shown: str) -> Any:
+    """Return `value` as `kind`; shown: field and value in messages."""
     if kind is Duration:
         try:
             durations.parse(value)
         except (UserError, AttributeError):
             raise UserError(
-                f"{where}={value!r}: invalid duration. Expected a number and a unit, "
+                f"{shown}: invalid duration. Expected a number and a unit, "
                 "such as '10 epochs', '500 steps' or '100000 examples'."
             ) from None
         return value
@@ -162,7 +164,7 @@ def _scalar(value: Any, kind: Any, where: str) -> Any:
     if (is_int and kind is int) or (kind is not int and isinstance(value, kind)):
         return value
     name = kind.__name__ if isinstance(kind, type) else str(kind)
-    raise UserError(f"{where}={value!r}: expected {_ARTICLE.get(name, name)}.")
+    raise UserError(f"{shown}: expected {_ARTICLE.get(name, name)}.")
 
 
 _ARTICLE = types.MappingProxyType(
