@@ -1,35 +1,35 @@
-"""Accelerators by name: how many chips on how many hosts, and their peak rate."""
+"""Accelerators by name: chips, hosts and peak rates."""
 
 import dataclasses
 import re
 
 from simmim_jax.errors import UserError
 
-# Floating-point operations a second and chip, bfloat16, dense, as their makers state.
+# Peak of a chip [FLOP/s, dense bfloat16], by kind.
 # cloud.google.com/tpu/docs/v3 to /v6e, "Peak compute per chip".
 TPUS = {"v3": 123e12, "v4": 275e12, "v5e": 197e12, "v5p": 459e12, "v6e": 918e12}
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Rates of a TPU chip, a second: its clock, and bytes that it can move."""
+    """Rates of a TPU chip."""
 
-    clock: float
-    memory: float  # to or from its main memory
-    links: float  # to other chips, over all its links
+    clock: float  # [Hz]
+    memory: float  # bandwidth of its HBM [bytes/s]
+    links: float  # bandwidth to other chips, one direction, all links [bytes/s]
 
 
 # Memory and links: the same pages, "HBM bandwidth" and half of the "bidirectional
-# ICI bandwidth" (v4: "2,400 Gbps"). Clock: that at which the matrix units give the
-# peak, 128 x 128 and eight a chip on v4 and v5p, four on v5e; 256 x 256, four on v6e.
+# ICI bandwidth" (v4: "2,400 Gbps"). Clock: derived from the peak and the matrix units,
+# 128 x 128 and eight a chip on v4 and v5p, four on v5e; 256 x 256, four on v6e.
 CHIPS = {
     "v4": Chip(1.05e9, 1200e9, 300e9),
     "v5e": Chip(1.5e9, 819e9, 200e9),
     "v5p": Chip(1.75e9, 2765e9, 600e9),
     "v6e": Chip(1.75e9, 1640e9, 400e9),
 }
-# NVIDIA's data sheets of A100, and of L4, H100 (SXM) and H200, which state twice as
-# much, "with sparsity"; for GeForce the appendices of its white papers on GA102 and
+# NVIDIA's data sheets of A100, L4, H100 (SXM) and H200; all but A100's state twice as
+# much, "with sparsity". For GeForce the appendices of the white papers on GA102 and
 # Ada, with float32 accumulation.
 GPUS = {
     "rtx3090": 71e12,
@@ -39,8 +39,8 @@ GPUS = {
     "h100": 989e12,
     "h200": 989e12,
 }
-# What JAX calls their devices (`device_kind`). One of a v3 is a core, half a chip.
-# Boards with another rate are left out: H100 PCIe and NVL, H200 NVL.
+# Peak by JAX's `device_kind` [FLOP/s]. A device of a v3 is a core, half a chip.
+# Boards with other rates are left out: H100 PCIe and NVL, H200 NVL.
 _DEVICES = {
     "TPU v3": TPUS["v3"] / 2,
     "TPU v4": TPUS["v4"],
@@ -60,29 +60,29 @@ _DEVICES = {
     "NVIDIA H100 80GB HBM3": GPUS["h100"],
     "NVIDIA H200": GPUS["h200"],
 }
-# The number in a TPU's name is that of its chips here, and that of its cores elsewhere,
-# two a chip. Up to eight such chips are on one host, and four on each of several.
+# Names of these kinds count chips; those of others count cores, two a chip. A slice of
+# up to eight such chips has one host, a larger one a host for every four.
 _COUNTS_CHIPS = ("v5e", "v6e")
 
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """What a name stands for; peak: bfloat16 operations a second and chip."""
+    """A TPU slice, or the GPUs of a host."""
 
     name: str
-    peak: float
+    peak: float  # of a chip [FLOP/s, dense bfloat16]
     chips: int
     hosts: int
 
     def images_per_second(self, flops_per_image: float, utilization: float) -> float:
-        """What it gets through, with all hosts, at this share of its peak (MFU)."""
+        """Return the rate of all chips at this share of the peak (MFU)."""
         return self.chips * self.peak * utilization / flops_per_image
 
 
 def accelerator(name: str) -> Accelerator:
-    """A TPU slice as Google Cloud spells it, or GPUs: "v5e-8", "v4-32", "h100x8".
+    """Parse a TPU slice in Google Cloud's spelling, or GPUs: "v5e-8", "h100x8".
 
-    raises: ValueError for any other name.
+    raises: UserError for any other name.
     """
     spelled = name.lower().replace("v5litepod", "v5e")
     kind, *rest = re.split(r"(-|(?<=\d)x)", spelled, maxsplit=1)
@@ -99,10 +99,10 @@ def accelerator(name: str) -> Accelerator:
     raise UserError(
         f"{name!r} is no accelerator: expected a TPU slice such as 'v5e-8' (8 chips) "
         "or 'v4-8' (8 cores, 4 chips), or one to eight GPUs of a host such as 'h100' "
-        f"or 'h100x8'. Kinds are {', '.join([*TPUS, *GPUS])}."
+        f"or 'h100x8'. Kinds: {', '.join([*TPUS, *GPUS])}."
     )
 
 
 def peak(device_kind: str) -> float | None:
-    """Operations a second of one of JAX's devices, bfloat16; None where unknown."""
+    """Return the peak of a JAX device [FLOP/s, dense bfloat16]; None if unknown."""
     return _DEVICES.get(device_kind)

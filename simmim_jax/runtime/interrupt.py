@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and stop."""
+"""Signals that stop a run after it saves a checkpoint."""
 
 import contextlib
 import signal
@@ -8,17 +8,20 @@ from typing import Any
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[str]]:
-    """A list that gets the name of a SIGTERM or SIGINT while the loop runs."""
+    """Collect the names of SIGTERM and SIGINT in a list instead of stopping.
+
+    A SIGINT after another signal raises KeyboardInterrupt.
+    """
     received: list[str] = []
 
     def handler(number: int, frame: Any) -> None:
         del frame
         if received and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: at once
+            raise KeyboardInterrupt
         received.append(signal.Signals(number).name)
 
     previous = {}
-    with contextlib.suppress(ValueError):  # not in the main thread: a notebook's
+    with contextlib.suppress(ValueError):  # only the main thread sets handlers
         for number in (signal.SIGTERM, signal.SIGINT):
             previous[number] = signal.signal(number, handler)
     try:

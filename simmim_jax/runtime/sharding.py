@@ -1,4 +1,4 @@
-"""One mesh for everything, from one CPU to a pod, and where arrays lie on it."""
+"""The device mesh, from one CPU to a pod, and the sharding of arrays over it."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -10,16 +10,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from simmim_jax.errors import UserError
 
-# Smaller parameters stay whole on every device: they are not worth gathering.
+# Smaller parameters are replicated: gathering them costs more than it saves [elements].
 MIN_FSDP_SIZE = 2**18
 
 
 def make_mesh(
     data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A ("data", "fsdp") mesh; -1 takes what the other axis leaves.
+    """Return a ("data", "fsdp") mesh; -1 takes the devices that the other axis leaves.
 
-    devices: those of a slice that is not there; None: all that are here.
+    devices: None for all devices of the run; others to compile for an absent slice.
+    raises: UserError if the product of the axes is not the number of devices.
     """
     count = len(devices or jax.devices())
     shape = [data, fsdp]
@@ -28,8 +29,8 @@ def make_mesh(
     if shape[0] * shape[1] != count:
         raise UserError(
             f"config.mesh asks for data={data} x fsdp={fsdp} devices, but there are "
-            f"{count}: expected positive numbers with that product, or one of them -1, "
-            "which takes the rest."
+            f"{count}: expected positive numbers with that product, or -1 for one of "
+            "them, which takes the rest."
         )
     return jax.make_mesh(
         tuple(shape),
@@ -40,15 +41,15 @@ def make_mesh(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Splits the first axis over all devices."""
+    """Return the sharding of a batch: the first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def state_sharding(state: Any, mesh: Mesh) -> Any:
-    """Shardings for a tree of shapes: large arrays split over "fsdp", the rest whole.
+    """Return shardings for a tree of shapes: large arrays over "fsdp", others whole.
 
-    An array is split along its largest axis that divides. Optimiser moments have the
-    shapes of their parameters, and so lie where those do.
+    An array is split along its largest divisible axis. Optimiser moments have the
+    shapes of their parameters, and therefore their shardings.
     """
     fsdp = mesh.shape["fsdp"]
 
@@ -63,11 +64,10 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
 
 
 def gathered(params: Any, mesh: Mesh) -> Any:
-    """Parameters that are split over "fsdp", whole on each device while it computes.
+    """All-gather parameters that are split over "fsdp"; call it under jit.
 
-    Within jit. Otherwise the compiler splits activations as their weights are, and
-    sends activations around instead, of which there are more. Gradients are split as
-    the parameters are.
+    Otherwise the compiler shards activations like their weights and communicates the
+    activations, which are larger. Gradients are sharded like the parameters.
     """
     whole, split = NamedSharding(mesh, PartitionSpec()), state_sharding(params, mesh)
 
@@ -76,7 +76,7 @@ def gathered(params: Any, mesh: Mesh) -> Any:
         return jax.lax.with_sharding_constraint(params, whole)
 
     def scatter(_: None, gradients: Any) -> tuple[Any]:
-        # Whole first, as what they are computed from is.
+        # Replicated first, like the operands that they are computed from.
         gradients = jax.lax.with_sharding_constraint(gradients, whole)
         return (jax.lax.with_sharding_constraint(gradients, split),)
 
@@ -85,38 +85,38 @@ def gathered(params: Any, mesh: Mesh) -> Any:
 
 
 def on_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
-    """While a function is traced: kernels in it find out what devices share the batch.
+    """Tell Pallas kernels the mesh while a function is traced.
 
-    XLA splits all other operations by itself.
+    XLA partitions all other operations by itself.
     """
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def laid_out(tree: Any, shardings: Any) -> Any:
-    """Host arrays, the same in all processes, onto devices; the rest lies there."""
+    """Put host arrays, equal in all processes, on devices; JAX arrays stay."""
 
     def put(x: Any, layout: NamedSharding) -> jax.Array:
         if isinstance(x, jax.Array):
             return x
         x = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
-        # device_put would first send it around, to see whether it is the same.
+        # device_put would first check over the network that all processes agree.
         return jax.make_array_from_callback(x.shape, layout, lambda part: x[part])
 
     return jax.tree.map(put, tree, shardings)
 
 
 def await_on_cpus(arrays: Any) -> None:
-    """Waits for what the next step takes, where devices are CPUs.
+    """Wait for the inputs of the next step if devices are CPUs.
 
-    A step that is started ahead takes its memory ahead, and gains nothing: host and
-    device are the same. Other devices shall always have the next step before them.
+    A step enqueued early would allocate its memory early and gain nothing: host and
+    device are the same. Accelerators should always have the next step queued.
     """
     if jax.default_backend() == "cpu":
         jax.block_until_ready(arrays)
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
-    """A tree of shapes with their shardings: what to compile for, and restore onto."""
+    """Add shardings to a tree of shapes, to compile for or to restore onto."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
@@ -125,7 +125,7 @@ def placed(shapes: Any, shardings: Any) -> Any:
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's part of a batch -> arrays over all devices of all processes."""
+    """Turn this process's part of a batch into arrays over all devices of the run."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)

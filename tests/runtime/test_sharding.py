@@ -1,4 +1,4 @@
-"""The same numbers on 1 device and on 8, whole or split (virtual CPU devices)."""
+"""The same numbers on 1 and 8 virtual devices, with parameters replicated or split."""
 
 import functools
 import os
@@ -11,12 +11,13 @@ import jax
 import numpy as np
 import optax
 import pytest
-from simmim_jax.configs import common
 
+from simmim_jax.config import schema
+from simmim_jax.configs import common
 from simmim_jax.runtime import sharding
 from simmim_jax.tasks import pretrain
 
-# Wide enough for its matrices to be split; checkpoints hold averages and the latest.
+# Wide enough for FSDP to split matrices; with an average of the parameters.
 WIDE = ("model.embed_dim=512", "model.depth=1", "duration=4 steps", "ema_decay=0.5")
 
 
@@ -43,7 +44,7 @@ def test_eight_devices_give_the_losses_of_one(fsdp, one_device, tmp_path):
 
 
 def assert_only_parameters_move(workdir, fsdp):
-    """Split ones are gathered, activations stay where their images are."""
+    """FSDP gathers parameters; activations stay on the devices of their images."""
     (program,) = (workdir / "hlo").glob("*jit_train_step*after_optimizations.txt")
     text = program.read_text()
     moved = re.findall(
@@ -61,7 +62,7 @@ def assert_only_parameters_move(workdir, fsdp):
     assert "all-reduce" in text
 
 
-def test_checkpoint_of_eight_devices_goes_on_on_one(one_device, tmp_path):
+def test_one_device_resumes_a_checkpoint_of_eight(one_device, tmp_path):
     args = commands.tiny("pretrain", tmp_path, *WIDE)
     commands.kill(
         commands.start(*args, "--config.checkpoint_every=2 steps", devices=8),
@@ -71,7 +72,7 @@ def test_checkpoint_of_eight_devices_goes_on_on_one(one_device, tmp_path):
     assert losses(tmp_path) == pytest.approx(losses(one_device), rel=1e-5)
 
 
-def test_large_arrays_are_split_over_fsdp_and_small_ones_are_not():
+def test_fsdp_splits_large_arrays_and_replicates_small_ones():
     mesh = jax.sharding.AbstractMesh(
         (2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2
     )
@@ -87,11 +88,11 @@ def test_large_arrays_are_split_over_fsdp_and_small_ones_are_not():
 
 
 @pytest.mark.parametrize("variant", ["vit_huge", "swin_large", "swin_v2_huge"])
-def test_nearly_all_of_a_model_and_its_moments_is_split(variant):
+def test_fsdp_splits_nearly_all_of_a_model_and_its_moments(variant):
     mesh = jax.sharding.AbstractMesh(
         (1, 8), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2
     )
-    config = common.pretrain(variant)
+    config = schema.parse(common.pretrain(variant))
     init = functools.partial(pretrain.init, config, pretrain.model_of(config))
     params = jax.eval_shape(init, jax.random.key(0))
     moments = jax.eval_shape(optax.adamw(1e-3).init, params)
@@ -102,7 +103,7 @@ def test_nearly_all_of_a_model_and_its_moments_is_split(variant):
         assert sum(np.multiply(sizes, split)) > 0.99 * sum(sizes)
 
 
-def test_mesh_that_does_not_fit_names_the_numbers():
+def test_the_error_of_a_mesh_that_does_not_fit_has_the_numbers():
     with pytest.raises(ValueError, match=r"data=3 x fsdp=1 devices, but there are 1"):
         sharding.make_mesh(data=3)
     for fsdp in (0, 7):
@@ -112,7 +113,7 @@ def test_mesh_that_does_not_fit_names_the_numbers():
 
 GRADIENTS = """
 import jax, jax.numpy as jnp
-from simmim_jax import sharding
+from simmim_jax.runtime import sharding
 
 mesh = sharding.make_mesh(fsdp=4)
 params = {"large": jnp.ones((512, 1024)), "small": jnp.ones(1024)}
@@ -134,7 +135,7 @@ print(found["large"].addressable_shards[0].data.shape)
 """
 
 
-def test_gradients_are_split_as_their_parameters_are():
+def test_gradients_are_sharded_like_their_parameters():
     flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", GRADIENTS],
@@ -149,16 +150,21 @@ def test_gradients_are_split_as_their_parameters_are():
 
 AUGMENTED = """
 import re, jax, numpy as np
-from simmim_jax import sharding, steps
+from simmim_jax.config.schema import Augment
+from simmim_jax.runtime import sharding
+from simmim_jax.tasks.classify_step import finetune_prepare
 
 batch = {
     "image": np.random.default_rng(0).integers(0, 256, (8, 12, 16, 3), np.uint8),
     "label": np.arange(8, dtype=np.int32) % 3,
 }
-prepare = steps.finetune_prepare(
-    num_classes=3, label_smoothing=0.1, mean=(0.5,) * 3, std=(0.2,) * 3, flip=True,
+augment = Augment(
     num_ops=2, magnitude=9.0, magnitude_std=0.5, erase_prob=0.5, mixup_alpha=0.0,
     cutmix_alpha=1.0, mix_prob=1.0, mix_switch_prob=0.5,
+)
+prepare = finetune_prepare(
+    augment, num_classes=3, label_smoothing=0.1, mean=(0.5,) * 3, std=(0.2,) * 3,
+    flip=True,
 )
 mesh = sharding.make_mesh()
 split = sharding.to_devices(batch, mesh)
@@ -173,7 +179,7 @@ print(len(x.devices()), set(re.findall(moves, many.as_text())))
 """
 
 
-def test_augmentation_is_the_same_on_many_devices_and_only_mixing_moves_images():
+def test_augmentation_is_equal_on_many_devices_and_only_mixing_moves_images():
     run = subprocess.run(
         [sys.executable, "-c", AUGMENTED],
         env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
