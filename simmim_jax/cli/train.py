@@ -97,7 +97,7 @@ def start(
     from simmim_jax.runtime import distributed, host_memory
 
     try:
-        joined = distributed.start(
+        distributed.start(
             args.distributed,
             coordinator_address=args.coordinator_address,
             num_processes=args.num_processes,
@@ -107,12 +107,16 @@ def start(
         )
     except UserError as error:
         sys.exit(str(error))
+    with host_memory.kept():
+        _run_or_explain(config, workdir, said)
+
+
+def _run_or_explain(config: Config, workdir: Path, said: list[str]) -> None:
+    """Run, and end the process with a sentence and a status on errors."""
     import jax
 
-    if not joined and host_memory.keep_all_freed():
-        # Asynchronous results would exist before their memory is free for the next
-        # step.
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    from simmim_jax.runtime import distributed
+
     if jax.process_index() == 0:
         for line in said:
             print(line, flush=True)
