@@ -1,8 +1,9 @@
-"""The TPU compiler's optimised program as text: what runs how often, and at what cost.
+"""Parse the TPU compiler's optimised HLO: instructions, trip counts and cycles.
 
-A compiled program (`compiled.as_text()`) carries "estimated_cycles" for most of its
-instructions. They are estimates of the compiler, good for finding waste; nothing here
-ran anywhere.
+The text (`compiled.as_text()`) has the compiler's "estimated_cycles" for most
+instructions: estimates that show waste, not measurements. XLA's `cost_analysis` and
+`memory_analysis` give neither cycles by source line nor trip counts, so the text is
+parsed here.
 """
 
 import dataclasses
@@ -13,13 +14,13 @@ from collections.abc import Iterator
 
 from simmim_jax.errors import UserError
 
-# They only name what is there already.
+# Opcodes that only name existing values.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("opt-barrier", "partition-id", "replica-id"),
 }
 _FREE_CALLS = {"AllocateBuffer", "ConcatBitcast"}
-# What a Pallas kernel is called.
+# Custom-call target of Pallas kernels.
 PALLAS = "tpu_custom_call"
 _BITS = {"pred": 8, "token": 0, "bf16": 16, "s4": 4, "u4": 4, "s2": 2, "u2": 2}
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
@@ -30,7 +31,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array of a shape: its bytes, and whether it lies in the chip's main memory."""
+    """Size of an array [bytes], and whether it is in HBM."""
 
     bytes: int
     in_hbm: bool
@@ -38,51 +39,51 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a program."""
+    """An instruction: one line of the text."""
 
     name: str
     opcode: str
     shape: str
     operands: tuple[str, ...]
-    attributes: str  # all that follows the operands
+    attributes: str  # the rest of the line after the operands
     is_root: bool
 
     @functools.cached_property
     def cycles(self) -> int | None:
-        """The compiler's estimate of one execution; None: it has none."""
+        """The compiler's estimate for one execution, or None."""
         return _number(r'"estimated_cycles":"(\d+)"', self.attributes)
 
     @functools.cached_property
     def arrays(self) -> list[Array]:
-        """What it returns, the parts of a tuple one by one."""
+        """The result; for a tuple its elements."""
         return arrays(self.shape)
 
     @functools.cached_property
     def op_name(self) -> str:
-        """What JAX calls it: the path of functions and modules to a primitive."""
+        """JAX's name: the path of functions and modules to a primitive."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
     @property
     def kind(self) -> str:
-        """Its opcode, or the target of a custom call."""
+        """The opcode, or the target of a custom call."""
         if self.opcode == "custom-call":
             return self.attribute("custom_call_target").strip('"')
         return self.opcode
 
     @property
     def is_free(self) -> bool:
-        """Whether it does nothing, or is waited for by what started it."""
+        """Whether it costs nothing; a "-done" belongs to its "-start"."""
         name = self.kind
         return name in _FREE or name in _FREE_CALLS or name.endswith("-done")
 
     def attribute(self, name: str) -> str:
-        """The value of an attribute up to the next comma; "" if there is none."""
+        """Return the value of an attribute up to the next comma, or ""."""
         found = re.search(rf"\b{name}=([^,\s]+)", self.attributes)
         return found[1] if found else ""
 
     def computation(self, name: str) -> str:
-        """The name of the computation that an attribute calls."""
+        """Return the name of the computation in an attribute."""
         return self.attribute(name).removeprefix("%")
 
 
@@ -92,28 +93,28 @@ Place = tuple[str, int]  # file and line
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Computations by name, the first one to run, and where lines come from."""
+    """Computations by name, the entry computation and the table of source lines."""
 
     computations: dict[str, Computation]
     entry: str
-    frames: dict[int, list[Place]]  # the stacks, innermost first
+    frames: dict[int, list[Place]]  # call stacks, innermost frame first
 
     def executed(
         self, computation: str = "", times: int = 1
     ) -> Iterator[tuple[Instruction, str, int]]:
-        """Instructions that run, their computation, and how often they do in a step.
+        """Yield executed instructions, their computation, and executions in a step.
 
-        Bodies of loops count as often as they run, branches as the most costly one.
-        What is within a fusion is part of the fusion.
-        raises: ValueError for a loop of unknown length.
+        Loop bodies are multiplied by the trip count; of branches the costliest counts.
+        Fused instructions are part of their fusion.
+        raises: UserError for a loop with an unknown trip count.
         """
         computation = computation or self.entry
         for instruction in self.computations[computation].values():
             yield instruction, computation, times
             if instruction.opcode == "while":
-                runs = times * self.trip_count(instruction, computation)
+                count = times * self.trip_count(instruction, computation)
                 for part in ("condition", "body"):
-                    yield from self.executed(instruction.computation(part), runs)
+                    yield from self.executed(instruction.computation(part), count)
             elif instruction.opcode == "conditional":
                 yield from self.executed(self._costliest_branch(instruction), times)
             elif instruction.opcode == "call":
@@ -122,9 +123,9 @@ class Program:
                 yield from self.executed(instruction.computation("calls"), times)
 
     def source(self, instruction: Instruction) -> Place | None:
-        """Where it comes from: the innermost place that is in no installed package.
+        """Return its source line: the innermost outside of installed packages.
 
-        None: it is the compiler's own.
+        None if the compiler inserted the instruction.
         """
         frame = _number(r"stack_frame_id=(\d+)", instruction.attributes)
         stack = self.frames.get(frame or 0, [])
@@ -132,9 +133,9 @@ class Program:
         return next(own, stack[0] if stack else None)
 
     def cycles(self, computation: str = "") -> int:
-        """The sum of all estimates, of a step on one chip.
+        """Return the estimated cycles of a step on one chip.
 
-        raises: ValueError for a loop of unknown length.
+        raises: UserError for a loop with an unknown trip count.
         """
         return sum(
             times * (instruction.cycles or 0)
@@ -142,9 +143,10 @@ class Program:
         )
 
     def trip_count(self, loop: Instruction, computation: str) -> int:
-        """How often a `while` runs; ValueError where its text does not tell.
+        """Return the trip count of a `while`.
 
-        Known by annotation, or where an index is counted up by one to a constant.
+        Known by annotation, or for an index that counts up by one to a constant.
+        raises: UserError for other loops.
         """
         known = _number(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known is not None:
@@ -156,7 +158,7 @@ class Program:
         initial = before[_origin(before, loop.operands[0])]
 
         def number(part: Computation, name: str) -> int | None:
-            """A constant in a part of the loop, or one that it hands on unchanged."""
+            """Return a constant of the loop, or one that it passes on unchanged."""
             found, index = _constant(part, name), _variable(part, name)
             if found is None and index is not None:
                 kept = _variable(body, result.operands[index]) == index
@@ -177,8 +179,8 @@ class Program:
                 if step.opcode == "add" and added == [1] and first is not None:
                     return max(last - first, 0)
         raise UserError(
-            f"nobody knows how often the loop {loop.name} runs: expected an index that "
-            "is counted up by one from a constant to a constant."
+            f"cannot determine the trip count of loop {loop.name}: expected an index "
+            "that counts up by one from a constant to a constant."
         )
 
     def _costliest_branch(self, instruction: Instruction) -> str:
@@ -190,7 +192,7 @@ class Program:
 
 
 def parse(text: str) -> Program:
-    """Reads an optimised program, as `compiled.as_text()` gives it."""
+    """Parse optimised HLO, the result of `compiled.as_text()`."""
     computations: dict[str, Computation] = {}
     name = entry = ""
     for line in text.splitlines():
@@ -204,12 +206,12 @@ def parse(text: str) -> Program:
             if start[1]:
                 entry = name
     if not entry:
-        raise UserError("the text has no ENTRY computation: expected compiled HLO.")
+        raise UserError("the text has no ENTRY computation: expected optimised HLO.")
     return Program(computations, entry, _frames(text))
 
 
 def arrays(shape: str) -> list[Array]:
-    """The arrays of a shape's text, such as "(f32[8,128]{1,0:T(8,128)}, s32[])"."""
+    """Parse the arrays of a shape such as "(f32[8,128]{1,0:T(8,128)}, s32[])"."""
     found = []
     for kind, size, layout in _ARRAY.findall(shape):
         bits = _BITS.get(kind) or int((re.findall(r"\d+", kind) or ["0"])[0])
@@ -230,7 +232,7 @@ def _instruction(start: re.Match, line: str) -> Instruction:
         opcode=opcode,
         shape=shape,
         operands=tuple(_NAME.findall(line[opening:closing])),
-        # Constants and parameters have a number in place of operands.
+        # Constants and parameters have a number instead of operands.
         attributes=line[opening:]
         if opcode in ("constant", "parameter")
         else line[closing:],
@@ -239,7 +241,7 @@ def _instruction(start: re.Match, line: str) -> Instruction:
 
 
 def _closing(line: str, opening: int) -> int:
-    """The position after the parenthesis that closes the one at `opening`."""
+    """Return the position after the parenthesis that closes the one at `opening`."""
     depth = 0
     for position in range(opening, len(line)):
         depth += {"(": 1, ")": -1}.get(line[position], 0)
@@ -257,7 +259,7 @@ def _is_less_than(test: Instruction) -> bool:
 
 
 def _variable(computation: Computation, name: str) -> int | None:
-    """The number of the loop's variable that `name` is; None: it is none."""
+    """Return the index of `name` among the loop's variables, or None."""
     found = computation[_origin(computation, name)]
     if found.opcode != "get-tuple-element":
         return None
@@ -265,7 +267,7 @@ def _variable(computation: Computation, name: str) -> int | None:
 
 
 def _origin(computation: Computation, name: str) -> str:
-    """What `name` is a copy of."""
+    """Return the instruction that `name` is a copy of."""
     while computation[name].opcode in ("copy", "bitcast", "convert", "reshape"):
         name = computation[name].operands[0]
     return name
@@ -284,7 +286,7 @@ def _number(pattern: str, text: str) -> int | None:
 
 
 def _frames(text: str) -> dict[int, list[Place]]:
-    """Frame -> files and lines on the stack, the innermost first."""
+    """Map frames to their call stacks, innermost frame first."""
     tables: dict[str, dict[int, str]] = {}
     table: dict[int, str] = {}
     for line in text.splitlines():
@@ -304,7 +306,7 @@ def _frames(text: str) -> dict[int, list[Place]]:
     }
     stacks: dict[int, list[Place]] = {}
     for i, row in tables.get("StackFrames", {}).items():
-        parent = (_number(r"parent_frame_id=(\d+)", row) or 1) - 1  # 1: none
+        parent = (_number(r"parent_frame_id=(\d+)", row) or 1) - 1  # 1: no parent
         place = places[_number(r"file_location_id=(\d+)", row) or 0]
         stacks[i] = [place, *stacks.get(parent, [])]
     return stacks

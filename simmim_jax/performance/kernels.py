@@ -1,7 +1,7 @@
-"""Pallas kernels of a step, compiled alone to see how many bundles they issue.
+"""Pallas kernels of a step, compiled alone to count the bundles that they issue.
 
-The compiler has no estimate of their cycles, and to dump the schedules of a whole step
-takes it several times as long as to compile it.
+The compiler has no estimate of their cycles, and dumping the schedules of a whole step
+takes several times as long as compiling it.
 """
 
 import re
@@ -16,18 +16,18 @@ from jax.sharding import SingleDeviceSharding
 from simmim_jax.performance import hlo, schedule
 from simmim_jax.training import flops
 
-# A kernel: its name, and the types of its results, as in "bf16[8,128]".
+# A kernel: its name and the types of its results, such as "bf16[8,128]".
 Key = tuple[str, tuple[str, ...]]
 
 
 def key(instruction: hlo.Instruction) -> Key:
-    """Which kernel an instruction of the optimised program calls."""
+    """Return the kernel that an instruction of the optimised program calls."""
     name = re.sub(r"(\.clone|\.\d+)+$", "", instruction.name)
     return name, tuple(re.findall(r"\b[a-z]+\d+\[[\d,]*\]", instruction.shape))
 
 
 def find(jaxpr: core.Jaxpr) -> dict[Key, core.JaxprEqn]:
-    """The distinct kernels in what JAX traces; interpreted ones are none."""
+    """Return the distinct kernels in a traced function, without interpreted ones."""
     return {
         (equation.params["name"], _types(equation)): equation
         for equation in _calls(jaxpr)
@@ -37,9 +37,9 @@ def find(jaxpr: core.Jaxpr) -> dict[Key, core.JaxprEqn]:
 def bundles(
     equations: dict[Key, core.JaxprEqn], device: jax.Device, dump: Path
 ) -> dict[Key, int | None]:
-    """Bundles that each kernel issues on a device; None: its schedule does not tell.
+    """Return the bundles that each kernel issues on a device; None if unknown.
 
-    dump: where this process has told libtpu to write schedules, before it started.
+    dump: folder given to `schedule.dump_to` before libtpu started in this process.
     """
     found = {}
     layout = SingleDeviceSharding(device)

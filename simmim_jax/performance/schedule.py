@@ -1,7 +1,7 @@
-"""Schedules that the TPU compiler dumps: how many bundles an operation runs.
+"""Schedules dumped by the TPU compiler: the bundles that an instruction issues.
 
-A bundle is what a core issues in a cycle. Pallas kernels have no estimate of cycles in
-the compiled program; their schedules tell what they cost, memory stalls apart.
+A core issues one bundle a cycle. The compiled program has no estimates for Pallas
+kernels; their schedules give the cycles without memory stalls.
 """
 
 import os
@@ -12,12 +12,12 @@ from simmim_jax.errors import UserError
 
 _PASS = "packed-bundles-post-ra"
 _BUNDLE = re.compile(r" *0?x?([0-9a-f]+) (?:[A-Z]{2})? *:")
-# A branch takes effect after so many more bundles.
+# Bundles that are issued after a branch before it takes effect.
 _DELAY_SLOTS = 4
 
 
 def dump_to(folder: str | Path) -> None:
-    """Has libtpu write schedules into a folder; before it starts in this process."""
+    """Make libtpu dump schedules; call it before libtpu starts in this process."""
     os.environ["LIBTPU_INIT_ARGS"] = (
         f"{os.environ.get('LIBTPU_INIT_ARGS', '')} --xla_jf_dump_to={folder} "
         "--xla_jf_dump_llo_text=true "
@@ -26,7 +26,7 @@ def dump_to(folder: str | Path) -> None:
 
 
 def dumped(folder: str | Path, instruction: str) -> str | None:
-    """The last schedule in `folder` of the instruction of that name; None: none."""
+    """Return the last schedule of an instruction in `folder`, or None."""
     found = sorted(
         path
         for path in Path(folder).glob(f"*-{instruction}-[0-9]*-{_PASS}.txt")
@@ -36,7 +36,7 @@ def dumped(folder: str | Path, instruction: str) -> str | None:
 
 
 def dumped_bundles(folder: str | Path, instruction: str) -> int | None:
-    """Bundles of the instruction of that name; None: its schedule does not tell."""
+    """Return the bundles of an instruction; None if its schedule does not give them."""
     text = dumped(folder, instruction)
     try:
         return bundles(text) if text else None
@@ -45,11 +45,11 @@ def dumped_bundles(folder: str | Path, instruction: str) -> int | None:
 
 
 def bundles(text: str) -> int:
-    """Bundles that run: those in loops count as often as the loops do.
+    """Count the bundles that run, multiplied by the trip counts of their loops.
 
-    Branches count as if they were always taken, so that of a kernel's pipeline what
-    fills and empties it counts in full.
-    raises: ValueError for a loop of unknown length.
+    Conditional code counts as executed, so the prologue and epilogue of a kernel's
+    pipeline count in full.
+    raises: UserError for a loop with an unknown trip count.
     """
     lines = [line for line in text.splitlines() if _BUNDLE.match(line)]
     times = [1] * len(lines)
@@ -59,14 +59,14 @@ def bundles(text: str) -> int:
         ):
             start = int(branch[3])
             if start <= address:
-                runs = _runs(lines, start, branch[2], bool(branch[1]))
+                count = _trip_count(lines, start, branch[2], bool(branch[1]))
                 end = min(address + _DELAY_SLOTS + 1, len(lines))
-                times[start:end] = [n * runs for n in times[start:end]]
+                times[start:end] = [n * count for n in times[start:end]]
     return sum(times)
 
 
-def _runs(lines: list[str], start: int, predicate: str, until: bool) -> int:
-    """How often the loop runs that begins at bundle `start`."""
+def _trip_count(lines: list[str], start: int, predicate: str, until: bool) -> int:
+    """Return the trip count of the loop that begins at bundle `start`."""
     text = "\n".join(lines)
     number = r"(-?\d+)"
     exit_test = re.search(
@@ -81,13 +81,13 @@ def _runs(lines: list[str], start: int, predicate: str, until: bool) -> int:
             if first:
                 return -(-(int(exit_test[3]) - int(first[1])) // int(increment[1]))
     raise UserError(
-        f"nobody knows how often the loop at bundle {start} runs: expected an index "
-        f"that is counted up to a constant, the loop ends by {predicate}."
+        f"cannot determine the trip count of the loop at bundle {start}, which ends by "
+        f"{predicate}: expected an index that counts up to a constant."
     )
 
 
 def _unspilled(text: str, name: str) -> str:
-    """The scalar that a name holds, if it was only kept in memory for a while."""
+    """Return the scalar that `name` reloads from a spill slot, or `name` itself."""
     loaded = re.search(rf"{name} = sld \[smem:\[(#\w+_spill)\]\]", text)
     if not loaded:
         return name

@@ -1,6 +1,6 @@
-"""TPU slices that are not there: their devices, for JAX to compile for.
+"""Devices of absent TPU slices, as compilation targets.
 
-libtpu, which `pip install 'simmim_jax[tpu]'` brings, compiles on any Linux host.
+libtpu, which `pip install 'simmim_jax[tpu]'` installs, compiles on any Linux host.
 """
 
 import importlib.util
@@ -13,8 +13,8 @@ from simmim_jax.runtime.accelerators import Accelerator
 if TYPE_CHECKING:
     import jax
 
-# Chips along each axis of a slice, by their number. cloud.google.com/tpu/docs, the
-# pages on v5e and v6e (a plane), and on v4 and v5p (a cuboid).
+# Number of chips -> chips along each axis. cloud.google.com/tpu/docs, the pages on v5e
+# and v6e (planes) and on v4 and v5p (cuboids).
 _PLANES: dict[int, tuple[int, ...]] = {
     **{1: (1, 1), 4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8)},
     **{128: (8, 16), 256: (16, 16)},
@@ -33,42 +33,42 @@ _SHAPES: dict[str, dict[int, tuple[int, ...]]] = {
 
 
 def set_environment() -> None:
-    """What libtpu wants to find on a host without TPUs; before JAX starts."""
+    """Set what libtpu needs on a host without TPUs; call it before JAX starts."""
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        # JAX writes such programs to its cache, and cannot read them back.
+        # JAX caches programs for absent devices, but cannot load them.
         "JAX_ENABLE_COMPILATION_CACHE": "false",
-        # Errors alone.
+        # Log errors only.
         "TPU_MIN_LOG_LEVEL": "3",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
 
 
 def devices(of: Accelerator) -> "list[jax.Device]":
-    """The devices of a TPU slice, one a chip.
+    """Return the devices of a TPU slice, one a chip.
 
-    raises: ValueError for what is none, or has no such size; ModuleNotFoundError
+    raises: UserError for other accelerators and unknown sizes; MissingPackageError
     without libtpu.
     """
     kind = of.name.partition("-")[0]
     if kind not in _SHAPES:
         raise UserError(
-            f"{of.name!r} cannot be compiled for here: expected a TPU slice of kind "
+            f"cannot compile for {of.name!r}: expected a TPU slice of kind "
             f"{', '.join(_SHAPES)}, such as 'v5e-8'."
         )
     shape = _SHAPES[kind].get(of.chips)
     if shape is None:
-        cores = 1 if _SHAPES[kind] is _PLANES else 2  # what names of v4 and v5p count
+        cores = 1 if _SHAPES[kind] is _PLANES else 2  # names of v4 and v5p count cores
         names = ", ".join(f"{kind}-{cores * chips}" for chips in _SHAPES[kind])
-        raise UserError(f"there is no slice {of.name!r}: expected one of {names}.")
+        raise UserError(f"no slice {of.name!r} exists: expected one of {names}.")
     if not importlib.util.find_spec("libtpu"):
         raise MissingPackageError(
-            "The TPU compiler is missing: pip install 'simmim_jax[tpu]' (Linux; it "
-            "needs no TPU)."
+            "libtpu, the TPU compiler, is missing: pip install 'simmim_jax[tpu]' "
+            "(Linux; it needs no TPU)."
         )
     from jax.experimental import topologies
 
@@ -76,7 +76,7 @@ def devices(of: Accelerator) -> "list[jax.Device]":
     if of.hosts == 1:
         options["chips_per_host_bounds"] = (*shape, 1)[:3]
     if kind == "v4":
-        # Both cores of a chip as one device, as on Cloud TPUs.
+        # One device for both cores of a chip, as on Cloud TPUs.
         options["chip_config_name"] = "megacore"
     topology = topologies.get_topology_desc(
         platform="tpu",

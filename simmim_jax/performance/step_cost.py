@@ -1,4 +1,4 @@
-"""What a compiled training step costs a chip, by the compiler's own estimates."""
+"""Cost of a compiled training step on a chip, from the compiler's estimates."""
 
 import dataclasses
 import re
@@ -8,45 +8,45 @@ from pathlib import Path
 from simmim_jax.performance import traffic
 from simmim_jax.performance.hlo import PALLAS, Instruction, Program
 
-# Instructions without an estimate that touch no more than this are scalars.
+# Instructions without an estimate and with results up to this size are ignored [bytes].
 _SCALARS = 128
 
 
 @dataclasses.dataclass
 class Operation:
-    """Instructions that come from one line of the source, in one pass."""
+    """Instructions of one source line, in the forward or backward pass."""
 
     name: str
     source: str
     kind: str
     times: int = 0
-    cycles: int = 0  # estimated, or bundles of a kernel
-    bytes: int = 0  # that it returns
+    cycles: int = 0  # estimated; bundles for a kernel
+    bytes: int = 0  # of results
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cost:
-    """A step on a chip; of cycles those of `operations` add up."""
+    """Cost of a step on a chip. Cycles are the sum over `operations`."""
 
     estimated_cycles: int
-    kernel_bundles: int  # that Pallas kernels issue, one a cycle
+    kernel_bundles: int  # issued by Pallas kernels, one a cycle
     hbm_bytes: int
-    transfers: dict[str, traffic.Transfer]  # of each kind, summed up
-    operations: list[Operation]  # the costliest first
-    unknown: list[Operation]  # without an estimate, by bytes that they return
+    transfers: dict[str, traffic.Transfer]  # sums by kind
+    operations: list[Operation]  # costliest first
+    unknown: list[Operation]  # without an estimate, largest results first
 
     @property
     def cycles(self) -> int:
-        """Estimates of XLA's instructions, and bundles of kernels."""
+        """Cycles estimated by XLA plus bundles of kernels."""
         return self.estimated_cycles + self.kernel_bundles
 
 
 def cost(program: Program, bundles: Callable[[Instruction], int | None]) -> Cost:
-    """Adds up a step.
+    """Sum the costs of a step.
 
-    bundles: how many a Pallas kernel issues, one a cycle; None: nobody knows, and the
-    kernel is among the unknown.
-    raises: ValueError for a loop of unknown length.
+    bundles: of a Pallas kernel, one a cycle; None if unknown, which puts the kernel
+    into `Cost.unknown`.
+    raises: UserError for a loop with an unknown trip count.
     """
     known: dict[tuple[str, ...], Operation] = {}
     unknown: dict[tuple[str, ...], Operation] = {}
@@ -67,7 +67,7 @@ def cost(program: Program, bundles: Callable[[Instruction], int | None]) -> Cost
         kind, source = instruction.kind, _place(program.source(origin))
         name = (f"{kind} of " if origin is not instruction else "") + _readable(origin)
         if kind in ("copy-start", "slice-start"):
-            # Prefetches, hundreds from everywhere.
+            # Prefetches: hundreds, from many lines.
             name = source = ""
         groups = unknown if cycles is None else known
         key = (kind, name, source)
@@ -101,7 +101,7 @@ def _by_kind(transfers: Iterable[traffic.Transfer]) -> dict[str, traffic.Transfe
 def _origin(
     program: Program, instruction: Instruction, computation: str
 ) -> Instruction:
-    """The instruction, or what it works on if it is the compiler's own."""
+    """Return the instruction, or its operand if the compiler inserted it."""
     known, found = program.computations[computation], instruction
     while not found.op_name and found.operands and found.opcode != "parameter":
         found = known[found.operands[0]]
@@ -109,7 +109,7 @@ def _origin(
 
 
 def _readable(instruction: Instruction) -> str:
-    """ "backward encoder/blocks_*/mlp/fc1 dot_general"; its kind if it has no name."""
+    """Return "backward encoder/blocks_*/mlp/fc1 dot_general", or the kind."""
     if not instruction.op_name:
         return instruction.kind
     *path, primitive = instruction.op_name.split("/")
@@ -122,7 +122,7 @@ def _readable(instruction: Instruction) -> str:
 
 
 def _place(found: tuple[str, int] | None) -> str:
-    """ "simmim_jax/models/layers.py:98"; "" for the compiler's own."""
+    """Return "simmim_jax/models/layers.py:98", or "" without a source line."""
     if found is None:
         return ""
     file, line = found

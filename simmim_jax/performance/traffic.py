@@ -1,4 +1,4 @@
-"""What a compiled program moves: through a chip's main memory, and between chips."""
+"""Memory traffic of a compiled program: HBM and collectives."""
 
 import dataclasses
 import math
@@ -11,26 +11,26 @@ COLLECTIVES = (
     *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
     *("collective-permute", "collective-broadcast", "ragged-all-to-all"),
 )
-# Their work is that of the computations that they call.
+# Opcodes whose cost is that of the computations that they call.
 CALLS = ("while", "conditional", "call", "async-start")
 _SLICES = ("slice", "dynamic-slice", "gather")
 
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """A collective: its kind, and bytes of one execution."""
+    """A collective, and its traffic in one execution [bytes]."""
 
     kind: str
-    bytes: int  # of the arrays on a chip: the whole one that is gathered or scattered
-    sent: float  # by each chip to others, if it is done in a ring
+    bytes: int  # arrays on a chip; the whole array of a gather or scatter
+    sent: float  # by each chip, with a ring algorithm
     times: int
 
 
 def hbm_bytes(program: Program) -> int:
-    """Bytes that a step reads from and writes to the main memory of a chip.
+    """Return the HBM traffic of a step on a chip [bytes].
 
-    Memory next to the core, where the compiler keeps what it can, does not count; of an
-    array that is sliced or updated in place only the slice does.
+    On-chip memory (VMEM) does not count. Of an array that is sliced or updated in place
+    only the slice counts.
     """
     return sum(
         times * _hbm_bytes(program, instruction, computation)
@@ -39,9 +39,10 @@ def hbm_bytes(program: Program) -> int:
 
 
 def collectives(program: Program) -> Iterator[Transfer]:
-    """All that chips tell each other in a step; fused collectives as well.
+    """Yield the collectives of a step, fused ones as well.
 
-    A TPU's reduce-scatter is a fusion of that name around an all-reduce and a slice.
+    A TPU's reduce-scatter is a fusion named all-reduce-scatter with an all-reduce and a
+    slice.
     """
     for instruction, computation, times in program.executed():
         for found, within in _inner(program, instruction, computation):
@@ -63,7 +64,7 @@ def _scatters(instruction: Instruction) -> bool:
 def _transfer(kind: str, found: Instruction, given: int, times: int) -> Transfer:
     returned = sum(a.bytes for a in found.arrays)
     if found.opcode.endswith("-start") and kind != "all-reduce":
-        returned -= given  # it returns its operands as well
+        returned -= given  # the result includes the operands
     size = given if kind == "reduce-scatter" else returned
     members = group_size(found)
     share = (members - 1) / members if members else 1
@@ -75,7 +76,7 @@ def _transfer(kind: str, found: Instruction, given: int, times: int) -> Transfer
 
 
 def group_size(collective: Instruction) -> int:
-    """How many chips take part; 0: the text does not tell."""
+    """Return the number of chips that take part; 0 if unknown."""
     text = collective.attributes
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
         return found[1].count(",") + 1
@@ -90,7 +91,7 @@ def group_size(collective: Instruction) -> int:
 def _inner(
     program: Program, instruction: Instruction, computation: str
 ) -> Iterator[tuple[Instruction, str]]:
-    """The instruction, and those that it fuses."""
+    """Yield the instruction and those that it fuses."""
     yield instruction, computation
     if instruction.opcode == "fusion":
         name = instruction.computation("calls")
@@ -124,7 +125,7 @@ def _written(
     arrays: list[Array],
     known: dict[str, Instruction],
 ) -> int:
-    """Bytes that go to main memory; what is updated in place: those of the update."""
+    """Return bytes written to HBM; of an update in place those of the update."""
     roots, inner = [(instruction, arrays)], known
     if instruction.opcode == "fusion":
         inner = program.computations[instruction.computation("calls")]
@@ -153,7 +154,7 @@ def _read(
     whole: int,
     known: dict[str, Instruction],
 ) -> int:
-    """Bytes that an instruction reads of its operand of that number."""
+    """Return bytes that an instruction reads of operand `number`."""
     if instruction.opcode in _SLICES and number == 0:
         return sum(a.bytes for a in instruction.arrays)
     if instruction.opcode == "dynamic-update-slice":

@@ -1,4 +1,4 @@
-"""Floating-point operations of a function, counted in what JAX traces of it."""
+"""Count floating-point operations of a function in its jaxpr."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,14 +11,13 @@ from simmim_jax.errors import UserError
 
 
 def count(function: Callable[..., Any], *args: Any) -> int:
-    """Operations of the matrix products in function(*args), 2 a multiply-add.
+    """Count the matrix products of function(*args), 2 FLOP a multiply-add.
 
-    Nothing is computed: args may be shapes. Loops count as often as they run, branches
-    as the most costly one, kernels once for each cell of their grid. Additions, norms,
-    softmax and the like are left out, as usual where a utilisation is measured; for a
-    ViT-B/16 they are 1 %. A gradient counts what backpropagation multiplies, and what
-    rematerialisation computes again, too.
-    raises: ValueError for products in a loop of unknown length.
+    Computes nothing: args may be shapes. Loops are multiplied by their trip count and
+    kernels by their grid; of branches the costliest counts. Additions, norms, softmax
+    and the like are left out, as usual for a utilisation (1 % of a ViT-B/16). A
+    gradient includes backpropagation and rematerialisation.
+    raises: UserError for products in a loop with an unknown trip count.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -36,7 +35,7 @@ def _count_equation(equation: core.JaxprEqn) -> int:
             terms = math.prod(left[axis] for axis in contracted)
         else:
             outputs = right[params["dimension_numbers"].rhs_spec[0]]
-            # Zeros between pixels, as in a gradient of strided convolutions, are free.
+            # Zeros between pixels (gradients of strided convolutions) are free.
             terms = math.prod(right) / outputs / math.prod(params["lhs_dilation"])
         return round(2 * terms * math.prod(_shape(equation.outvars[0])))
     counts = [_count(part) for part in parts(params)]
@@ -44,8 +43,8 @@ def _count_equation(equation: core.JaxprEqn) -> int:
         return max(counts)
     if name == "while" and any(counts):
         raise UserError(
-            "A while loop has matrix products, and nobody knows how often it runs: "
-            "use jax.lax.scan, or a fori_loop over a fixed range."
+            "cannot determine the trip count of a while loop with matrix products: use "
+            "jax.lax.scan, or a fori_loop over a fixed range."
         )
     if name == "pallas_call":
         return math.prod(params["grid_mapping"].grid) * sum(counts)
@@ -57,7 +56,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def parts(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-    """The programs within an operation: bodies of loops, branches, called functions."""
+    """Yield the jaxprs of an equation: loop bodies, branches, called functions."""
     for value in params.values():
         for part in value if isinstance(value, tuple | list) else (value,):
             if isinstance(part, core.ClosedJaxpr):

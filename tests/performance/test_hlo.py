@@ -1,16 +1,17 @@
-"""Programs of the real TPU compiler, read: cycles, loops, sources.
+"""Parsing programs of the real TPU compiler: cycles, trip counts, source lines.
 
-The texts are those of tests/programs/, which make.py there has compiled.
+tests/programs/make.py compiled the programs.
 """
 
 from pathlib import Path
 
 import pytest
 
+from simmim_jax.errors import UserError
 from simmim_jax.performance import hlo
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
-# One line of loops.hlo: `while` with its layouts, tuples and comments.
+# A loop with the layouts, tuples and comments of loops.hlo.
 TINY = """HloModule tiny
 
 %body (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
@@ -53,7 +54,7 @@ def executed(program, opcode):
     ]
 
 
-def test_loops_count_as_often_as_they_run():
+def test_loops_are_multiplied_by_their_trip_count():
     program = read("loops.hlo")
     loops = executed(program, "while")
     assert len(loops) == 2
@@ -65,7 +66,7 @@ def test_loops_count_as_often_as_they_run():
     assert reduced == [6]
 
 
-def test_cycles_are_those_of_instructions_times_their_loops():
+def test_cycles_are_summed_over_executions():
     program = read("loops.hlo")
     parts = {name: 0 for name in program.computations}
     for instruction, computation, times in program.executed():
@@ -78,7 +79,7 @@ def test_cycles_are_those_of_instructions_times_their_loops():
     assert parts[body] == 6 * once
 
 
-def test_the_most_costly_branch_counts():
+def test_the_costliest_branch_counts():
     program = read("loops.hlo")
     ((branch, _),) = executed(program, "conditional")
     text = branch.attributes
@@ -91,7 +92,7 @@ def test_the_most_costly_branch_counts():
     assert program.cycles(chosen) == costs[1]
 
 
-def test_instructions_know_where_they_come_from():
+def test_instructions_have_a_source_line():
     program = read("loops.hlo")
     ((sort, _),) = executed(program, "sort")
     assert sort.op_name == "jit(loops)/jit(argsort)/sort"
@@ -148,11 +149,11 @@ def test_a_loop_with_a_known_trip_count():
         ("add(%i, %one)", "multiply(%i, %one)"),
     ],
 )
-def test_a_loop_of_unknown_length_is_refused(old, new):
-    with pytest.raises(ValueError, match="how often the loop loop runs"):
+def test_an_unknown_trip_count_is_an_error(old, new):
+    with pytest.raises(UserError, match="the trip count of loop loop"):
         hlo.parse(TINY.replace(old, new)).cycles()
 
 
-def test_what_is_no_program_is_refused():
-    with pytest.raises(ValueError, match="no ENTRY"):
+def test_other_text_is_an_error():
+    with pytest.raises(UserError, match="no ENTRY"):
         hlo.parse("module @jit_f {}")

@@ -1,4 +1,4 @@
-"""Pallas kernels, found in a traced function and recognised in a compiled program."""
+"""Finding Pallas kernels in jaxprs and in compiled programs."""
 
 import functools
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_distinct_kernels_are_found_wherever_they_are():
     }
 
 
-def test_interpreted_kernels_are_none():
+def test_interpreted_kernels_are_left_out():
     small = jax.ShapeDtypeStruct((8, 128), jnp.float32)
     assert not keys(functools.partial(double, interpret=True), small)
 

@@ -1,4 +1,4 @@
-"""What a real program costs, by line of its source."""
+"""Costs of real programs by source line."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_operations_have_a_line_and_a_direction():
     assert all(o.source.startswith("tests/programs/make.py:") for o in forward)
 
 
-def test_a_kernel_counts_by_its_schedule():
+def test_a_kernel_costs_the_bundles_of_its_schedule():
     issued = schedule.bundles((PROGRAMS / "squares.txt").read_text())
     known = cost("squares.hlo", lambda call: issued if call.name == "squares.1" else 0)
     unknown = cost("squares.hlo")
@@ -45,7 +45,7 @@ def test_a_kernel_counts_by_its_schedule():
     assert "squares" in kernel.name
 
 
-def test_what_has_no_estimate_is_named_with_its_bytes():
+def test_instructions_without_an_estimate_are_listed_with_their_bytes():
     found = {o.kind: o for o in cost("squares.hlo").unknown}
     assert found["reshape"].bytes == pytest.approx(8 * 120 * 128 * 4)
     assert found["reshape"].times == 1

@@ -1,4 +1,4 @@
-"""Bytes through main memory and between chips, by hand and in real programs."""
+"""HBM traffic and collectives, by hand and in real programs."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from simmim_jax.performance import hlo, traffic
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
 ROW = "f32[8,128]{1,0:T(8,128)}"
-NEAR = "f32[8,128]{1,0:T(8,128)S(1)}"  # in memory next to the core
+NEAR = "f32[8,128]{1,0:T(8,128)S(1)}"  # in VMEM
 MANY = "f32[6,8,128]{2,1,0:T(8,128)}"
 SIZE = 8 * 128 * 4
 
@@ -22,7 +22,7 @@ def moved(*lines, computations=""):
     return traffic.hbm_bytes(program(*lines, computations=computations))
 
 
-def test_what_is_read_and_what_is_written():
+def test_reads_and_writes():
     x, near = f"%x = {ROW} parameter(0)", f"%near = {NEAR} parameter(1)"
     assert moved(x, f"%y = {ROW} negate(%x)") == 2 * SIZE
     assert moved(x, f"%y = {NEAR} negate(%x)") == SIZE
@@ -31,7 +31,7 @@ def test_what_is_read_and_what_is_written():
     assert moved(x, f"%y = {ROW} bitcast(%x)") == 0
 
 
-def test_prefetches_read_what_they_bring():
+def test_prefetches_are_reads():
     x, many = f"%x = {ROW} parameter(0)", f"%many = {MANY} parameter(0)"
     copy = f"%c = ({NEAR}, {ROW}, u32[]{{:S(2)}}) copy-start(%x)"
     assert moved(x, copy, f"%d = {NEAR} copy-done(%c)") == SIZE
@@ -66,7 +66,7 @@ FUSED = f"""
 """
 
 
-def test_of_a_stack_the_slice_alone_counts():
+def test_only_the_slice_of_a_stack_counts():
     given = (
         f"%many = {MANY} parameter(0)",
         f"%x = {ROW} parameter(1)",
@@ -93,7 +93,7 @@ def test_of_a_stack_the_slice_alone_counts():
         ("", 0),
     ],
 )
-def test_how_many_chips_take_part(groups, members):
+def test_number_of_chips_that_take_part(groups, members):
     line = f"%r = {ROW} all-reduce(%x), channel_id=1, {groups}"
     (*_, found) = (
         program(f"%x = {ROW} parameter(0)", line).computations["main"].values()
@@ -113,7 +113,7 @@ def test_how_many_chips_take_part(groups, members):
         ("all-reduce-start", ROW, ROW, SIZE, 2 * 5 / 6 * SIZE),
     ],
 )
-def test_what_each_chip_sends_in_a_ring(kind, given, returned, size, sent):
+def test_bytes_that_each_chip_sends_in_a_ring(kind, given, returned, size, sent):
     found = program(
         f"%x = {given} parameter(0)",
         f"%r = {returned} {kind}(%x), replica_groups=[1,6]<=[6]",
@@ -134,7 +134,7 @@ SCATTER = f"""
 """
 
 
-def test_a_reduce_scatter_in_the_form_of_tpu_programs():
+def test_a_reduce_scatter_as_tpu_programs_have_it():
     (transfer,) = traffic.collectives(
         program(
             f"%x = {MANY} parameter(0)",
@@ -149,7 +149,7 @@ def test_a_reduce_scatter_in_the_form_of_tpu_programs():
 def test_gradients_in_a_loop_of_a_real_program():
     found = hlo.parse((PROGRAMS / "loops.hlo").read_text())
     (transfer,) = traffic.collectives(found)
-    # One of six layers at a time, in bfloat16, over four chips.
+    # One of six layers an iteration, in bfloat16, over four chips.
     assert (transfer.kind, transfer.times) == ("all-reduce", 6)
     assert transfer.bytes == 512 * 512 * 2
     assert transfer.sent == 2 * 3 / 4 * transfer.bytes

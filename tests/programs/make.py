@@ -1,8 +1,8 @@
-"""Makes the programs in this folder with the real compiler.
+"""Compile the programs in this folder with the real TPU compiler.
 
     PYTHONPATH=. python tests/programs/make.py
 
-Needs pip install -e '.[tpu]'. What nobody reads is cut out of the texts, and paths are
+Needs pip install -e '.[tpu]'. Unused attributes are cut out of the texts, and paths are
 shortened; nothing else is changed.
 """
 
@@ -25,7 +25,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
 
 
 def loops(weights, x, order):
-    """A step of gradient descent on six layers in a loop, and a sort and a branch."""
+    """Gradient descent on six layers in a loop, a sort and a branch."""
 
     def loss(weights):
         def layer(x, w):
@@ -41,7 +41,7 @@ def loops(weights, x, order):
 
 
 def kernel(x, out):
-    """Squares a block five times over."""
+    """Square a block five times."""
 
     def multiply(i, total):
         return total + jnp.dot(x[0], x[0], preferred_element_type=jnp.float32) * i
@@ -50,7 +50,7 @@ def kernel(x, out):
 
 
 def squares(x):
-    """The kernel, and a reshape that has to move everything."""
+    """The kernel, and a reshape that moves the whole array."""
     y = pl.pallas_call(
         kernel,
         grid=(len(x),),
@@ -63,7 +63,7 @@ def squares(x):
 
 
 def shorten(text: str) -> str:
-    """The text without what nobody reads."""
+    """Cut out what the parser does not read."""
 
     def backend(found: re.Match) -> str:
         cycles = re.findall(r'"estimated_cycles":"\d+"', found[0])
@@ -75,7 +75,7 @@ def shorten(text: str) -> str:
 
 
 def main() -> None:
-    """Compiles for v5e and writes loops.hlo, squares.hlo and squares.txt."""
+    """Compile for v5e; write loops.hlo, squares.hlo and squares.txt."""
     devices = slices.devices(accelerator("v5e-4"))
     mesh = jax.make_mesh((4,), ("x",), (AxisType.Auto,), devices=devices)
     whole, split = (NamedSharding(mesh, PartitionSpec(axis)) for axis in (None, "x"))

@@ -1,4 +1,4 @@
-"""Floating-point operations: by hand, by XLA's own count, and as published."""
+"""Floating-point operations, against counts by hand and by XLA."""
 
 import functools
 
@@ -27,9 +27,9 @@ def by_xla(function, *args):
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 
 
-def test_a_product_is_two_operations_a_multiply_add():
+def test_a_multiply_add_is_two_operations():
     assert flops.count(product, A, B) == PRODUCT
-    # A gradient towards both factors is two products more.
+    # The gradient of both factors takes two more products.
     both = jax.grad(lambda a, b: product(a, b).sum(), argnums=(0, 1))
     assert flops.count(both, A, B) == 3 * PRODUCT
 
@@ -40,7 +40,7 @@ def test_shapes_are_enough():
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_convolutions_and_their_gradients_as_xla_counts_them(groups):
+def test_convolutions_and_their_gradients_match_xla(groups):
     images, kernel = jnp.ones((2, 8, 8, 4)), jnp.ones((2, 2, 4 // groups, 6))
 
     def convolve(images, kernel):
@@ -59,13 +59,13 @@ def test_convolutions_and_their_gradients_as_xla_counts_them(groups):
     by_hand = 2 * (2 * 4 * 4 * 6) * (2 * 2 * 4 // groups)
     assert flops.count(convolve, images, kernel) == by_hand
     assert by_xla(convolve, images, kernel) == by_hand
-    towards_kernel = jax.grad(loss, argnums=1)
-    assert flops.count(towards_kernel, images, kernel) == 2 * by_hand
-    towards_both = jax.grad(loss, argnums=(0, 1))
-    assert flops.count(towards_both, images, kernel) == 3 * by_hand
+    of_kernel = jax.grad(loss, argnums=1)
+    assert flops.count(of_kernel, images, kernel) == 2 * by_hand
+    of_both = jax.grad(loss, argnums=(0, 1))
+    assert flops.count(of_both, images, kernel) == 3 * by_hand
 
 
-def test_loops_count_as_often_as_they_run():
+def test_loops_are_multiplied_by_their_trip_count():
     def looped(a, b):
         def body(carry, _):
             return carry + product(a, b).sum(), None
@@ -76,14 +76,14 @@ def test_loops_count_as_often_as_they_run():
     assert flops.count(jax.vmap(looped), A[None], B[None]) == 7 * PRODUCT
 
 
-def test_the_most_costly_branch_counts():
+def test_the_costliest_branch_counts():
     def branch(choice, a, b):
         return jax.lax.switch(choice, [lambda: 0.0, lambda: product(a, b).sum()])
 
     assert flops.count(branch, 1, A, B) == PRODUCT
 
 
-def test_what_is_computed_again_counts_again():
+def test_rematerialisation_counts():
     loss = jax.checkpoint(lambda a, b: jnp.sin(product(product(a, b), b[:, :, :5])))
     b = jnp.ones((3, 5, 5))
     products = 2 * 3 * 4 * 5 * 5
@@ -92,18 +92,18 @@ def test_what_is_computed_again_counts_again():
     assert flops.count(jax.grad(lambda a: loss(a, b).sum()), A) == 6 * products
 
 
-def test_a_loop_of_unknown_length_is_refused():
+def test_an_unknown_trip_count_is_an_error():
     def endless(a, b):
         return jax.lax.while_loop(
             lambda x: x.sum() < 1, lambda x: product(x, b), jnp.zeros_like(a)
         )
 
-    with pytest.raises(ValueError, match="nobody knows how often"):
+    with pytest.raises(ValueError, match="trip count of a while loop"):
         flops.count(endless, A[..., :5], jnp.ones((3, 5, 5)))
     assert flops.count(lambda x: jax.lax.while_loop(jnp.any, jnp.sin, x), A) == 0
 
 
-def test_a_kernel_counts_once_for_each_cell_of_its_grid():
+def test_a_kernel_is_multiplied_by_its_grid():
     def kernel(a, b, out):
         out[...] = jnp.dot(a[...], b[...])
 
@@ -126,7 +126,7 @@ def test_a_kernel_counts_once_for_each_cell_of_its_grid():
 
 
 def forward_and_gradient(config):
-    """Both of one image, and their arguments, as shapes."""
+    """Return both functions for one image, and their arguments as shapes."""
     config = schema.parse(config)
     model = pretrain.model_of(config)
     loss = pretrain_loss(model, pretrain.objective_of(config))
@@ -154,28 +154,28 @@ def forward_and_gradient(config):
         ("swin_v2_base", {"depths": (1, 2), "num_heads": (2, 2), "window_size": 4}),
     ],
 )
-def test_models_as_xla_counts_them(variant, fields):
+def test_models_match_xla(variant, fields):
     config = common.pretrain(variant, **fields, embed_dim=128)
     config.dtype = "float32"
     config.data.image_size = (32, 32)
     *functions, args = forward_and_gradient(config)
     for function in functions:
-        # XLA also counts what is not a product: the narrower a model, the more.
+        # XLA also counts other operations, whose share is larger in narrow models.
         ratio = by_xla(function, *args) / flops.count(function, *args)
         assert 1 < ratio < 1.15, variant
 
 
-def test_vit_base_as_by_hand():
+def test_vit_base_matches_a_count_by_hand():
     forward, gradient, args = forward_and_gradient(common.pretrain("vit_base"))
     tokens, patches, width, depth = 197, 196, 768, 12
     block = 12 * tokens * width**2 + 2 * tokens**2 * width
-    ends = 2 * patches * width * (16 * 16 * 3)  # patches in, and pixels out
+    ends = 2 * patches * width * (16 * 16 * 3)  # patch embedding and prediction head
     by_hand = 2 * (depth * block + ends)
     assert by_hand == pytest.approx(35.36e9, rel=1e-3)
     assert flops.count(forward, *args) == by_hand
-    # Backpropagation costs twice as much, but goes no further than the patches.
-    into_patches = 2 * patches * width * (16 * 16 * 3)
-    assert flops.count(gradient, *args) == 3 * by_hand - into_patches
+    # Backpropagation costs twice as much, without the gradient of the images.
+    of_images = 2 * patches * width * (16 * 16 * 3)
+    assert flops.count(gradient, *args) == 3 * by_hand - of_images
 
 
 def small_run(**model):
@@ -188,15 +188,15 @@ def small_run(**model):
     return pretrain.learner(schema.parse(config), num_examples=1000)
 
 
-def test_a_whole_training_step_as_xla_counts_it():
+def test_a_training_step_matches_xla():
     learner = small_run()
     compiled = compilation.plan(learner, sharding.make_mesh()).lower().compile()
     by_xla = compiled.cost_analysis()["flops"] / learner.batch_size
-    # XLA's count has norms, softmax, GELU, AdamW and the like beside the products.
+    # XLA also counts norms, softmax, GELU, AdamW and the like.
     assert 1 < by_xla / compilation.flops_per_image(learner) < 1.2
 
 
-def test_what_a_step_computes_again_and_in_a_loop_counts_once():
+def test_neither_remat_nor_scan_changes_the_flops_of_a_step():
     plain = compilation.flops_per_image(small_run())
     assert plain == compilation.flops_per_image(small_run(remat="full"))
     looped = small_run(remat="dots", scan_layers=True)
