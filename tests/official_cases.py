@@ -1,4 +1,4 @@
-"""Builds models, weights, images and masks of the golden cases (tests/golden)."""
+"""Models, weights, images and masks of the golden cases (tests/golden)."""
 
 import json
 import math
@@ -20,7 +20,7 @@ IMAGE_KEY = 1000003
 
 
 def files(prefix: str) -> list[Path]:
-    """tests/golden/<prefix>*.json and those of $SIMMIM_GOLDEN_DIR."""
+    """Return tests/golden/<prefix>*.json and those in $SIMMIM_GOLDEN_DIR."""
     folders = [Path(__file__).parent / "golden"]
     if "SIMMIM_GOLDEN_DIR" in os.environ:
         folders.append(Path(os.environ["SIMMIM_GOLDEN_DIR"]))
@@ -28,7 +28,7 @@ def files(prefix: str) -> list[Path]:
 
 
 def load(prefix: str) -> dict[str, dict]:
-    """All cases of `files(prefix)`, by name."""
+    """Return all cases of `files(prefix)` by name."""
     cases = {}
     for file in files(prefix):
         content = json.loads(file.read_text())
@@ -40,7 +40,7 @@ def load(prefix: str) -> dict[str, dict]:
 
 
 def hash_values(size: int, k: int) -> np.ndarray:
-    """u(size, k) in [-1, 1], float64: the rule of the golden numbers."""
+    """Return u(size, k) in [-1, 1], float64: the hash behind the golden numbers."""
     with np.errstate(over="ignore"):
         x = np.arange(size, dtype=np.uint32) * np.uint32(2654435761)
         x += np.uint32((k * 2246822519 + 374761393) % 2**32)
@@ -53,7 +53,7 @@ def hash_values(size: int, k: int) -> np.ndarray:
 
 
 def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Official names and shapes -> the golden weights."""
+    """Return the golden weights for official names and shapes."""
     state = {}
     for k, name in enumerate(sorted(shapes)):
         shape = shapes[name]
@@ -77,7 +77,7 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 
 def images(case: dict, step: int = 0) -> np.ndarray:
-    """float32[b h w c] of one batch."""
+    """Return the images of one batch, float32 [b h w c]."""
     arch, batch = case["arch"], case["batch"]
     height, width = np.broadcast_to(arch["img_size"], 2)
     shape = (batch, arch["in_chans"], height, width)
@@ -87,7 +87,7 @@ def images(case: dict, step: int = 0) -> np.ndarray:
 
 
 def masks(case: dict, step: int = 0) -> np.ndarray:
-    """bool[b gh gw] of one batch, on the grid of patches."""
+    """Return the masks of one batch on the patch grid, bool [b gh gw]."""
     units, scale = case["mask_units"], case["mask_scale"]
     b, j = np.ogrid[: case["batch"], : units**2]
     mask = ((7 * j + 3 * b + step) % 5 < 3).reshape(-1, units, units)
@@ -95,7 +95,7 @@ def masks(case: dict, step: int = 0) -> np.ndarray:
 
 
 def build(arch: dict) -> SimMIM | Classifier:
-    """The model that `arch` names in official argument names."""
+    """Return the model of `arch`, whose names are the official arguments."""
     fields = {
         "patch_size": (arch["patch_size"],) * 2,
         "embed_dim": arch["embed_dim"],
@@ -141,7 +141,7 @@ def build_vit(arch: dict, fields: dict) -> SimMIM | Classifier:
 
 
 def golden_params(model: SimMIM | Classifier, case: dict) -> dict:
-    """The model's parameters, with the golden weights."""
+    """Return the parameters of a model with the golden weights."""
     inputs = [images(case)] + [masks(case)] * isinstance(model, SimMIM)
     like = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape), like)

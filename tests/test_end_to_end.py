@@ -12,6 +12,7 @@ from PIL import Image
 
 from simmim_jax.data.sources.registry import open_source
 from simmim_jax.models import build_simmim
+from simmim_jax.tasks.pretrain_step import pretrain_loss, pretrain_prepare
 from simmim_jax.training import steps
 
 
@@ -40,14 +41,14 @@ def test_comparison_ends_with_table_pictures_and_summary(compared):
             assert np.asarray(picture).std() > 10  # not one colour
 
 
-def test_comparison_says_what_fine_tuning_took_over(compared):
+def test_comparison_reports_what_fine_tuning_restored(compared):
     _, output = compared
     assert re.search(r"restored \d+ of the encoder's parameters", output)
     assert re.search(r"new: .*head/kernel", output)
     assert re.search(r"left out: .*decoder/kernel", output)
 
 
-def test_runs_leave_config_versions_and_metrics(compared):
+def test_runs_write_config_versions_and_metrics(compared):
     workdir, _ = compared
     for run in ("pretrain", "scratch", "simmim"):
         lines = commands.metrics(workdir / run)
@@ -73,7 +74,10 @@ def test_predict_names_classes_and_draws_them(compared, tmp_path):
         *files,
         module="simmim_jax.predict",
     )
-    for line, file in zip(output.splitlines(), files, strict=False):
+    described, *lines = output.splitlines()
+    assert described.startswith(f"{workdir / 'simmim'}: vit, ")
+    assert "images of 28x28, 10 classes" in described
+    for line, file in zip(lines, files, strict=False):
         assert line.startswith(str(file))
         shares = [float(s) for s in re.findall(r"([\d.]+)%", line)]
         assert shares == sorted(shares, reverse=True)
@@ -81,7 +85,7 @@ def test_predict_names_classes_and_draws_them(compared, tmp_path):
     assert Image.open(picture).size[0] > 200
 
 
-def test_predict_leaves_out_what_is_no_image_and_says_so(compared, tmp_path):
+def test_predict_reports_and_skips_files_that_are_no_images(compared, tmp_path):
     workdir, _ = compared
     good, bad, missing = (tmp_path / f"{name}.png" for name in ("good", "bad", "none"))
     Image.new("RGB", (28, 28)).save(good)
@@ -116,7 +120,7 @@ def test_predict_needs_a_classifier(checkpoint, says, compared, tmp_path):
 
 
 @pytest.mark.slow
-def test_eight_images_are_learned_by_heart():
+def test_pre_training_overfits_eight_images():
     images = open_source("bundled:climate", "train").images[:8]
     model = build_simmim(
         dtype="float32",
@@ -130,7 +134,7 @@ def test_eight_images_are_learned_by_heart():
         use_abs_pos_emb=True,
     )
     data = {"mean": images.mean((0, 1, 2)) / 255, "std": images.std((0, 1, 2)) / 255}
-    prepare = steps.pretrain_prepare(
+    prepare = pretrain_prepare(
         patch_size=(8, 8), mask_unit=(16, 16), mask_ratio=0.6, flip=False, **data
     )
     mask = np.zeros((1, 8, 8), bool)
@@ -141,7 +145,7 @@ def test_eight_images_are_learned_by_heart():
             state,
             batch,
             prepare=prepare,
-            loss=steps.pretrain_loss(model),
+            loss=pretrain_loss(model),
             tx=tx,
             seed=0,
         )
@@ -153,7 +157,7 @@ def test_eight_images_are_learned_by_heart():
 
 
 @pytest.mark.slow
-def test_an_ablation_logs_the_distance_of_its_masks_and_draws(tmp_path):
+def test_ablation_logs_the_distance_of_its_masks_and_draws(tmp_path):
     commands.run(
         "--config=configs/ablations.py:resolution_48,smoke",
         f"--workdir={tmp_path}",
@@ -169,7 +173,7 @@ def test_an_ablation_logs_the_distance_of_its_masks_and_draws(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_table_of_ablations_has_what_they_give():
+def test_table_of_ablations_has_their_results():
     names = ("random_4_0.8", "bins_8", "all_pixels")
     output = commands.run(*names, "--steps=10", module="benchmarks.ablations")
     rows = [line.strip("| ").split(" | ") for line in output.splitlines()]

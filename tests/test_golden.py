@@ -1,4 +1,4 @@
-"""Ours against numbers that the official PyTorch code gave (tests/golden)."""
+"""Our models and updates against numbers of the official code (tests/golden)."""
 
 import functools
 
@@ -79,7 +79,7 @@ def test_trajectory(case):
     params = official_cases.golden_params(model, case)
     classes = case["arch"].get("num_classes")
 
-    # One compilation for all steps: what changes is handed in.
+    # One compilation for all steps: everything that changes is an argument.
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def grad_fn(params, images, mask, targets):

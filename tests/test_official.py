@@ -1,4 +1,4 @@
-"""Official PyTorch names and layouts, there and back."""
+"""Conversion to official PyTorch names and layouts and back."""
 
 import math
 
@@ -7,19 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from simmim_jax.configs import common
 
 from simmim_jax.checkpoints.convert.official import (
     from_official,
     official_name,
     to_official,
 )
+from simmim_jax.configs import common
 from simmim_jax.models import build_classifier, build_simmim
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.models.vit import ViT
 
-# Every kind of parameter that the ViT can have, with sizes that tell axes apart.
+# All kinds of ViT parameters; axes have different sizes.
 ENCODER = ViT(
     patch_size=(4, 2),
     embed_dim=12,
@@ -49,13 +49,13 @@ def random_params(model):
 
 
 def layout(params_shapes):
-    """Official names and shapes, without the memory for the values."""
+    """Return official names and shapes, without memory for the values."""
     empty = jax.tree.map(lambda p: np.zeros(p.shape, np.int8), params_shapes)
     return {name: value.shape for name, value in to_official(empty).items()}
 
 
 def block_layout(prefix):
-    """One block of ViT-B (spec 4.1)."""
+    """Return names and shapes of one block of ViT-B."""
     vectors = ["gamma_1", "gamma_2", "attn.q_bias", "attn.v_bias"]
     vectors += [f"norm{i}.{part}" for i in (1, 2) for part in ("weight", "bias")]
     vectors += ["attn.proj.bias", "mlp.fc2.bias"]
@@ -125,7 +125,7 @@ def test_only_pre_training_names_keep_their_prefix():
 @pytest.mark.parametrize(
     "model", [PRETRAIN, CLASSIFIER], ids=["pretrain", "classifier"]
 )
-def test_there_and_back_is_exact(model):
+def test_round_trip_is_exact(model):
     params = random_params(model)
     state = to_official(params)
     back = from_official(state, shapes(model))
@@ -157,7 +157,7 @@ def test_weights_have_the_axes_of_torch():
     decoder = state["decoder.0.weight"]
     assert decoder.shape == (40, 12, 1, 1)
     assert decoder[33, 2, 0, 0] == params["decoder"]["kernel"][2, 33]
-    # Tables stay as they are.
+    # Tables keep their axes.
     np.testing.assert_array_equal(
         state["encoder.blocks.0.attn.relative_position_bias_table"],
         encoder["blocks_0"]["attn"]["relative_position_bias_table"],
@@ -178,7 +178,7 @@ def test_index_buffers_are_accepted():
 # ---- Errors --------------------------------------------------------------------------
 
 
-def test_everything_that_does_not_fit_is_listed():
+def test_error_lists_everything_that_does_not_fit():
     state = to_official(random_params(PRETRAIN))
     del state["encoder.cls_token"]
     del state["encoder.blocks.1.norm2.weight"]
