@@ -74,6 +74,7 @@ def test_forward_and_gradients(case):
 
 
 @golden("trajectories")
+@pytest.mark.slow
 def test_trajectory(case):
     model = official_cases.build(case["arch"])
     params = official_cases.golden_params(model, case)

@@ -62,11 +62,14 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("policy", ["full", "dots"])
+@pytest.mark.parametrize(
+    "policy", ["full", pytest.param("dots", marks=pytest.mark.slow)]
+)
 def test_rematerialisation_changes_no_gradient(name, policy):
     assert_same(gradient(name, policy)[0], gradient(name, "none")[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
@@ -84,7 +87,9 @@ def test_the_attention_kernel_can_be_rematerialised(name, fields, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("policy", ["full", "dots"])
+@pytest.mark.parametrize(
+    "policy", ["full", pytest.param("dots", marks=pytest.mark.slow)]
+)
 def test_a_loop_over_blocks_keeps_dropped_paths_and_gradients(name, policy):
     looped, program = gradient(name, policy, scan_layers=True)
     unrolled, long_program = gradient(name, policy)

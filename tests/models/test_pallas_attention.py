@@ -177,7 +177,13 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("case", GOLDEN.values(), ids=GOLDEN)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[pytest.mark.slow] if "swin" in name else [])
+        for name, case in GOLDEN.items()
+    ],
+)
 def test_official_numbers(case):
     model = official_cases.build(case["arch"])
     params = official_cases.golden_params(model, case)

@@ -13,6 +13,7 @@ def traces(workdir):
     return list(workdir.glob("profile/**/*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_a_run_traces_its_steps_and_prints_the_path(tmp_path, capsys):
     config = tiny_config.get_config("pretrain")
     config.profile.start_step, config.profile.num_steps = 2, 3

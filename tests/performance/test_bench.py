@@ -71,6 +71,7 @@ def test_fine_tuning_needs_no_weights_and_leaves_no_checkpoint(frozen, tmp_path)
     assert list(tmp_path.glob("profile/**/*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_comparison_measures_pre_training(tmp_path):
     output = commands.run(
         "--config=configs/quickstart.py",

@@ -54,6 +54,7 @@ def brief(monkeypatch):
     monkeypatch.setattr(module, "_PIPELINE_SECONDS", 0.2)
 
 
+@pytest.mark.slow
 def test_command_line_measures_a_comparison_by_its_pre_training(tmp_path):
     output = commands.run(
         "--config=configs/quickstart.py",

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from benchmarks.textbook_vit import TextbookViT
@@ -46,6 +47,7 @@ def textbooks(ours, like):
     return unflatten_dict(found, sep="/")
 
 
+@pytest.mark.slow
 def test_predictions_are_equal():
     sizes = {"depth": 2, "drop_path_rate": 0.1, "dtype": jnp.float32}
     ours = SimMIM(ViT(patch_size=(16, 16), embed_dim=64, num_heads=HEADS, **sizes))

@@ -14,6 +14,8 @@ from PIL import Image
 
 from simmim_jax.runtime import distributed
 
+pytestmark = pytest.mark.slow
+
 # Wide enough for FSDP to split matrices; with an average of the parameters.
 WIDE = ("model.embed_dim=512", "model.depth=1", "ema_decay=0.5", "pictures=0")
 # No worker processes.

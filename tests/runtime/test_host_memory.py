@@ -172,6 +172,7 @@ def test_gaps_are_returned_and_the_end_of_the_heap_stays():
 
 
 @glibc
+@pytest.mark.slow
 def test_a_run_holds_the_memory_of_one_step(tmp_path):
     fields = {"data.batch_size": 1024, "model.embed_dim": 64, "duration": "6 steps"}
     fields |= {"eval_every": "4 steps"}

@@ -32,6 +32,7 @@ def losses(workdir):
     return [line["loss"] for line in commands.metrics(workdir) if "loss" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [1, 4])
 def test_eight_devices_give_the_losses_of_one(fsdp, one_device, tmp_path):
     args = commands.tiny("pretrain", tmp_path, *WIDE, f"mesh.fsdp={fsdp}")
@@ -62,6 +63,7 @@ def assert_only_parameters_move(workdir, fsdp):
     assert "all-reduce" in text
 
 
+@pytest.mark.slow
 def test_one_device_resumes_a_checkpoint_of_eight(one_device, tmp_path):
     args = commands.tiny("pretrain", tmp_path, *WIDE)
     commands.kill(

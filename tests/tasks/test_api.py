@@ -114,6 +114,7 @@ def test_a_config_of_another_mode_is_refused(tmp_path):
         simmim_jax.pretrain(tiny_config.get_config("finetune"), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_run_on_arrays_of_npy_files_resumes(tmp_path):
     images, _ = measured(40)
     np.save(tmp_path / "images.npy", images)

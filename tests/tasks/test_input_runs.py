@@ -71,6 +71,7 @@ def test_run_logs_counts_and_lists_bad_images(uninterrupted, dataset):
     assert "bad image, empty: train example 0" in output
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_bit_for_bit_and_lists_nothing_twice(
     uninterrupted, dataset, tmp_path
 ):
@@ -99,6 +100,7 @@ def test_run_on_garbage_ends_with_a_sentence(dataset, tmp_path):
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_workers_and_the_run_saves_and_resumes(
     uninterrupted, dataset, tmp_path
 ):

@@ -31,7 +31,11 @@ def assert_equal_runs(workdir, uninterrupted):
 
 @pytest.mark.parametrize(
     "moment",
-    ["checkpoints/4", "checkpoints/*.orbax-checkpoint-tmp", "reconstructions"],
+    [
+        "checkpoints/4",
+        pytest.param("checkpoints/*.orbax-checkpoint-tmp", marks=pytest.mark.slow),
+        pytest.param("reconstructions", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_run_resumes_bit_for_bit(moment, uninterrupted, tmp_path):
     args = commands.tiny("pretrain", tmp_path)
@@ -41,6 +45,7 @@ def test_killed_run_resumes_bit_for_bit(moment, uninterrupted, tmp_path):
     assert_equal_runs(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 def test_killed_finetuning_with_an_average_resumes_bit_for_bit(
     frozen, uninterrupted, tmp_path
@@ -110,6 +115,7 @@ def test_nan_stops_the_run_with_step_rate_and_checkpoint(tmp_path):
     assert "Last good checkpoint: none yet" in output
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_run(uninterrupted, tmp_path):
     commands.run(*commands.tiny("pretrain", tmp_path, "seed=1"))
     assert commands.metrics(tmp_path) != commands.metrics(uninterrupted)
@@ -150,7 +156,11 @@ def compiled(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("mode", "run"), [("pretrain", pretrain), ("finetune", finetune)]
+    ("mode", "run"),
+    [
+        ("pretrain", pretrain),
+        pytest.param("finetune", finetune, marks=pytest.mark.slow),
+    ],
 )
 def test_nothing_is_compiled_after_step_1_and_the_first_evaluation(
     mode, run, compiled, tmp_path, monkeypatch
