@@ -24,7 +24,16 @@ def forget_compiled_programs():
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """With SIMMIM_NO_SKIPS=1, as in CI with every extra, a skipped test fails."""
-    report = yield
+    return _not_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Likewise a module that is skipped as a whole."""
+    return _not_skipped((yield))
+
+
+def _not_skipped(report):
     if report.skipped and os.environ.get("SIMMIM_NO_SKIPS") == "1":
         report.outcome = "failed"
         report.longrepr = f"skipped where nothing may be: {report.longrepr}"

@@ -47,13 +47,7 @@ def parse(
     returns: the flags, the config, and the names of the fields that flags set.
     """
     args, rest = parser.parse_known_args(argv)
-    known = re.findall(r"--\w+", parser.format_help())
-    for argument in rest:
-        flag = argument.partition("=")[0]
-        if flag.startswith("--") and not flag.startswith("--config."):
-            close = difflib.get_close_matches(flag, known, n=1)
-            meant = f" Did you mean {close[0]}?" if close else ""
-            sys.exit(f"unknown flag {flag}.{meant}")
+    check_flags(parser, rest)
     if args.config is None:
         sys.exit("--config is missing: try --config=quickstart")
     args.config, config = load(args.config, rest)
@@ -63,6 +57,17 @@ def parse(
         if argument.startswith("--config.")
     }
     return args, config, explicit
+
+
+def check_flags(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
+    """Exit with a sentence on flags that are neither known nor fields of a config."""
+    known = re.findall(r"--\w+", parser.format_help())
+    for argument in rest:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and not flag.startswith("--config."):
+            close = difflib.get_close_matches(flag, known, n=1)
+            meant = f" Did you mean {close[0]}?" if close else ""
+            sys.exit(f"unknown flag {flag}.{meant}")
 
 
 def config_folder() -> Path:

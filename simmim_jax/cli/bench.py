@@ -14,6 +14,7 @@ from simmim_jax.cli import arguments, train
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `simmim train` with config.mode=bench or bench_input."""
+    train.end_at_ctrl_c()
     parser = arguments.parser("bench", __doc__)
     parser.add_argument(
         "--input", action="store_true", help="measure the input, not the step"

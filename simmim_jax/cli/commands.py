@@ -5,6 +5,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from simmim_jax.errors import UserError
+
 # Name: module in cli with main(argv), and what the command is for.
 COMMANDS = {
     "train": ("train", "pre-train, fine-tune or compare, as a config says"),
@@ -31,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         meant = f" Did you mean {close[0]!r}?" if close else ""
         sys.exit(f"unknown command {name!r}: expected {', '.join(COMMANDS)}.{meant}")
     module = importlib.import_module(f"simmim_jax.cli.{COMMANDS[name][0]}")
-    module.main(rest)
+    try:
+        module.main(rest)
+    except UserError as error:
+        sys.exit(str(error))
 
 
 def _overview() -> str:

@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.add_config(parser, "quickstart")
     parser.add_argument("names", nargs="*", help="fields or groups, such as data")
     args, rest = parser.parse_known_args(argv)
+    arguments.check_flags(parser, rest)
     if args.config:
         config = schema.parse(arguments.load(args.config, rest)[1])
         runs: list[tuple[str, Any]] = [("", schema.single(config))]

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from simmim_jax.cli import arguments
@@ -31,10 +32,17 @@ EXIT_INTERRUPTED = 75
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Check what can be checked at once, start JAX, and run config.mode."""
+    end_at_ctrl_c()
     parser = arguments.parser("train", __doc__)
     add_arguments(parser, "quickstart")
     args, config, explicit = arguments.parse(parser, argv)
     start(args, config, explicit)
+
+
+def end_at_ctrl_c() -> None:
+    """Let Ctrl-C end the process without a traceback until there is a run to save."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def add_arguments(parser: argparse.ArgumentParser, example: str) -> None:
@@ -79,18 +87,17 @@ def start(
 
     explicit: names of the fields that the command line sets.
     """
-    # Until there is something to save, Ctrl-C ends the process without a traceback.
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     if "://" in (args.workdir or ""):
         sys.exit(f"--workdir={args.workdir} is not a local folder: mount the bucket.")
     workdir = Path(args.workdir or default_workdir(args.config)).expanduser().absolute()
     try:
-        config, said = check(fields, explicit)
+        config, said = check(fields, workdir, explicit)
         workdir.mkdir(parents=True, exist_ok=True)
     except (UserError, OSError) as error:
         sys.exit(str(error))
 
+    # Orbax logs every file that it writes.
+    logging.set_verbosity(logging.ERROR)
     # Compiled programs are kept, so that a second run starts at once.
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "simmim_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.expanduser()))
@@ -175,11 +182,11 @@ def default_workdir(config: str) -> str:
 
 
 def check(
-    fields: ConfigDict, explicit: Collection[str] = ()
+    fields: ConfigDict, workdir: Path, explicit: Collection[str] = ()
 ) -> tuple[Config, list[str]]:
     """Return the typed config, and what to say of it, before JAX starts.
 
-    raises: UserError for values that mean nothing and data that is not there.
+    raises: UserError for values that mean nothing and for missing data.
     """
     config = schema.parse(fields)
     said: list[str] = []
@@ -193,7 +200,7 @@ def check(
         for split in (run.data.train_split, run.data.eval_split):
             check_source(run.data.dataset, split, data_dir=run.data.data_dir)
     if isinstance(config, Finetune):
-        config, said = architecture.adopt(config, explicit)
+        config, said = architecture.adopt(config, workdir, explicit)
     return config, said
 
 

@@ -86,10 +86,13 @@ def to_dict(config: Any) -> dict[str, Any]:
     }
 
 
-def parse_group(cls: type, values: Mapping[str, Any], path: str) -> Any:
+def parse_group(
+    cls: type, values: Mapping[str, Any], path: str, stored: bool = False
+) -> Any:
     """Return a `cls` of these values; fields that are missing get their defaults.
 
-    path: name of the group in messages, such as "config.optim".
+    path: name of the group in messages, such as "config.optim"; stored: drop unknown
+    fields, and do not check values again.
     raises: UserError for an unknown field, a wrong type or a value out of range.
     """
     known = {each.name: each for each in dataclasses.fields(cls)}
@@ -97,14 +100,17 @@ def parse_group(cls: type, values: Mapping[str, Any], path: str) -> Any:
     parsed = {}
     for name, value in values.items():
         if name not in known:
+            if stored:
+                continue
             raise UserError(_unknown(f"{path}.{name}", name, known))
         where, kind = f"{path}.{name}", hints[name]
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, Mapping):
                 raise UserError(f"{where}={value!r}: expected fields, not a value.")
-            parsed[name] = parse_group(typing.cast(type, kind), value, where)
+            parsed[name] = parse_group(typing.cast(type, kind), value, where, stored)
         else:
-            parsed[name] = _parse_value(value, kind, meaning(known[name]), where)
+            allowed = Meaning("") if stored else meaning(known[name])
+            parsed[name] = _parse_value(value, kind, allowed, where)
     return cls(**parsed)
 
 

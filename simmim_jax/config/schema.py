@@ -7,7 +7,6 @@ dataclasses. `simmim fields` and the reference page print them.
 
 import dataclasses
 import functools
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -371,18 +370,6 @@ def classifier(encoder: type) -> type:
     return make(f"{encoder.__name__}Classifier", [], bases=bases, frozen=True)
 
 
-def head_of(model: Any) -> Head:
-    """Return the head's part of a classifier's fields."""
-    names = [each.name for each in dataclasses.fields(Head)]
-    return Head(**{name: getattr(model, name) for name in names})
-
-
-def encoder_of(model: Any) -> dict[str, Any]:
-    """Return the fields of the encoder, a classifier's head left out."""
-    head = {each.name for each in dataclasses.fields(Head)}
-    return {name: value for name, value in to_dict(model).items() if name not in head}
-
-
 # ---- The objective of pre-training ---------------------------------------------------
 
 
@@ -709,9 +696,11 @@ def config_dict(config: Any) -> ConfigDict:
     return ConfigDict(to_dict(config))
 
 
-def parse(config: Mapping[str, Any] | ConfigDict) -> Config:
+def parse(config: Mapping[str, Any] | ConfigDict, *, stored: bool = False) -> Config:
     """Return the typed form of a config; fields that are missing get their defaults.
 
+    stored: the config is one that a run recorded, maybe of another release: fields that
+    are unknown today are dropped, and values are not checked again.
     raises: UserError for an unknown field and for values that mean nothing.
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
@@ -726,10 +715,23 @@ def parse(config: Mapping[str, Any] | ConfigDict) -> Config:
     if "pretrain" in values:
         return Compare(
             mode=mode,
-            pretrain=_parse_run(Pretrain, values["pretrain"], "config.pretrain"),
-            finetune=_parse_run(Finetune, values["finetune"], "config.finetune"),
+            pretrain=_parse_run(
+                Pretrain, values["pretrain"], "config.pretrain", stored
+            ),
+            finetune=_parse_run(
+                Finetune, values["finetune"], "config.finetune", stored
+            ),
         )
-    return _parse_run(Pretrain if "mask" in values else Finetune, values, "config")
+    of_finetune = {"augment", "init_from"} & values.keys()
+    of_pretrain = {"mask", "target"} & values.keys()
+    if (mode == "pretrain" and of_finetune) or (mode == "finetune" and of_pretrain):
+        kind = "fine-tuning" if of_finetune else "pre-training"
+        raise UserError(
+            f"config.mode={mode!r}: this config is one of {kind}. Leave its mode as it "
+            "is, or choose a config of the other mode."
+        )
+    is_pretrain = mode == "pretrain" or (mode != "finetune" and bool(of_pretrain))
+    return _parse_run(Pretrain if is_pretrain else Finetune, values, "config", stored)
 
 
 def single(config: Config) -> Pretrain | Finetune:
@@ -743,9 +745,11 @@ def with_batch_size(config: Any, batch_size: int) -> Any:
     return dataclasses.replace(config, data=data)
 
 
-def _parse_run(cls: type, values: Mapping[str, Any], path: str) -> Any:
+def _parse_run(cls: type, values: Mapping[str, Any], path: str, stored: bool) -> Any:
     rest = dict(values)
-    model = dict(rest.pop("model", {}))
+    model = rest.pop("model", {})
+    if not isinstance(model, Mapping):
+        raise UserError(f"{path}.model={model!r}: expected fields, not a value.")
     encoder = model.get("name", "vit")
     if encoder not in ENCODERS:
         raise UserError(
@@ -754,9 +758,12 @@ def _parse_run(cls: type, values: Mapping[str, Any], path: str) -> Any:
     fields = ENCODERS[encoder]
     if cls is Finetune:
         fields = classifier(fields)
-    parsed = parse_group(cls, rest, path)
-    run = dataclasses.replace(parsed, model=parse_group(fields, model, f"{path}.model"))
-    _check(run, path)
+    parsed = parse_group(cls, rest, path, stored)
+    run = dataclasses.replace(
+        parsed, model=parse_group(fields, model, f"{path}.model", stored)
+    )
+    if not stored:
+        _check(run, path)
     return run
 
 
@@ -795,14 +802,8 @@ def harmless(config: Pretrain | Finetune) -> set[str]:
 
 
 def num_steps(config: Pretrain | Finetune, name: str, num_examples: int) -> int:
-    """Return the duration in the field of that name, such as "optim.warmup", in steps.
-
-    raises: UserError that names the field.
-    """
+    """Return the duration in a field, such as "optim.warmup", in steps."""
     value: Any = config
     for part in name.split("."):
         value = getattr(value, part)
-    try:
-        return durations.num_steps(value, config.data.batch_size, num_examples)
-    except UserError as error:
-        raise UserError(re.sub("^", f"config.{name}: ", str(error))) from None
+    return durations.num_steps(value, config.data.batch_size, num_examples)

@@ -68,5 +68,5 @@ def build_classifier(
         pool=pool,
         pool_norm=pool_norm,
         head_scale=head_scale,
-        norm_eps=module.norm_eps,
+        norm_eps=getattr(module, "norm_eps", 1e-6),
     )

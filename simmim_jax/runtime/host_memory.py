@@ -72,7 +72,8 @@ def keep_freed_images() -> None:
 
     Mapping their pages anew takes a third of a worker's time.
     """
-    if not _keeps_all and not _is_configured():
+    thresholds = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ)
+    if not _keeps_all and not thresholds:
         _set(_IMAGES)
 
 

@@ -4,7 +4,9 @@ It is read before JAX starts, so that a contradiction is an error in the first s
 """
 
 import dataclasses
+import json
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from simmim_jax.checkpoints import layout
@@ -27,12 +29,12 @@ _TAKEN = (
 
 
 def adopt(
-    config: Finetune, explicit: Collection[str] = ()
+    config: Finetune, workdir: Path, explicit: Collection[str] = ()
 ) -> tuple[Finetune, list[str]]:
     """Return the config with the architecture of config.init_from, and what to say.
 
-    explicit: names of fields that the command line sets, such as "model.depth"; they
-    are not replaced.
+    A run that `workdir` holds keeps the fields that it began with. explicit: names of
+    fields that the command line sets, such as "model.depth"; they are not replaced.
     raises: UserError where the checkpoint contradicts them, is of another family or has
     other channels; NotFoundError where there is none.
     """
@@ -55,11 +57,12 @@ def adopt(
             "mean and std for them."
         )
     changes = {}
+    begun = _recorded_model(workdir)
     for name in _TAKEN:
         if name not in model or not hasattr(config.model, name):
             continue
         has, wanted = _plain(model[name]), getattr(config.model, name)
-        if has == wanted:
+        if has == wanted or (name in begun and _plain(begun[name]) == wanted):
             continue
         if config.init_first_blocks and name in ("depth", "depths"):
             if not _are_first(wanted, has):
@@ -88,6 +91,12 @@ def adopt(
         dataclasses.replace(config, model=adopted),
         [f"architecture of {config.init_from}: {said}"],
     )
+
+
+def _recorded_model(workdir: Path) -> dict[str, Any]:
+    """Return config.model of the run in a workdir, {} where there is none."""
+    record = workdir / "config.json"
+    return json.loads(record.read_text())["config"]["model"] if record.exists() else {}
 
 
 def _are_first(wanted: int | tuple[int, ...], has: int | tuple[int, ...]) -> bool:

@@ -39,19 +39,19 @@ def compare(config: Compare, workdir: Path) -> dict[str, Any]:
     }
     check(config, runs["pretrain"], runs["scratch"])
     announce("pre-training, without labels")
-    pretrained = loop.train(runs.pop("pretrain"))
+    step = loop.train(runs.pop("pretrain")).step
     announce("fine-tuning from scratch")
-    scratch = loop.train(runs.pop("scratch"))
+    scratch = loop.train(runs.pop("scratch")).last
     announce("fine-tuning with SimMIM")
     simmim = loop.train(classify.build(restored, workdir / "simmim"))
     if jax.process_index():
         return {}
     summary = {
-        "scratch_top1": scratch.last["top1"],
+        "scratch_top1": scratch["top1"],
         "simmim_top1": simmim.last["top1"],
         "labels": num_labels(config.finetune),
         "seconds": round(time.perf_counter() - begin, 1),
-        "reconstructions": str(picture_path(workdir / "pretrain", pretrained.step)),
+        "reconstructions": str(picture_path(workdir / "pretrain", step)),
         "curves": str(draw_curves(workdir)),
         "predictions": str(draw_predictions(restored, workdir, simmim.step)),
     }
@@ -90,8 +90,7 @@ def arms(config: Finetune, pretrained: Path) -> tuple[Finetune, Finetune]:
     """Return the fine-tuning from scratch, and from the run in `pretrained`.
 
     They differ in layer-wise learning-rate decay, too: it protects what lower layers
-    have learned, and only holds back those that have yet to learn. Nor is an encoder
-    frozen that knows nothing.
+    have learned, and only slows fresh ones. Only a pre-trained encoder is frozen.
     """
     fresh = dataclasses.replace(
         config,

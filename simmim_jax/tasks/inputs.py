@@ -16,7 +16,12 @@ from simmim_jax.data.loader.pipeline import (
     train_iterator,
 )
 from simmim_jax.data.loader.workers import num_cpus, share_out
-from simmim_jax.data.sources.base import ArraySource, Source, SubsetSource
+from simmim_jax.data.sources.base import (
+    ArraySource,
+    SequenceSource,
+    Source,
+    SubsetSource,
+)
 from simmim_jax.data.sources.registry import open_source
 from simmim_jax.monitoring.progress import say
 from simmim_jax.runtime import distributed
@@ -127,7 +132,10 @@ def decoders(data: schema.Data, source: Source) -> tuple[int, int]:
     workers, threads = data.num_workers, data.num_threads
     while isinstance(source, SubsetSource):
         source = source.source
-    if isinstance(source, ArraySource) and workers < 0:
+    in_memory = isinstance(source, ArraySource) or (
+        isinstance(source, SequenceSource) and isinstance(source.data, list | tuple)
+    )
+    if in_memory and workers < 0:
         workers = 0  # nothing to decode, and each process would get a copy
     return share_out(num_cpus(), workers, threads)
 

@@ -47,7 +47,7 @@ class Predictor:
                 f"'{path}' is a {meta['config']['mode']} run, which learns no classes: "
                 "expected the workdir of a run with config.mode='finetune'."
             )
-        config = schema.single(schema.parse(meta["config"]))
+        config = schema.single(schema.parse(meta["config"], stored=True))
         assert isinstance(config, Finetune)
         model = build_classifier(
             num_classes=len(class_names),

@@ -19,14 +19,14 @@ def changes_of(
 ) -> Callable[[bool], list[str]]:
     """Return `Run.changes`: how the config and the encoder differ from the first start.
 
-    It raises UserError where the model changed or other things are to be kept of it, or
-    where the run is finished, so that a change of what it learned would have no effect.
+    It raises UserError where the model or the kind of its state changed, or where the
+    run is finished, so that other changes of what it learns would have no effect.
     """
 
     def changes(finished: bool) -> list[str]:
         begun = json.loads((workdir / "config.json").read_text())
         # A field that did not exist then had what is its default now.
-        before = schema.to_dict(schema.parse(begun["config"]))
+        before = schema.to_dict(schema.parse(begun["config"], stored=True))
         changed = config_changes(
             before | {"encoder": begun.get("restored_from")},
             schema.to_dict(config) | {"encoder": record.get("restored_from")},

@@ -26,6 +26,12 @@ def registered_codecs() -> tuple[Codec, ...]:
     return tuple(_registered)
 
 
+def codec_of(data: bytes) -> Codec:
+    """Return the codec that decodes these bytes."""
+    matching = (c for c in (*_registered, *CODECS) if c.matches(data))
+    return next(matching)  # IMAGE matches all bytes
+
+
 def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
     """Decode an encoded image; check an array and return it unchanged.
 
@@ -37,7 +43,4 @@ def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
     """
     if isinstance(data, np.ndarray):
         return check_array(data, channels)
-    for codec in (*_registered, *CODECS):
-        if codec.matches(data):
-            return codec.decode(data, channels)
-    raise AssertionError("IMAGE matches all bytes")
+    return codec_of(data).decode(data, channels)

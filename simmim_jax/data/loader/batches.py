@@ -7,13 +7,19 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from simmim_jax.data.codecs.image import BadImage
 from simmim_jax.data.loader.bad_examples import BadExample, reason_of
 from simmim_jax.data.loader.memory import Batch, Fields
-from simmim_jax.data.sources.base import NO_LABEL, ArraySource, Source
+from simmim_jax.data.sources.base import (
+    NO_LABEL,
+    ArraySource,
+    Source,
+    SubsetSource,
+)
 from simmim_jax.data.views.base import View
 from simmim_jax.errors import UserError
 
@@ -71,8 +77,19 @@ class Batches(abc.ABC):
         # Small raw images are cropped in so little time that threads would mostly
         # wait for the interpreter lock: 8 of them make 13k images/s, one makes 34k.
         values = sum(math.prod(spec.shape) for spec in self.view.spec.values())
-        small = values <= _SMALL_ROW and isinstance(self.source, ArraySource)
+        small = values <= _SMALL_ROW and self._arrays[0] is not None
         return 1 if small else self.num_threads
+
+    @functools.cached_property
+    def _arrays(self) -> tuple[ArraySource | None, np.ndarray | None]:
+        """The arrays below the source, and its choice of them, where it has any."""
+        if isinstance(self.source, ArraySource):
+            return self.source, None
+        if isinstance(self.source, SubsetSource) and isinstance(
+            self.source.source, ArraySource
+        ):
+            return self.source.source, self.source.indices
+        return None, None
 
     def fill(self, step: int, rows: range, batch: Batch) -> list[BadExample]:
         """Write these rows of a batch; return the examples that cannot be used."""
@@ -93,6 +110,22 @@ class Batches(abc.ABC):
         # of a small image.
         runs = np.array_split(np.array(rows), self._num_runs)
         return [bad for found in self._threads.map(fill_run, runs) for bad in found]
+
+    def _check(self, values: dict[str, Any]) -> None:
+        """Raise UserError where what a view returns is not what its spec says."""
+        spec = self.view.spec
+        for name in spec.keys() | values.keys():
+            value = np.asarray(values.get(name))
+            if (
+                name not in spec
+                or name not in values
+                or value.shape != spec[name].shape
+                or not np.can_cast(value.dtype, spec[name].dtype, "same_kind")
+            ):
+                raise UserError(
+                    f"{type(self.view).__name__} returned {name!r} as {value.dtype} "
+                    f"{list(value.shape)}: expected what its spec says, {spec}."
+                )
 
     @abc.abstractmethod
     def _indices(self, positions: np.ndarray) -> np.ndarray:
@@ -117,7 +150,10 @@ class Batches(abc.ABC):
             try:
                 example = self.source[index]
                 path = example.get("path", "")
-                for name, value in self.view(example, self._rng(position)).items():
+                values = self.view(example, self._rng(position))
+                if row == 0:
+                    self._check(values)
+                for name, value in values.items():
                     batch[name][row] = value
             except (OSError, BadImage) as error:
                 path = path or str(getattr(error, "filename", None) or "")
@@ -143,14 +179,14 @@ class StreamBatches(Batches):
 
     def fill(self, step: int, rows: range, batch: Batch) -> list[BadExample]:
         """Write these rows of a batch; return the examples that cannot be used."""
-        source = self.source
-        if not isinstance(source, ArraySource) or not self.view.is_identity(
-            source.images
-        ):
+        source, chosen = self._arrays
+        if source is None or not self.view.is_identity(source.images):
             return super().fill(step, rows, batch)
         # One gather a batch is 100 times faster than image by image.
         part = slice(rows.start, rows.stop)
         indices = self._indices(self.positions(step)[part])
+        if chosen is not None:
+            indices = chosen[indices]
         # The indices are right; without a mode, NumPy would write to a copy first.
         np.take(source.images, indices, 0, batch["image"][part], mode="clip")
         labels = NO_LABEL if source.labels is None else source.labels[indices]

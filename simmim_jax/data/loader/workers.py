@@ -197,8 +197,9 @@ class Workers:
                 process.join()
                 raise RuntimeError(
                     f"A worker process ended with exit code {process.exitcode} (-9: "
-                    "killed, as when memory runs out; 1: see its error above). Try a "
-                    "smaller config.data.num_workers; 0 decodes without processes."
+                    "killed, as when memory runs out; 1: see its error above; in a "
+                    "script, train below `if __name__ == '__main__'`). Try a smaller "
+                    "config.data.num_workers; 0 decodes without processes."
                 ) from None
             if isinstance(answer, _Failure):
                 raise answer.error from RuntimeError(f"in a worker:\n{answer.trace}")
@@ -251,7 +252,7 @@ def _work(
     keep_freed_images()
     with mmap.mmap(filler.descriptor, 0, access=mmap.ACCESS_READ) as pickled:
         fill, codecs = pickle.loads(pickled)
-    for codec in codecs:
+    for codec in reversed(codecs):  # the newest first
         register_codec(codec)
     os.close(filler.descriptor)  # frees the memory, too
     memory = BatchMemory(fill.fields, shared.descriptor)

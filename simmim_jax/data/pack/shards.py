@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from simmim_jax.data.codecs.base import BadImage, Codec
-from simmim_jax.data.codecs.image import decode_jpeg, read_jpeg_header
-from simmim_jax.data.codecs.registry import decode, register_codec
+from simmim_jax.data.codecs.image import IMAGE, decode_jpeg, read_jpeg_header
+from simmim_jax.data.codecs.registry import codec_of, decode, register_codec
 from simmim_jax.data.loader.bad_examples import reason_of
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.packed import (
@@ -109,7 +109,7 @@ def _decode(
     twice the short side.
     """
     if isinstance(image, bytes) and options.short_side:
-        jpeg = read_jpeg_header(image)
+        jpeg = read_jpeg_header(image) if codec_of(image) is IMAGE else None
         room = min(jpeg.shape) / (2 * options.short_side) if jpeg else 1
         reduction = next(n for n in (8, 4, 2, 1) if n <= room or n == 1)
         if jpeg and reduction > 1:

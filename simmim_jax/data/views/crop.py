@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from simmim_jax.data.codecs.image import decode_jpeg, read_jpeg_header
-from simmim_jax.data.codecs.registry import decode
+from simmim_jax.data.codecs.image import IMAGE, decode_jpeg, read_jpeg_header
+from simmim_jax.data.codecs.registry import codec_of, decode
 from simmim_jax.errors import UserError
 
 Box = tuple[float, float, float, float]  # top, left, height, width
@@ -56,7 +56,7 @@ def random_crop(
     raises: as `decode`; UserError for an unknown interpolation.
     """
     jpeg = None
-    if fast and not isinstance(data, np.ndarray):
+    if fast and not isinstance(data, np.ndarray) and codec_of(data) is IMAGE:
         jpeg = read_jpeg_header(data)
     if isinstance(data, np.ndarray) or jpeg is None:
         image = decode(data, channels)
