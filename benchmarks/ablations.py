@@ -1,14 +1,14 @@
-"""Tries every ablation of configs/ablations.py at smoke size, and prints a table.
+"""Try every ablation of configs/ablations.py at smoke size, and print a table.
 
     python -m benchmarks.ablations
 
-Each takes the same few steps from the same initial weights of the same tiny Swin on the
-same bundled images, at the ablation's own 192 pixels: losses show that it learns, and
-compare only where they are of one kind. AvgDist and the hidden share are those of the
-masks drawn. The last column is the top-1 of a Swin-B that pre-trained so for 100 epochs
-on ImageNet-1k, where it is published: 82.8 % in the README of
-github.com/microsoft/SimMIM, 81.7 % in the paper, where it compares predicting what is
-hidden with reconstructing everything (section 4.1).
+All ablations train the same tiny Swin from the same initial weights for the same few
+steps on the same bundled images at 192 pixels. Losses show that the model learns; they
+are comparable only between losses of one kind. AvgDist and the masked share are those
+of the drawn masks. The last column is the published top-1 of a Swin-B after 100 epochs
+of this pre-training on ImageNet-1k: 82.8 % in the README of
+github.com/microsoft/SimMIM; 81.7 % in the paper, which compares predicting masked
+pixels with reconstructing all of them (section 4.1).
 """
 
 import argparse
@@ -21,13 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
-from simmim_jax.configs import ablations
 
+from simmim_jax.config import schema
+from simmim_jax.configs import ablations
 from simmim_jax.mim import masking
 from simmim_jax.mim.objective import Objective
 from simmim_jax.models.simmim import SimMIM
-from simmim_jax.tasks.pretrain import init, model_of, objective_of
-from simmim_jax.training import inputs, steps
+from simmim_jax.tasks import inputs
+from simmim_jax.tasks.pretrain import Parts, init
+from simmim_jax.tasks.pretrain_step import pretrain_loss
+from simmim_jax.training import steps
 
 PUBLISHED = {"random_32_0.6": 82.8, "all_pixels": 81.7}
 COLUMNS = (
@@ -42,21 +45,26 @@ COLUMNS = (
 TX = optax.adam(2e-3)
 
 
+def config_of(argument: str) -> schema.Pretrain:
+    """Return a config of configs/ablations.py, typed."""
+    return schema.single(schema.parse(ablations.get_config(argument)))
+
+
 @functools.cache
 def start(model: SimMIM) -> steps.TrainState:
-    """Fresh parameters, the same for every ablation that has the model."""
-    config = ablations.get_config("smoke")
+    """Return fresh parameters, the same for all ablations of one model."""
+    config = config_of("smoke")
     params = jax.jit(functools.partial(init, config, model))(jax.random.key(0))
     return steps.TrainState(jnp.int32(0), params, TX.init(params))
 
 
 @functools.cache
 def compiled_step(model: SimMIM, objective: Objective) -> Callable[..., Any]:
-    """One update, once masks are drawn: ablations of masks share it."""
+    """Return one update of prepared batches; ablations of masks share it."""
     step = functools.partial(
         steps.train_step,
         prepare=lambda batch, key: batch,
-        loss=steps.pretrain_loss(model, objective),
+        loss=pretrain_loss(model, objective),
         tx=TX,
         seed=0,
     )
@@ -64,17 +72,10 @@ def compiled_step(model: SimMIM, objective: Objective) -> Callable[..., Any]:
 
 
 def run(name: str, batches: list[np.ndarray]) -> list[str]:
-    """The line of an ablation."""
-    config = ablations.get_config(f"{name},smoke")
-    draw = steps.pretrain_prepare(
-        patch_size=config.model.patch_size,
-        mask_kind=config.mask.kind,
-        mask_unit=config.mask.unit_size,
-        mask_ratio=config.mask.ratio,
-        mean=config.data.mean,
-        std=config.data.std,
-        flip=True,
-    )
+    """Return the line of an ablation."""
+    config = config_of(f"{name},smoke")
+    parts = Parts(config)
+    draw = parts.prepare(flip=True)
 
     @jax.jit
     def prepare(images: np.ndarray, step: int) -> tuple[steps.Batch, jax.Array]:
@@ -82,8 +83,8 @@ def run(name: str, batches: list[np.ndarray]) -> list[str]:
         prepared = draw({"image": images}, key)
         return prepared, masking.avg_dist(prepared["mask"], config.model.patch_size)
 
-    model = model_of(config)
-    state, step = start(model), compiled_step(model, objective_of(config))
+    state = start(parts.model)
+    step = compiled_step(parts.model, parts.objective)
     losses, distances, shares = [], [], []
     for index, images in enumerate(batches):
         prepared, distance = prepare(images, index)
@@ -104,14 +105,14 @@ def run(name: str, batches: list[np.ndarray]) -> list[str]:
 
 
 def main() -> None:
-    """Prints a line as each ablation is done."""
+    """Print a line after each ablation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args()
     logging.set_verbosity(logging.ERROR)
-    config = ablations.get_config("smoke")
-    source = inputs.open_split(config, config.data.train_split)
+    config = config_of("smoke")
+    source = inputs.open_split(config.data, config.data.train_split)
     stream = inputs.train_batches(config, source)
     batches = [next(stream)["image"] for _ in range(args.steps)]
     stream.close()
@@ -122,7 +123,7 @@ def main() -> None:
 
 
 def print_line(cells: Sequence[str]) -> None:
-    """A line of a Markdown table."""
+    """Print a line of a Markdown table."""
     print("| " + " | ".join(cells) + " |", flush=True)
 
 

@@ -2,11 +2,11 @@
 
     python -m benchmarks.label_efficiency --data=tfds:fashion_mnist
 
-Pre-trains without labels on the 60,000 training images, once a seed, then fine-tunes
-on a few labelled ones, from what was learned and from scratch, and fits a logistic
-regression to their pixels (scikit-learn, its regularisation chosen for the test set, in
-its favour). All are tested on the 10,000 test images after the last step. Takes hours;
-what is done stays in --workdir, and the same command goes on from there.
+For each seed, pre-trains without labels on the 60,000 training images, fine-tunes on a
+few labelled ones with and without pre-training, and fits a logistic regression to their
+pixels (scikit-learn; its regularisation is chosen on the test set, in its favour). All
+are tested on the 10,000 test images after the last step. Takes hours; finished runs
+stay in --workdir, and the same command resumes.
 """
 
 import argparse
@@ -16,26 +16,24 @@ from pathlib import Path
 
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
-from simmim_jax.configs import fashion_mnist
 from sklearn.linear_model import LogisticRegression
 
+from simmim_jax.config import schema
+from simmim_jax.configs import fashion_mnist
 from simmim_jax.data.sources.base import subset
 from simmim_jax.monitoring.writer import write_json
-from simmim_jax.tasks.classify import finetune
+from simmim_jax.tasks.api import finetune, pretrain
 from simmim_jax.tasks.compare import arms
-from simmim_jax.tasks.pretrain import pretrain
-from simmim_jax.training.inputs import open_split
+from simmim_jax.tasks.inputs import open_split
 
 METHODS = ("logistic regression", "from scratch", "SimMIM")
 
 
-def logistic_regression(config: ConfigDict) -> float:
-    """Test accuracy of the best of five regularisations on the pixels."""
-    train = subset(
-        open_split(config, config.data.train_split), config.data.num_labels, config.seed
-    )
-    test = open_split(config, config.data.eval_split)
+def logistic_regression(config: schema.Finetune) -> float:
+    """Return the test accuracy of the best of five regularisations on the pixels."""
+    data = config.data
+    train = subset(open_split(data, data.train_split), data.num_labels, config.seed)
+    test = open_split(data, data.eval_split)
 
     def pixels(source) -> tuple[np.ndarray, np.ndarray]:
         images = [np.ravel(source[i]["image"]) for i in range(len(source))]
@@ -49,7 +47,7 @@ def logistic_regression(config: ConfigDict) -> float:
 
 
 def run(seed: int, num_labels: list[int], data: str, workdir: Path) -> dict:
-    """Accuracies of one seed: {labels: {method: accuracy}}."""
+    """Return the accuracies of one seed: {labels: {method: accuracy}}."""
     config = fashion_mnist.get_config()
     for part in (config.pretrain, config.finetune):
         part.seed = seed
@@ -58,7 +56,9 @@ def run(seed: int, num_labels: list[int], data: str, workdir: Path) -> dict:
     accuracies = {}
     for n in num_labels:
         config.finetune.data.num_labels = n
-        fresh, restored = arms(config.finetune, workdir / "pretrain")
+        typed = schema.parse(config.finetune)
+        assert isinstance(typed, schema.Finetune)
+        fresh, restored = arms(typed, workdir / "pretrain")
         accuracies[n] = {
             "logistic regression": logistic_regression(fresh),
             "from scratch": finetune(fresh, workdir / f"scratch-{n}").last["top1"],
@@ -68,7 +68,7 @@ def run(seed: int, num_labels: list[int], data: str, workdir: Path) -> dict:
 
 
 def table(results: list[dict]) -> str:
-    """A Markdown table of mean ± standard deviation over seeds, in percent."""
+    """Return a Markdown table of mean ± standard deviation over seeds [%]."""
     labels = list(results[0])
     lines = [
         "| labels | " + " | ".join(METHODS) + " |",
@@ -85,7 +85,7 @@ def table(results: list[dict]) -> str:
 
 
 def main() -> None:
-    """Prints the table and writes <workdir>/label_efficiency.json."""
+    """Print the table and write <workdir>/label_efficiency.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="tfds:fashion_mnist", help="as config.data")
     parser.add_argument("--workdir", type=Path, default=Path("runs/label_efficiency"))
