@@ -91,7 +91,7 @@ def start(
         sys.exit(f"--workdir={args.workdir} is not a local folder: mount the bucket.")
     workdir = Path(args.workdir or default_workdir(args.config)).expanduser().absolute()
     try:
-        config, said = check(fields, workdir, explicit)
+        config, said = check(fields, explicit, workdir)
         workdir.mkdir(parents=True, exist_ok=True)
     except (UserError, OSError) as error:
         sys.exit(str(error))
@@ -182,7 +182,9 @@ def default_workdir(config: str) -> str:
 
 
 def check(
-    fields: ConfigDict, workdir: Path, explicit: Collection[str] = ()
+    fields: ConfigDict,
+    explicit: Collection[str] = (),
+    workdir: Path | None = None,
 ) -> tuple[Config, list[str]]:
     """Return the typed config, and what to say of it, before JAX starts.
 
@@ -200,7 +202,7 @@ def check(
         for split in (run.data.train_split, run.data.eval_split):
             check_source(run.data.dataset, split, data_dir=run.data.data_dir)
     if isinstance(config, Finetune):
-        config, said = architecture.adopt(config, workdir, explicit)
+        config, said = architecture.adopt(config, explicit, workdir=workdir)
     return config, said
 
 

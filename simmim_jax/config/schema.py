@@ -724,7 +724,9 @@ def parse(config: Mapping[str, Any] | ConfigDict, *, stored: bool = False) -> Co
         )
     of_finetune = {"augment", "init_from"} & values.keys()
     of_pretrain = {"mask", "target"} & values.keys()
-    if (mode == "pretrain" and of_finetune) or (mode == "finetune" and of_pretrain):
+    if (mode == "pretrain" and of_finetune and not of_pretrain) or (
+        mode == "finetune" and of_pretrain and not of_finetune
+    ):
         kind = "fine-tuning" if of_finetune else "pre-training"
         raise UserError(
             f"config.mode={mode!r}: this config is one of {kind}. Leave its mode as it "

@@ -58,7 +58,7 @@ def finetune(
     data, held_out: with labels; a pair (images, labels) will do.
     """
     folder = _folder(workdir)
-    parsed, said = architecture.adopt(_parse(config, Finetune), folder)
+    parsed, said = architecture.adopt(_parse(config, Finetune), workdir=folder)
     for line in said:
         print(line)
     sources = _sources(data, held_out)

@@ -29,12 +29,15 @@ _TAKEN = (
 
 
 def adopt(
-    config: Finetune, workdir: Path, explicit: Collection[str] = ()
+    config: Finetune,
+    explicit: Collection[str] = (),
+    *,
+    workdir: Path | None = None,
 ) -> tuple[Finetune, list[str]]:
     """Return the config with the architecture of config.init_from, and what to say.
 
-    A run that `workdir` holds keeps the fields that it began with. explicit: names of
-    fields that the command line sets, such as "model.depth"; they are not replaced.
+    explicit: names of fields that the command line sets, such as "model.depth"; they
+    are not replaced. workdir: a run that it holds keeps the fields it began with.
     raises: UserError where the checkpoint contradicts them, is of another family or has
     other channels; NotFoundError where there is none.
     """
@@ -93,10 +96,11 @@ def adopt(
     )
 
 
-def _recorded_model(workdir: Path) -> dict[str, Any]:
+def _recorded_model(workdir: Path | None) -> dict[str, Any]:
     """Return config.model of the run in a workdir, {} where there is none."""
-    record = workdir / "config.json"
-    return json.loads(record.read_text())["config"]["model"] if record.exists() else {}
+    if workdir is None or not (workdir / "config.json").exists():
+        return {}
+    return json.loads((workdir / "config.json").read_text())["config"]["model"]
 
 
 def _are_first(wanted: int | tuple[int, ...], has: int | tuple[int, ...]) -> bool:

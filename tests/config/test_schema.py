@@ -419,3 +419,27 @@ def test_config_parses_to_the_same_values(name, argument):
             # The command line parses values as the type that the config file gave.
             if kind in (int, float, str, bool):
                 assert type(flat[field]) is kind, field
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"), [("pretrain", "finetune"), ("finetune", "pretrain")]
+)
+def test_mode_must_be_that_of_the_config(kind, wrong):
+    fields = getattr(common, kind)()
+    fields.mode = wrong
+    with pytest.raises(UserError, match=f"config.mode='{wrong}': this config is one"):
+        schema.parse(fields)
+
+
+def test_mode_alone_is_a_config_of_that_mode():
+    assert schema.parse({"mode": "pretrain"}) == schema.Pretrain()
+    assert schema.parse({"mode": "finetune"}) == schema.Finetune()
+
+
+def test_stored_configs_may_have_fields_and_values_of_other_releases():
+    fields = schema.to_dict(schema.Pretrain()) | {"notes": "mine"}
+    with pytest.raises(UserError, match=r"unknown config field config\.notes"):
+        schema.parse(fields)
+    fields["ema_decay"] = 7.0
+    parsed = schema.parse(fields, stored=True)
+    assert parsed == dataclasses.replace(schema.Pretrain(), ema_decay=7.0)

@@ -188,3 +188,12 @@ def test_lists_in_the_meta_become_tuples(tmp_path):
     adopted, _ = adopt(schema.parse(config))
     assert adopted.model.depths == (2, 2, 18, 2)
     assert adopted.model.num_heads == (4, 8, 16, 32)
+
+
+def test_a_run_keeps_the_fields_that_it_began_with(tmp_path):
+    """One that was begun before architectures were adopted still resumes."""
+    begun = finetune(**{"model.norm_eps": 1e-3})
+    record = {"config": schema.to_dict(begun)}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert adopt(begun, workdir=tmp_path) == (begun, [])
+    assert adopt(begun)[0] == finetune()

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simmim_jax.data.loader import pipeline
 from simmim_jax.data.sources.base import ArraySource, SubsetSource
+from simmim_jax.data.views.base import Spec, View
+from simmim_jax.errors import UserError
 from tests.batches import eval_batches, train_iterator
 
 SMALL = {"image_size": (8, 8), "channels": 1, "interpolation": "bilinear"}
@@ -339,4 +342,49 @@ def test_neither_tensorflow_nor_the_rest_of_the_package_is_imported():
     )
     subprocess.run(
         [sys.executable, "-c", code], check=True, env=os.environ, capture_output=True
+    )
+
+
+# ---- Views of others -----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wrong(View):
+    """Returns what its spec does not say."""
+
+    values: dict
+
+    @property
+    def spec(self):
+        return {"image": Spec((4, 4, 3), np.uint8), "label": Spec((), np.int32)}
+
+    def __call__(self, example, rng):
+        return self.values
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image": np.zeros((4, 4, 3), np.uint8)},
+        {"image": np.zeros((4, 4, 1), np.uint8), "label": 0},
+        {"image": np.full((4, 4, 3), 300.7), "label": 0},
+        {"image": np.zeros((4, 4, 3), np.uint8), "label": 0, "mask": 1},
+    ],
+    ids=["no label", "shape", "dtype", "unknown"],
+)
+def test_a_view_that_breaks_its_spec_ends_the_run(values):
+    iterator = pipeline.train_iterator(
+        array_source(8), Wrong(values=values), batch_size=4, seed=0
+    )
+    with pytest.raises(UserError, match=r"Wrong returned .*: expected what its spec"):
+        next(iterator)
+
+
+def test_a_choice_of_arrays_gives_what_the_chosen_arrays_give():
+    whole, chosen = array_source(20), np.array([3, 17, 4, 9, 11, 0])
+    part = ArraySource(whole.images[chosen], whole.labels[chosen], ())
+    options = {"batch_size": 4, "seed": 0, **NO_CROP}
+    assert_same(
+        take(train_iterator(SubsetSource(whole, chosen), **options), 4),
+        take(train_iterator(part, **options), 4),
     )
