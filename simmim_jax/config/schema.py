@@ -761,6 +761,8 @@ def _parse_run(cls: type, values: Mapping[str, Any], path: str, stored: bool) ->
     if cls is Finetune:
         fields = classifier(fields)
     parsed = parse_group(cls, rest, path, stored)
+    if type(parsed.model) is fields:  # whose defaults are those of the mode
+        model = to_dict(parsed.model) | dict(model)
     run = dataclasses.replace(
         parsed, model=parse_group(fields, model, f"{path}.model", stored)
     )
