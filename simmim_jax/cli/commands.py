@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         module.main(rest)
     except UserError as error:
         sys.exit(str(error))
+    except BrokenPipeError:  # as in `simmim fields | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _overview() -> str:

@@ -8,8 +8,10 @@ Without --config, fields of pre-training and of fine-tuning are listed; with it,
 values are those of that config. A name shows that field, or all fields of a group.
 """
 
+import re
 import sys
 import textwrap
+import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -67,4 +69,7 @@ def _entries(prefix: str, run: Any, args: Any) -> Iterator[str]:
 
 def type_name(kind: Any) -> str:
     """Return the type of a field as people write it: "int", "tuple[int, int]"."""
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    if typing.get_args(kind):
+        # "tuple[simmim_jax.config.parsing.Duration, ...]" without the module.
+        return re.sub(r"\w+(?:\.\w+)*\.(?=\w)", "", str(kind))
+    return kind.__name__
