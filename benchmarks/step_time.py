@@ -1,15 +1,14 @@
-"""One optimiser step of SimMIM pre-training: this package beside PyTorch, on a CPU.
+"""Time of a SimMIM pre-training step on a CPU: this package and PyTorch.
 
     git clone https://github.com/microsoft/SimMIM
     python -m benchmarks.step_time --official=SimMIM --torch=PYTHON
 
-ViT-B/16 at 224 pixels and Swin-B at 192, float32, the same batch, both with gradient
-clipping and AdamW: this package's training step (which also flips, normalises and draws
-the masks) and that of the official code, whose model, optimiser and settings are used
-as they are; without --official, transformers' masked-image models of the same sizes.
-PYTHON is a Python that has torch, timm and yacs, or torch and transformers. Each runs
-in a process of its own with all CPUs, they take turns, and ratios are medians over
-turns. Memory is the largest that a process ever held.
+ViT-B/16 at 224 pixels and Swin-B at 192, float32, the same batch size, with gradient
+clipping and AdamW. This package's step also flips, normalises and draws the masks. The
+official code's model, optimiser and settings are used unchanged; without --official the
+peer is transformers' masked-image models of the same sizes. PYTHON has torch, timm and
+yacs, or torch and transformers. Each implementation is a process that uses all CPUs;
+they take turns, and ratios are medians over turns. Memory is a process's peak.
 """
 
 import argparse
@@ -28,33 +27,28 @@ from pathlib import Path
 import numpy as np
 
 MODELS = ("vit_base", "swin_base")
-IMAGENET = 1_281_167  # images of an epoch, which the learning rate depends on
 SIZES = {"vit_base": 224, "swin_base": 192}
 # Peak learning rate and weight decay of both recipes.
 LR, WEIGHT_DECAY, CLIP_NORM = 1e-4, 0.05, 5.0
 
-# ---- Steps: (model, batch) -> a function that makes one step -------------------------
+# ---- Steps: (model, batch size) -> a function that runs one step ---------------------
 
 
 def ours(model: str, batch: int) -> Callable[[], float]:
-    """The step of configs/<model>.py."""
-    from simmim_jax.runtime import host_memory
-
-    keeps_memory = host_memory.keep_all_freed()
+    """Return the step of configs/<model>.py."""
     import jax
 
-    from simmim_jax.runtime import sharding
-    from simmim_jax.tasks import pretrain
+    from simmim_jax.config import schema
+    from simmim_jax.runtime import host_memory, sharding
+    from simmim_jax.tasks import learners
     from simmim_jax.training import compilation
 
-    # This, make_room and await_on_cpus: as in main and train_loop.
-    jax.config.update("jax_cpu_enable_async_dispatch", not keeps_memory)
     config = importlib.import_module(f"simmim_jax.configs.{model}").get_config()
     config.dtype = "float32"
     config.data.batch_size = batch
     mesh = sharding.make_mesh()
-    learner = pretrain.learner(config, IMAGENET)
-    plan = compilation.plan(config, learner, mesh)
+    learner = learners.learner(schema.parse(config))
+    plan = compilation.plan(learner, mesh)
     compiled = plan.lower().compile()
     params = jax.jit(learner.init)(jax.random.key(0))
     state = jax.jit(plan.fresh_state, donate_argnums=0)(params)
@@ -62,7 +56,7 @@ def ours(model: str, batch: int) -> Callable[[], float]:
     images = rng.integers(0, 256, plan.batch["image"].shape, np.uint8)
     labels = np.zeros(batch, np.int32)
     data = sharding.to_devices({"image": images, "label": labels}, mesh)
-    host_memory.make_room()
+    host_memory.make_room()  # this and await_on_cpus: as in the training loop
 
     def step() -> float:
         nonlocal state
@@ -74,7 +68,7 @@ def ours(model: str, batch: int) -> Callable[[], float]:
 
 
 def official(model: str, batch: int, code: Path) -> Callable[[], float]:
-    """The official model and optimiser, in the order of its main_simmim.py."""
+    """Return a step of the official model and optimiser, as in main_simmim.py."""
     sys.path.insert(0, str(code))
     from config import get_config
     from models import build_model
@@ -91,7 +85,7 @@ def official(model: str, batch: int, code: Path) -> Callable[[], float]:
 
 
 def transformers(model: str, batch: int) -> Callable[[], float]:
-    """transformers' masked-image models; its ViT has no relative positions."""
+    """Return a step of transformers; its ViT has no relative position bias."""
     import torch
     from transformers import (
         SwinConfig,
@@ -120,7 +114,7 @@ def transformers(model: str, batch: int) -> Callable[[], float]:
 
 
 def torch_batch(batch: int, size: int, patch: int) -> tuple:
-    """Normalised images, and masks of 60 % of their 32-pixel units."""
+    """Return normalised images, and masks of 60 % of their 32-pixel units."""
     import torch
 
     rng = np.random.default_rng(0)
@@ -131,7 +125,7 @@ def torch_batch(batch: int, size: int, patch: int) -> tuple:
 
 
 def torch_step(net, optimizer, loss_of: Callable) -> Callable[[], float]:
-    """Forward, backward, clipping, update; reads the loss, as the official loop."""
+    """Return a step that reads the loss, as the official loop does."""
     import torch
 
     net.train()
@@ -148,14 +142,21 @@ def torch_step(net, optimizer, loss_of: Callable) -> Callable[[], float]:
 
 
 def work(name: str, model: str, batch: int, code: Path) -> None:
-    """A process of one implementation: for each line read, a step, a line of JSON."""
+    """Run one implementation in this process."""
     if name == "ours":
-        step = ours(model, batch)
+        from simmim_jax.runtime import host_memory
+
+        with host_memory.kept():
+            take_turns(name, batch, ours(model, batch))
     elif name == "official":
-        step = official(model, batch, code)
+        take_turns(name, batch, official(model, batch, code))
     else:
-        step = transformers(model, batch)
-    step()  # compiles, fills caches
+        take_turns(name, batch, transformers(model, batch))
+
+
+def take_turns(name: str, batch: int, step: Callable[[], float]) -> None:
+    """Run a step for each line on stdin, and answer with a line of JSON."""
+    step()  # warm-up
     print(json.dumps("ready"), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -171,7 +172,7 @@ def work(name: str, model: str, batch: int, code: Path) -> None:
 
 
 class Implementation:
-    """One implementation's process."""
+    """The process of one implementation."""
 
     def __init__(self, name: str, python: str, args: argparse.Namespace, model: str):
         command = [python, __file__, f"--batch={args.batch}", "--work", name, model]
@@ -192,25 +193,25 @@ class Implementation:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"{self.name} does not run: its error stands above.")
+            sys.exit(f"{self.name} failed: see the error above.")
         try:
             return json.loads(line)
-        except ValueError:  # something that a library prints
+        except ValueError:  # output of a library
             return None
 
     def turn(self) -> tuple[float, int]:
-        """Images a second in one step, and the most bytes held so far."""
+        """Run a step; return images/s and peak memory [bytes]."""
         assert self.process.stdin is not None
         print(file=self.process.stdin, flush=True)
         return self._read()  # type: ignore[return-value]
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self.process.communicate("")
 
 
 def measure(model: str, peer: str, args: argparse.Namespace) -> dict:
-    """{"ours", "theirs", "ratio": images/s; "memory_ours", …: bytes} of one model."""
+    """Return rates [images/s] and peak memory [bytes] of one model, and ratios."""
     both = [
         Implementation("ours", sys.executable, args, model),
         Implementation(peer, args.torch, args, model),
@@ -230,7 +231,7 @@ def measure(model: str, peer: str, args: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    """Prints a table of both models."""
+    """Print a table of both models."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--official", type=Path, metavar="FOLDER")
     parser.add_argument("--torch", default=sys.executable, metavar="PYTHON")
@@ -242,7 +243,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.work:
         name, model = args.work
-        return work(name, model, args.batch, args.official)
+        work(name, model, args.batch, args.official)
+        return
 
     peer = "official" if args.official else "transformers"
     print(f"| model | ours, images/s | {peer} | ours over it | memory, GB | {peer} |")
@@ -260,7 +262,6 @@ def main() -> None:
         )
     if args.json:
         print(json.dumps({"peer": peer, **results}))
-    return None
 
 
 if __name__ == "__main__":

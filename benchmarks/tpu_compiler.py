@@ -1,17 +1,18 @@
-"""What the TPU compiler says a layer costs: ours, a textbook's, and older revisions'.
+"""Cost of a layer by the TPU compiler's estimates: ours, a textbook's, older revisions.
 
     python -m benchmarks.tpu_compiler
     python -m benchmarks.tpu_compiler --variant=swin_base --revision=v0.1.0
 
-Compiles the whole training step, AdamW included, in bfloat16 for four chips of v5e (a
-host's, libtpu needs none: pip install 'simmim_jax[tpu]'), with two depths of the model:
-half of the difference is what two layers more cost each. Prints millions of cycles that
-the compiler estimates, bundles of Pallas kernels, which it does not, and their sum; of
-these cycles those of copies; megabytes that reshapes move, which it does not estimate
-either; and cycles an image of the whole model: the shallower one and all that it lacks.
+Compiles the whole training step with AdamW in bfloat16 for a host with four chips of
+v5e, at two depths of the model; the difference is the cost of the added layers. Needs
+no TPU, but libtpu: pip install 'simmim_jax[tpu]'. Prints a layer's estimated cycles
+[millions], bundles of Pallas kernels, which have no estimate, and their sum; cycles of
+copies; bytes of reshapes, which have no estimate either [MB]; and cycles an image of
+the whole model, extrapolated from the shallower one.
 
-A Swin's layers are those of its third stage, where most of them are. Below 5 % a
-difference says nothing. Each compilation takes one to four minutes on two cores.
+A Swin's layers are those of its third stage, where most of them are. Differences below
+5 % mean nothing. Each compilation takes one to four minutes on two cores. A revision
+is compiled by its own benchmarks/tpu_program.py.
 """
 
 import argparse
@@ -26,35 +27,38 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from simmim_jax.configs import common
-
 from simmim_jax.performance import hlo, kernels, slices, step_cost
 from simmim_jax.runtime.accelerators import CHIPS, TPUS
 
 ROOT = Path(__file__).parents[1]
-PROGRAM = Path(__file__).with_name("tpu_program.py")
+PROGRAM = "benchmarks/tpu_program.py"
 
 
 @contextlib.contextmanager
 def checkout(revision: str) -> Iterator[Path]:
-    """A folder with the files of a revision."""
+    """Check out a revision in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         git = ["git", "-C", str(ROOT), "worktree"]
         subprocess.run(
             [*git, "add", "--detach", "--quiet", folder, revision], check=True
         )
+        root = Path(folder)
         try:
-            yield Path(folder)
+            if (root / "configs" / "__init__.py").exists():
+                # Where the installed package has them.
+                (root / "simmim_jax" / "configs").symlink_to(root / "configs")
+            yield root
         finally:
             subprocess.run([*git, "remove", "--force", folder], check=True)
 
 
 def compile_step(root: Path, options: list[str], keep: Path | None, name: str):
-    """The cost of the step that the package in `root` makes."""
+    """Return the cost of the step of the package in `root`."""
     with tempfile.TemporaryDirectory() as folder:
         slices.set_environment()
 
         def run(out: Path, *more: str) -> str:
-            command = [sys.executable, "-W", "ignore", PROGRAM, *options, *more]
+            command = [sys.executable, "-W", "ignore", root / PROGRAM, *options, *more]
             subprocess.run(
                 [*command, f"--out={out}"],
                 env=os.environ | {"PYTHONPATH": str(root)},
@@ -79,12 +83,12 @@ def compile_step(root: Path, options: list[str], keep: Path | None, name: str):
         )
         for operation in cost.unknown:
             if operation.kind == hlo.PALLAS:
-                raise LookupError(f"nobody knows what {operation.name} takes")
+                raise LookupError(f"{operation.name} has no estimate")
         return cost
 
 
 def compare(few: step_cost.Cost, many: step_cost.Cost, more: int, missing: int) -> dict:
-    """Costs a layer, from those of two models of which one has `more` layers."""
+    """Return costs of a layer from two models, of which one has `more` layers."""
 
     def layer(name: str) -> float:
         return (getattr(many, name) - getattr(few, name)) / more
@@ -109,7 +113,7 @@ def compare(few: step_cost.Cost, many: step_cost.Cost, more: int, missing: int) 
 
 
 def flops_per_layer(variant: str, batch: int) -> float:
-    """Operations of a layer's matrix products, forward and back, on a chip."""
+    """Return matrix-product FLOP of a layer on a chip, forward and backward."""
     config = common.pretrain(variant)
     if variant.startswith("vit"):
         width = config.model.embed_dim
@@ -123,7 +127,7 @@ def flops_per_layer(variant: str, batch: int) -> float:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -133,12 +137,14 @@ def main() -> None:
     parser.add_argument(
         "--ours",
         action="append",
-        help="fields of the model, as in 'attention=pallas'; may be repeated, '' is "
+        help="fields of the model, such as 'attention=pallas'; may be repeated; '' for "
         "the default",
     )
-    parser.add_argument("--revision", action="append", default=[], help="older ours")
+    parser.add_argument(
+        "--revision", action="append", default=[], help="older revision"
+    )
     parser.add_argument("--no-textbook", action="store_true")
-    parser.add_argument("--keep", type=Path, help="folder for the programs' texts")
+    parser.add_argument("--keep", type=Path, help="folder to keep programs in")
     parser.add_argument("--json", type=Path, help="file to write the results to")
     args = parser.parse_args()
     if args.keep:
@@ -161,7 +167,7 @@ def main() -> None:
                 for layers in (few, many)
             ]
         except (subprocess.CalledProcessError, LookupError) as error:
-            print(f"{name}: left out, {error}", file=sys.stderr)
+            print(f"{name}: left out: {error}", file=sys.stderr)
             return
         results[name] = compare(*costs, many - few, depth - few)
 
@@ -174,15 +180,17 @@ def main() -> None:
         with checkout(revision) as root:
             measure(f"revision {revision}", root)
 
-    least = flops_per_layer(args.variant, args.batch) * CHIPS["v5e"].clock / TPUS["v5e"]
+    minimum = (
+        flops_per_layer(args.variant, args.batch) * CHIPS["v5e"].clock / TPUS["v5e"]
+    )
     print(
-        f"\n{args.variant}, {args.batch} images a chip of v5e, bfloat16: millions of "
-        f"cycles a layer; its matrix products alone take {least / 1e6:.2f} at peak\n\n"
+        f"\n{args.variant}, {args.batch} images a chip of v5e, bfloat16: M cycles a "
+        f"layer (matrix products at the peak rate: {minimum / 1e6:.2f})\n\n"
         f"{'':<28}{'estimate':>9}{'kernels':>9}{'sum':>8}{'of peak':>9}{'copies':>8}"
         f"{'reshaped MB':>13}{'cycles/image':>14}"
     )
     for name, r in results.items():
-        r["share_of_peak"] = least / r["cycles_per_layer"]
+        r["share_of_peak"] = minimum / r["cycles_per_layer"]
         r["cycles_per_image"] = r["cycles"] / args.batch
         print(
             f"{name:<28}{r['estimated_cycles_per_layer'] / 1e6:>9.2f}"
