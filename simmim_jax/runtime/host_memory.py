@@ -48,15 +48,16 @@ def kept() -> Iterator[None]:
     Enter it before JAX initialises devices. The loop calls `make_room` once its state
     and program exist, and `give_back_gaps` when it has run other programs; both are
     functions, not methods of a result, because malloc's settings are the process's.
-    Does nothing if the run has several processes, JAX may find other devices, or the
-    environment configures malloc.
+    Half of the machine's memory is reserved as address space, in pages of 2 MB where
+    possible. Does nothing if the run has several processes, JAX may find other devices,
+    or the environment configures malloc.
     """
     global _keeps_all
     import jax  # not in worker processes, which import this module
 
-    if not jax.distributed.is_initialized() and keep_all_freed():
-        # With asynchronous dispatch, outputs of the next step would be allocated before
-        # this step's memory is free.
+    if not jax.distributed.is_initialized() and _keep_all_freed():
+        # Asynchronous dispatch would allocate the next step before this step's memory
+        # is free, and both would be kept.
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         yield
@@ -75,23 +76,6 @@ def keep_freed_images() -> None:
     thresholds = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ)
     if not _keeps_all and not thresholds:
         _set(_IMAGES)
-
-
-def keep_all_freed() -> bool:
-    """Keep all freed memory; return False, and do nothing, where `kept` does nothing.
-
-    Half of the machine's memory is reserved as address space, in pages of 2 MB where
-    possible. Steps must run one after the other: a step that starts during another one
-    would get memory of its own, which would be kept, too.
-    """
-    global _keeps_all
-    if _is_configured() or not one_cpu_device() or not _set(_RUN):
-        return False
-    _keeps_all = True
-    # With base pages of another size, huge pages may have 512 MB.
-    if os.sysconf("SC_PAGE_SIZE") == 4096 and _reserving_is_free():
-        _reserve_huge_pages(_half_of_memory(), 4096)
-    return True
 
 
 def make_room() -> None:
@@ -140,6 +124,18 @@ def one_cpu_device() -> bool:
         or importlib.util.find_spec("jax_plugins")
         or entry_points(group="jax_plugins")
     )
+
+
+def _keep_all_freed() -> bool:
+    """Configure malloc and reserve address space; return False if it does nothing."""
+    global _keeps_all
+    if _is_configured() or not one_cpu_device() or not _set(_RUN):
+        return False
+    _keeps_all = True
+    # With base pages of another size, huge pages may have 512 MB.
+    if os.sysconf("SC_PAGE_SIZE") == 4096 and _reserving_is_free():
+        _reserve_huge_pages(_half_of_memory(), 4096)
+    return True
 
 
 def _set(options: dict[int, int]) -> bool:

@@ -113,10 +113,11 @@ def test_thresholds_of_the_environment_hold_for_images_too():
 
 # Prints how many addresses the memory of 20 steps has. Nothing is written to it.
 STEPS = """
-import sys
+import contextlib, sys
 from simmim_jax.runtime import host_memory
 
-host_memory.keep_all_freed()
+stack = contextlib.ExitStack()
+stack.enter_context(host_memory.kept())
 libc = host_memory._libc()
 state = [libc.malloc(20_000_000) for _ in range(50)]
 if sys.argv[1:]:
@@ -135,7 +136,7 @@ print(len(addresses))
 # Frees every other one of many blocks. Prints the memory that give_back_gaps returns
 # [KB], and the page faults of a large block that was freed before.
 GAPS = """
-import resource
+import contextlib, resource
 from pathlib import Path
 from simmim_jax.runtime import host_memory
 
@@ -146,7 +147,8 @@ def large():
     block = bytearray(200_000_000)
     block[::4096] = bytes(len(block[::4096]))
 
-host_memory.keep_all_freed()
+stack = contextlib.ExitStack()
+stack.enter_context(host_memory.kept())
 blocks = [bytearray(b"1") * 500_000 for _ in range(400)]
 large()
 del blocks[::2]
