@@ -9,7 +9,7 @@ equivalent:
 
 - The reason of a failure reaches the other processes through the coordination service's
   key-value store (`_store`). Barriers carry no text, and a file in the shared workdir
-  comes too late where a mounted bucket caches metadata for a minute.
+  would come too late where a mounted bucket caches metadata for a minute.
 - `AnyProcess` agrees on the step at which a signal stops the run. JAX's preemption
   service (`orbax.checkpoint.multihost.reached_preemption`) was tried: it ignores
   Ctrl-C, and it swallows SIGTERM where no steps are taken, so compilation runs to its
