@@ -114,4 +114,7 @@ def _sources(data: Any, held_out: Any) -> dict[str, Source | None]:
 
 def _source(data: Any) -> Source:
     is_pair = isinstance(data, tuple) and len(data) == 2
-    return base.as_source(*data) if is_pair else base.as_source(data)
+    source = base.as_source(*data) if is_pair else base.as_source(data)
+    if not len(source):
+        raise UserError("data is empty: expected at least one example.")
+    return source

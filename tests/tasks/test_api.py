@@ -104,9 +104,17 @@ def test_any_random_access_source_will_do(tmp_path):
     fields.duration, fields.pictures = "2 steps", 0
     trained = simmim_jax.pretrain(fields, tmp_path, data=Slices())
     assert trained.step == 2
-    # Every 20th example is held out.
+    # A hash of the position holds about one in 20 out, and at least one.
     position = json.loads((tmp_path / "checkpoints/2/data/metadata").read_text())
-    assert position["num_examples"] == 38
+    assert position["num_examples"] == 39
+
+
+@pytest.mark.parametrize("part", ["data", "held_out"])
+def test_empty_data_raises(part, tmp_path):
+    parts = {name: np.zeros((4, 28, 28, 1), np.uint8) for name in ("data", "held_out")}
+    parts[part] = parts[part][:0]
+    with pytest.raises(UserError, match="data is empty: expected at least one"):
+        simmim_jax.pretrain(tiny_config.get_config("pretrain"), tmp_path, **parts)
 
 
 def test_a_config_of_another_mode_is_refused(tmp_path):
