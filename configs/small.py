@@ -46,6 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.finetune.eval_every = "5000 examples"
     if smoke:
         config = common.smoke_comparison(config)
+        config.pretrain.data.batch_size = config.finetune.data.batch_size = 16
     if part == "compare":
         return config
     if part == "linear":
