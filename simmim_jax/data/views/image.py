@@ -37,7 +37,7 @@ class ImageView(View):
     ) -> dict[str, Any]:
         """Return the cropped image and the label, -1 where there is none."""
         image = self.crop(example["image"], rng)
-        if not np.can_cast(image.dtype, self.dtype):
+        if image.dtype != self.dtype and not np.can_cast(image.dtype, self.dtype):
             raise UserError(
                 f"config.data.dtype={self.dtype!r}, but an image has {image.dtype} "
                 f"values: set --config.data.dtype={image.dtype}, and mean and std in "
