@@ -6,7 +6,7 @@
 # JAX_PLATFORMS=cpu. The variable therefore shows that libtpu is installed, not that the
 # user set it or that there is a TPU, and child processes inherit it.
 #
-# Output on 28 November 2026, Linux x86-64 without a TPU, Python 3.11:
+# Output on 2026-11-28, Linux x86-64 without a TPU, Python 3.11:
 #
 #     jax 0.10.2, libtpu 0.0.42.1
 #     before the import: None
