@@ -223,7 +223,10 @@ class Augment:
         high=1,
     )
     mix_switch_prob: float = field(
-        0.5, "Share of those that CutMix mixes, where Mixup is on, too.", low=0, high=1
+        0.5,
+        "Share of mixed batches that use CutMix, if Mixup is on as well.",
+        low=0,
+        high=1,
     )
 
 
@@ -266,7 +269,7 @@ class ViT:
     drop_path_rate: float = field(0.1, _DROP_PATH, low=0, high=1)
     norm_eps: float = field(1e-6, "Added to the variance in layer norms.", low=0)
     init_std: float = field(
-        0.02, "Standard deviation of initial weights; narrow models want more.", low=0
+        0.02, "Standard deviation of initial weights; narrow models need more.", low=0
     )
     attention: str = field("xla", _ATTENTION, choices=("xla", "pallas"), harmless=True)
     remat: str = field("none", _REMAT, choices=("none", "full", "dots"), harmless=True)
@@ -469,7 +472,7 @@ class Optim:
         "official",
         '"official": rates one update late, cosine counted from step 0, as SimMIM '
         'published it. "official_prefix": late as well, cosine counted from the end of '
-        'the warm-up (the Swin-Transformer repository). "plain": so, and on time.',
+        'the warm-up (the Swin-Transformer repository). "plain": so, undelayed.',
         choices=("official", "official_prefix", "plain"),
     )
     b1: float = field(0.9, "AdamW beta1.", low=0, below=1)
@@ -545,7 +548,7 @@ class Bench:
     )
     checkpoint: bool = field(
         False,
-        '"bench": save a checkpoint as well, and tell what it costs.',
+        '"bench": save a checkpoint as well, and measure its cost.',
         harmless=True,
     )
     accelerators: str = field(

@@ -87,7 +87,7 @@ def build(
     train, held_out: in place of the splits of config.data.dataset.
     """
     data = config.data
-    # An empty source is false, and an error.
+    # `or` would replace an empty source in silence.
     source = inputs.open_split(data, data.train_split) if train is None else train
     class_names = _check_classes(data, source)
     if data.num_labels:

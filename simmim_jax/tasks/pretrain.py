@@ -78,7 +78,7 @@ def build(
     train, held_out: in place of the splits of config.data.dataset.
     """
     data, parts = config.data, Parts(config)
-    # An empty source is false, and an error.
+    # `or` would replace an empty source in silence.
     source = inputs.open_split(data, data.train_split) if train is None else train
     if held_out is None:
         held_out = inputs.open_split(data, data.eval_split)
@@ -112,7 +112,7 @@ def picture_path(workdir: Path, step: int) -> Path:
 def objective_of(config: Pretrain) -> Objective:
     """Return what config.target and config.loss describe.
 
-    raises: UserError for what cannot be.
+    raises: UserError for settings that exclude each other.
     """
     objective = Objective(
         target=config.target.kind,

@@ -28,8 +28,8 @@ def pretrain_prepare(
 
     mask_unit: height and width of what is hidden together [pixels]; mask_kind: a name
     of `masking.MASKS`; scale: what pixels are divided by before they are normalised.
-    raises: UserError for values that cannot be, and, when it sees images, where nothing
-    of them would stay visible.
+    raises: UserError for invalid values; when traced, also where a mask would hide a
+    whole image.
     """
     if mask_kind not in masking.MASKS:
         raise UserError(
