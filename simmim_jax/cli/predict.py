@@ -1,59 +1,148 @@
 """Classify image files with a fine-tuned run.
 
     simmim predict --checkpoint=runs/mine_classes photo.jpg
+    simmim predict --checkpoint=runs/mine_classes holiday/ --table=holiday.csv
 
-Prints the most probable classes of each file, and draws them beside the images. Files
-that are not images are reported on standard error and left out; the exit status is then
-1.
+Prints the most probable classes of each file, and draws the first 64 images beside
+them. A folder stands for the images in it and in its sub-folders. Files that are not
+images are reported on standard error and left out; the exit status is then 1.
 """
 
+import csv
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from simmim_jax.cli import arguments
 from simmim_jax.errors import UserError
 
+if TYPE_CHECKING:  # it imports JAX
+    from simmim_jax.tasks.predict import Predictor
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a table, and draw the images with their classes."""
+    """Print a line for each image, and draw the first ones with their classes."""
     parser = arguments.parser("predict", __doc__)
     parser.add_argument(
         "--checkpoint", required=True, help="workdir of a fine-tuned run"
     )
-    parser.add_argument("--output", default="predictions.png", help="picture to write")
-    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument(
+        "--output", default="predictions.png", help="picture to write (%(default)s)"
+    )
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=64,
+        metavar="N",
+        help="images to draw at most; 0: none (%(default)s)",
+    )
+    parser.add_argument(
+        "--table",
+        metavar="FILE.csv",
+        help="file to write with the probability of every class",
+    )
+    parser.add_argument("images", nargs="+", help="image files and folders")
     args = parser.parse_args(argv)
-    from simmim_jax.monitoring import pictures
-    from simmim_jax.tasks import inputs
     from simmim_jax.tasks.predict import Predictor
 
     try:
         predictor = Predictor.load(args.checkpoint)
-    except (OSError, UserError) as error:
+        print(f"{args.checkpoint}: {predictor.describe()}")
+        _predict(predictor, args)
+    except UserError as error:
         sys.exit(str(error))
-    print(f"{args.checkpoint}: {predictor.describe()}")
-    prepared = {}
-    for path in args.images:
-        try:
-            prepared[path] = predictor.prepare(Path(path).read_bytes())
-        except OSError as error:
-            print(f"left out: {error}", file=sys.stderr)
-        except UserError as error:
-            print(f"left out: {path}: {error}", file=sys.stderr)
-    if not prepared:
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        sys.exit(f"cannot read or write {error.filename!r}: {error.strerror}")
+
+
+def _predict(predictor: "Predictor", args: Any) -> None:
+    """Print, write and draw batch by batch: memory does not grow with the images."""
+    files = _Files(args.images)
+    width = max((len(_text(path)) for path in files.paths), default=0)
+    drawn: list[tuple[str, np.ndarray, np.ndarray]] = []
+    count = 0
+    table_path = args.table or os.devnull
+    with open(
+        table_path, "w", newline="", encoding="utf-8", errors="surrogateescape"
+    ) as file:
+        table = csv.writer(file)
+        table.writerow(["file", "class", "probability", *predictor.class_names])
+        for path, image, probabilities in predictor.stream(files.paths, files.leave):
+            names, values = predictor.top(probabilities[None])
+            ranked = zip(names[0], values[0], strict=True)
+            print(
+                f"{_text(path):<{width}}  "
+                + ", ".join(f"{name} {value:.1%}" for name, value in ranked)
+            )
+            table.writerow([path, names[0][0], probabilities.max(), *probabilities])
+            if count < args.pictures:
+                drawn.append((path, image, probabilities))
+            count += 1
+    if not count:
         sys.exit("none of the files is an image. Expected JPEG, PNG or other images.")
-    images = np.stack(list(prepared.values()))
-    names, probabilities = predictor.top(predictor(images))
-    width = max(map(len, prepared))
-    for path, classes, values in zip(prepared, names, probabilities, strict=True):
-        ranked = (f"{c} {v:.1%}" for c, v in zip(classes, values, strict=True))
-        print(f"{path:<{width}}  {', '.join(ranked)}")
-    titles = [Path(p).name for p in prepared]
-    shown = inputs.displayed(predictor.config.data, images)
-    pictures.prediction_grid(shown, names, probabilities, args.output, titles=titles)
-    print(f"picture: {args.output}")
-    if len(prepared) < len(set(args.images)):
+    if args.table:
+        print(f"table: {args.table}")
+    if drawn:
+        _draw(predictor, drawn, args.output)
+        more = f" (the first {len(drawn):,}; --pictures={count} draws all {count:,})"
+        print(f"picture: {args.output}{more if len(drawn) < count else ''}")
+    if files.left_out:
+        print(f"{files.left_out:,} left out, {count:,} classified", file=sys.stderr)
         sys.exit(1)
+
+
+class _Files:
+    """The files that arguments name, and a count of those that are left out."""
+
+    def __init__(self, arguments: Sequence[str]):
+        self.left_out = 0
+        # Files that are named twice are classified once.
+        self.paths = list(dict.fromkeys(self._paths(arguments)))
+
+    def _paths(self, arguments: Sequence[str]) -> Iterator[str]:
+        from simmim_jax.data.sources import folders, npy
+
+        for path in arguments:
+            if not os.path.isdir(path):
+                yield path
+                continue
+            kinds = (folders.IMAGE_FILES, npy.ARRAY_FILES)
+            found = (folders.list_files(path, kind) for kind in kinds)
+            inside = next(filter(None, found), [])
+            if not inside:
+                self.leave(path, UserError("a folder without images"))
+            yield from (os.path.join(path, os.fsdecode(name)) for name in inside)
+
+    def leave(self, path: str, error: Exception) -> None:
+        """Report a file that cannot be classified."""
+        self.left_out += 1
+        reason = getattr(error, "strerror", None) or error
+        print(f"left out: {_text(path)}: {reason}", file=sys.stderr)
+
+
+def _draw(
+    predictor: "Predictor",
+    drawn: Sequence[tuple[str, np.ndarray, np.ndarray]],
+    output: str,
+) -> None:
+    from simmim_jax.monitoring import pictures
+    from simmim_jax.tasks import inputs
+
+    paths, images, probabilities = zip(*drawn, strict=True)
+    pictures.prediction_grid(
+        inputs.displayed(predictor.config.data, np.stack(images)),
+        *predictor.top(np.stack(probabilities)),
+        output,
+        titles=[_text(Path(path).name) for path in paths],
+    )
+
+
+def _text(path: str) -> str:
+    """Return a path that can be printed: names need not be valid UTF-8."""
+    return path.encode("utf-8", "backslashreplace").decode()

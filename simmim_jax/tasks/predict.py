@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from simmim_jax.augment import basic
 from simmim_jax.checkpoints import store
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Finetune
+from simmim_jax.data.loader.workers import num_cpus
 from simmim_jax.data.sources.base import NO_LABEL
 from simmim_jax.errors import UserError
 from simmim_jax.models import build_classifier, plain
@@ -85,10 +87,44 @@ class Predictor:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return float32[n classes], the probabilities of prepared images [n h w c]."""
         parts = [
-            np.asarray(self._probabilities(self.params, images[i : i + BATCH]))
-            for i in range(0, len(images), BATCH)
+            self._of_few(images[i : i + BATCH]) for i in range(0, len(images), BATCH)
         ]
         return np.concatenate(parts)
+
+    def _of_few(self, images: np.ndarray) -> np.ndarray:
+        # Padded to a power of two, because every number of images is compiled.
+        size = 1 << (len(images) - 1).bit_length()
+        padded = np.zeros((size, *images.shape[1:]), images.dtype)
+        padded[: len(images)] = images
+        return np.asarray(self._probabilities(self.params, padded))[: len(images)]
+
+    def stream(
+        self, paths: Sequence[str], on_error: Callable[[str, Exception], None]
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Yield path, prepared image [h w c] and probabilities [classes] of each file.
+
+        on_error: called with a file that is not an image, which is left out. No more
+        than one batch of images is in memory.
+        """
+
+        def prepared(path: str) -> np.ndarray | Exception:
+            try:
+                return self.prepare(Path(path).read_bytes())
+            except (OSError, UserError) as error:
+                return error
+
+        with ThreadPoolExecutor(num_cpus()) as pool:
+            for first in range(0, len(paths), BATCH):
+                part = paths[first : first + BATCH]
+                images = {}
+                for path, image in zip(part, pool.map(prepared, part), strict=True):
+                    if isinstance(image, Exception):
+                        on_error(path, image)
+                    else:
+                        images[path] = image
+                if images:
+                    results = self(np.stack(list(images.values())))
+                    yield from zip(images, images.values(), results, strict=True)
 
     def top(
         self, probabilities: np.ndarray
