@@ -24,6 +24,7 @@ _TAKEN = (
     "qkv_bias",
     "patch_norm",
     "use_abs_pos_emb",
+    "layer_scale",
     "norm_eps",
 )
 
@@ -65,6 +66,8 @@ def adopt(
         if name not in model or not hasattr(config.model, name):
             continue
         has, wanted = _plain(model[name]), getattr(config.model, name)
+        if name == "layer_scale" and bool(has) == bool(wanted):
+            continue  # an initial value, which the checkpoint replaces
         if has == wanted or (name in begun and _plain(begun[name]) == wanted):
             continue
         if config.init_first_blocks and name in ("depth", "depths"):

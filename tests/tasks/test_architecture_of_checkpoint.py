@@ -1,17 +1,21 @@
 """The architecture of a checkpoint, which fine-tuning adopts."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import commands
+import jax
+import numpy as np
 import pytest
 import tiny_config
 
+from simmim_jax.checkpoints.transfer import transfer
 from simmim_jax.cli.train import check
 from simmim_jax.config import schema
 from simmim_jax.configs import common
 from simmim_jax.errors import NotFoundError, UserError
-from simmim_jax.tasks import api
+from simmim_jax.tasks import api, classify, pretrain
 from simmim_jax.tasks.architecture import adopt
 
 # A ViT with patches of 14x7, width 16, depth 2 and 2 heads, trained on grey images.
@@ -39,6 +43,7 @@ OTHER = {
     "model.mlp_ratio": 2.0,
     "model.qkv_bias": False,
     "model.use_abs_pos_emb": True,
+    "model.layer_scale": 0.0,
     "model.norm_eps": 1e-5,
 }
 
@@ -149,6 +154,60 @@ def test_other_channels_are_refused():
 def test_missing_checkpoint_is_refused(tmp_path):
     with pytest.raises(NotFoundError, match="has no checkpoint"):
         adopt(finetune(tmp_path))
+
+
+def test_layer_scale_is_adopted_but_not_its_initial_value():
+    config = finetune(**{"model.layer_scale": 1e-5})
+    assert adopt(config, {"model.layer_scale"}) == (config, [])
+
+
+# Values that no default has.
+OTHER_MODEL = {
+    "patch_size": (8, 8),
+    "embed_dim": 48,
+    "depth": 1,
+    "depths": (2, 1),
+    "num_heads": {"vit": 3, "swin": (4, 4), "swin_v2": (4, 4)},
+    "window_size": 3,
+    "pretrained_window_sizes": (3, 2),
+    "mlp_ratio": 2.0,
+    "layer_scale": 0.0,
+}
+SMALL_MODEL = {
+    "vit": {"embed_dim": 24, "depth": 2, "num_heads": 2},
+    "swin": {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2)},
+}
+
+
+@pytest.mark.parametrize("encoder", schema.ENCODERS)
+def test_no_field_of_the_encoder_stops_fine_tuning_once_adopted(encoder, tmp_path):
+    """Before JAX starts the meta is all there is; shapes of parameters come late."""
+    small = SMALL_MODEL["vit" if encoder == "vit" else "swin"]
+    variant = f"{encoder}_base"
+    for each in dataclasses.fields(schema.ENCODERS[encoder]):
+        default = getattr(schema.ENCODERS[encoder](), each.name)
+        other = OTHER_MODEL.get(each.name, default)
+        other = not default if isinstance(default, bool) else other
+        other = other[encoder] if isinstance(other, dict) else other
+        if each.name == "scan_layers" or other == default:
+            continue  # needs remat; no effect on parameters
+        fields = small | {each.name: other}
+        pretraining = common.pretrain(variant, **fields)
+        finetuning = common.finetune(variant, **small)
+        for config in (pretraining, finetuning):
+            config.data.image_size = (32, 32)
+        folder = tmp_path / each.name
+        folder.mkdir()
+        finetuning.init_from = checkpoint_of(pretraining, folder)
+        adopted, _ = adopt(schema.parse(finetuning))
+        learned = pretrain.learner(schema.parse(pretraining), 10)
+        learns, _ = classify.learner(adopted, 10, 3)
+        old, new = (
+            jax.eval_shape(of.init, jax.random.key(0)) for of in (learned, learns)
+        )
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (old, new))
+        _, report = transfer(*zeros)
+        assert "restored" in report, each.name
 
 
 def test_first_blocks_of_a_vit():
