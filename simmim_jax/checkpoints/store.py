@@ -3,62 +3,69 @@
 A checkpoint has four items: `params`, `optimizer` (step and moments), `data` (position
 of the input pipeline) and `meta` (config, versions, classes). `params` are the ones to
 use. With config.ema_decay they are the moving averages, and `optimizer` also holds the
-latest parameters, to resume from.
+latest parameters, to resume from. `checksums.json` has the checksums of all files, and
+`metrics` follows once the checkpoint is evaluated.
 """
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from simmim_jax.checkpoints.layout import QUALITY, find
+from simmim_jax.checkpoints import checksums, layout
+from simmim_jax.checkpoints.checksums import DamagedError
+from simmim_jax.checkpoints.layout import QUALITY, TO_RESUME, find
 from simmim_jax.errors import ExistsError, Interrupted
+from simmim_jax.runtime import distributed
 
-# Orbax warns about intended use: checkpoints without metrics, items read one by one.
+# Orbax warns about intended use: items that are read one by one.
 logging.getLogger("absl").addFilter(
     lambda record: (
         not record.getMessage().startswith(
-            (
-                "Requested `tracked_metric`",
-                "Metadata file does not exist",
-                "Global object size logging disabled",
-            )
+            ("Metadata file does not exist", "Global object size logging disabled")
         )
     )
 )
+_log = logging.getLogger(__name__)
 
-ITEMS = ("params", "optimizer", "data", "meta")
+# Time until all processes must see what process 0 has renamed [seconds].
+_SHARED_TIMEOUT = 90.0
 
 
 class Checkpointer:
     """Saves and restores the checkpoints of one run, in <workdir>/checkpoints.
 
     Keeps the last `keep`, and the best by the metric `best` (`mode`: "max" or "min").
+    Opening it moves damaged checkpoints newer than the last good one to
+    <workdir>/damaged, with a warning, and raises DamagedError if no other is left.
     """
 
     def __init__(self, workdir: str | Path, *, keep: int, best: str, mode: str) -> None:
         self._best, self._sign = best, {"max": 1, "min": -1}[mode]
-        preserve = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(keep),
-                policies.BestN(
-                    n=1, get_metric_fn=_quality, keep_checkpoints_without_metrics=False
-                ),
-            ]
-        )
+        workdir = Path(workdir).absolute()
+        self._folder = workdir / "checkpoints"
+        self._metrics = _open_good(workdir)
+        self._unwritten: set[int] = set()  # rated steps whose metrics are not on disk
+        self._saving = 0  # the step that is written at the moment, or was last
+        self._policy = _LastAndBest(keep, self._best_of)
         self._manager = ocp.CheckpointManager(
-            Path(workdir).absolute() / "checkpoints",
+            self._folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=preserve,
-                best_fn=_quality,  # without it, Orbax does not store metrics
+                preservation_policy=self._policy,
                 cleanup_tmp_directories=True,
+                lightweight_initialize=True,  # metrics are ours
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._write_checksums
+                ),
             ),
-            item_names=ITEMS,
+            item_names=TO_RESUME,
         )
 
     def steps(self) -> list[int]:
@@ -66,22 +73,20 @@ class Checkpointer:
         return sorted(self._manager.all_steps())
 
     def last_step(self) -> int | None:
-        """Return the newest step that has a complete checkpoint, or None."""
+        """Return the newest step, whose checkpoint is complete and sound, or None."""
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
         """Return the step with the best metrics, or None if none has metrics."""
-        rated = {
-            step: _quality(metrics)
-            for step in self.steps()
-            if (metrics := self._manager.metrics(step))
-        }
-        # Ties go to the later step, the one that Orbax keeps.
-        return max(rated, key=lambda step: (rated[step], step), default=None)
+        return self._best_of(self.steps())
+
+    def is_rated(self, step: int) -> bool:
+        """Return whether a checkpoint has the metrics of an evaluation."""
+        return step in self._metrics
 
     def metrics(self, step: int) -> dict[str, float]:
         """Return the evaluation metrics of `step`; empty without an evaluation."""
-        metrics = dict(self._manager.metrics(step) or {})
+        metrics = dict(self._metrics.get(step, {}))
         metrics.pop(QUALITY, None)
         return metrics
 
@@ -93,9 +98,10 @@ class Checkpointer:
         optimizer: Any,
         data: dict[str, Any],
         meta: dict[str, Any],
-        metrics: Mapping[str, float] | None,
     ) -> None:
         """Start to write a checkpoint; arrays may be donated once this returns."""
+        self._finish()
+        self._saving = step
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -104,9 +110,20 @@ class Checkpointer:
                 data=ocp.args.JsonSave(data),
                 meta=ocp.args.JsonSave(meta),
             ),
-            metrics=metrics and {**metrics, QUALITY: self._sign * metrics[self._best]},
             force=True,
         )
+
+    def rate(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the evaluation of a saved step. All processes call it.
+
+        The metrics follow the checkpoint to disk: at once if it is written, else before
+        the next one is, or in `wait`.
+        """
+        quality = self._sign * metrics[self._best]
+        self._metrics[step] = {**metrics, QUALITY: quality}
+        self._unwritten.add(step)
+        if not self.is_writing():
+            self._finish()
 
     def restore(
         self, step: int, *, params: Any, optimizer: Any
@@ -126,13 +143,43 @@ class Checkpointer:
         )
         return restored.params, restored.optimizer, restored.data
 
+    def examples_seen(self, step: int) -> int:
+        """Return how many training examples the run had seen at `step`."""
+        only = ocp.args.Composite(data=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=only).data["examples_seen"]
+
     def is_writing(self) -> bool:
         """Return whether a checkpoint is not complete on disk yet."""
         return self._manager.is_saving_in_progress()
 
     def wait(self) -> None:
-        """Block until everything is on disk."""
+        """Block until everything is on disk, and nothing else. All processes call it.
+
+        A checkpoint that is no longer the best stays until then.
+        """
+        self._finish()
+        steps = self.steps()
+        for step in sorted(set(steps) - self._policy.kept(steps)):
+            self._manager.delete(step)
+
+    def _finish(self) -> None:
+        """Block until the checkpoint and all metrics are on disk."""
         self._manager.wait_until_finished()
+        while self._unwritten:
+            step = min(self._unwritten)
+            if jax.process_index() == 0:
+                layout.write_metrics(self._folder / str(step), self._metrics[step])
+            self._unwritten.remove(step)
+
+    def _write_checksums(self) -> None:
+        """Complete a checkpoint; Orbax calls it on process 0, before it commits."""
+        (folder,) = self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        checksums.write(folder)
+
+    def _best_of(self, steps: Sequence[int]) -> int | None:
+        rated = [step for step in steps if step in self._metrics]
+        # Ties go to the later step.
+        return max(rated, key=lambda s: (self._metrics[s][QUALITY], s), default=None)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -143,7 +190,105 @@ class Checkpointer:
         If one of several processes fails it does not wait: the others would not come.
         """
         if kind in (None, Interrupted) or jax.process_count() == 1:
+            self._finish()
             self._manager.close()
+
+
+class _LastAndBest(policies.PreservationPolicy):
+    """Keeps the last checkpoints and the best one.
+
+    Orbax's own policy needs the metrics when a checkpoint is saved.
+    """
+
+    def __init__(
+        self, keep: int, best_of: Callable[[Sequence[int]], int | None]
+    ) -> None:
+        self._keep, self._best_of = keep, best_of
+
+    def kept(self, steps: Sequence[int]) -> set[int]:
+        """Return those of these steps, sorted, that are kept."""
+        best = self._best_of(steps)
+        return {*steps[-self._keep :], *([] if best is None else [best])}
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> list[bool]:
+        """Return which checkpoints Orbax keeps."""
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = self.kept(steps)
+        return [step in kept for step in steps]
+
+
+# ---- Open ----------------------------------------------------------------------------
+
+
+def _open_good(workdir: Path) -> dict[int, dict[str, float]]:
+    """Set damaged checkpoints aside; return the metrics of those that have some.
+
+    Process 0 decides, the others wait until they see its decision.
+    """
+    folder = workdir / "checkpoints"
+    newest = _set_damaged_aside(workdir) if jax.process_index() == 0 else -1
+    if jax.process_count() > 1:
+        distributed.meet()
+        newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
+        end = time.monotonic() + _SHARED_TIMEOUT
+        while _newest(folder) != newest and time.monotonic() < end:
+            time.sleep(0.5)  # a mounted bucket caches what it lists
+    rated = {int(p.name): layout.read_metrics(p) for p in layout.steps(folder)}
+    return {step: metrics for step, metrics in rated.items() if metrics}
+
+
+def _newest(folder: Path) -> int:
+    return next((int(step.name) for step in layout.steps(folder)), -1)
+
+
+def _set_damaged_aside(workdir: Path) -> int:
+    """Move what is damaged to <workdir>/damaged; return the newest good step, or -1."""
+    folder = workdir / "checkpoints"
+    for step in layout.steps(folder):
+        try:
+            layout.read_metrics(step)
+        except DamagedError as error:
+            if step.is_dir():
+                place = layout.set_aside(step / "metrics", workdir)
+                _log.warning(
+                    f"The metrics of checkpoint {step.name} are damaged: {error}. They "
+                    f"were moved to '{place}'."
+                )
+    for step in layout.steps(folder):
+        try:
+            layout.check(step, TO_RESUME)
+            if not checksums.exist(step):
+                _try_reading(step)
+        except DamagedError as error:
+            place = layout.set_aside(step, workdir)
+            _log.warning(f"{error} It was moved to '{place}'.")
+        else:
+            return int(step.name)
+    if (workdir / "damaged").exists():
+        raise DamagedError(
+            f"'{workdir}' has no undamaged checkpoint to resume from: see its folder "
+            "damaged/. Choose another --workdir to begin anew, or restore its folder "
+            "checkpoints/ from a backup."
+        )
+    return -1
+
+
+def _try_reading(step: Path) -> None:
+    """Raise DamagedError if a checkpoint without checksums cannot be read at all."""
+    try:
+        for item in ("params", "optimizer"):
+            _read_arrays(step / item)
+    except Exception as error:  # Orbax and TensorStore raise whatever they meet
+        raise DamagedError(
+            f"The checkpoint '{step}' is damaged: {item}/ cannot be read."
+        ) from error
+    layout.read_json(step / "data" / "metadata")
+
+
+# ---- One checkpoint ------------------------------------------------------------------
 
 
 def load(path: str | Path) -> tuple[dict, dict[str, Any]]:
@@ -152,7 +297,22 @@ def load(path: str | Path) -> tuple[dict, dict[str, Any]]:
     path: as for `find`.
     """
     path = find(path)
-    # Each process reads independently: it may be the only one that loads.
+    try:
+        params = _read_arrays(path / "params")
+    except Exception as error:
+        if checksums.exist(path):
+            raise
+        raise DamagedError(
+            f"The checkpoint '{path}' cannot be read: {error}"
+        ) from error
+    return params, layout.read_json(path / "meta" / "metadata")
+
+
+def _read_arrays(item: Path) -> Any:
+    """Return an item of arrays as NumPy, on the host.
+
+    Each process reads independently: it may be the only one that loads.
+    """
     process = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=process, active_processes={process}
@@ -161,15 +321,11 @@ def load(path: str | Path) -> tuple[dict, dict[str, Any]]:
         ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
         multiprocessing_options=alone,
     ) as reader:
-        like = reader.metadata(path / "params").item_metadata
+        like = reader.metadata(item).item_metadata
         restore_args = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like.tree
         )
-        params = reader.restore(path / "params", restore_args=restore_args)
-    with ocp.Checkpointer(
-        ocp.JsonCheckpointHandler(), multiprocessing_options=alone
-    ) as reader:
-        return params, reader.restore(path / "meta")
+        return reader.restore(item, restore_args=restore_args)
 
 
 def write(path: str | Path, params: Any, meta: dict[str, Any]) -> None:
@@ -189,7 +345,4 @@ def write(path: str | Path, params: Any, meta: dict[str, Any]) -> None:
         writer.save(path / "meta", meta)
     with ocp.StandardCheckpointer() as writer:
         writer.save(path / "params", params)
-
-
-def _quality(metrics: Mapping[str, float]) -> float:
-    return metrics[QUALITY]
+    checksums.write(path)

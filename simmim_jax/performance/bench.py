@@ -181,7 +181,6 @@ def checkpoint_cost(
             optimizer=resume.optimizer_item(state),
             data={},
             meta={},
-            metrics=None,
         )
         blocked = time.perf_counter() - begin
         durations = []

@@ -54,8 +54,9 @@ def save(checkpoints, step, metrics=None, params=PARAMS):
         optimizer=OPTIMIZER,
         data={"position": step},
         meta={"step": step},
-        metrics=metrics,
     )
+    if metrics:
+        checkpoints.rate(step, metrics)
 
 
 def save_all(workdir, losses, **options):
@@ -104,7 +105,6 @@ def test_restore_is_exact(tmp_path):
             optimizer=OPTIMIZER,
             data=data,
             meta={"step": 7},
-            metrics=None,
         )
     with opened(tmp_path) as checkpoints:
         assert checkpoints.steps() == [7]
