@@ -93,6 +93,7 @@ def build(
         description=inputs.describe(source, held_out, (), data.batch_size),
         stream=functools.partial(inputs.train_batches, config, source, workdir),
         evaluate=evaluation(parts, workdir, held_out, mesh),
+        constants=functools.partial(constants, parts, len(held_out)),
         best="eval_loss",
         mode="min",
         record=record,
@@ -149,14 +150,35 @@ def init(config: Pretrain, model: SimMIM, key: jax.Array) -> Any:
     return model.init(key, images, mask)["params"]
 
 
+def constants(parts: Parts, num_held_out: int) -> dict[str, float]:
+    """Return {"avg_dist"}, AvgDist of the held-out masks (see `masking.avg_dist`)."""
+    config, prepare = parts.config, parts.prepare(flip=False)
+    shape = (config.data.batch_size, *config.data.image_size, config.data.channels)
+
+    @jax.jit
+    def distances(index: jax.Array) -> jax.Array:
+        images = jnp.zeros(shape, config.data.dtype)
+        mask = prepare({"image": images}, _mask_key(config, index))["mask"]
+        return masking.avg_dist(mask, config.model.patch_size)
+
+    batches = range(-(-num_held_out // shape[0]))
+    found = np.concatenate([distances(jnp.int32(index)) for index in batches])
+    return {"avg_dist": float(found[:num_held_out].mean())}
+
+
+def _mask_key(config: Pretrain, index: jax.Array) -> jax.Array:
+    """Return the key of the masks of a held-out batch, the same in every evaluation."""
+    key = jax.random.fold_in(jax.random.key(config.seed), index)
+    return steps.purpose(key, "eval")
+
+
 def evaluation(
     parts: Parts, workdir: Path, source: Source, mesh: jax.sharding.Mesh
 ) -> Evaluate:
-    """Return (params, step) -> {"eval_loss", "avg_dist"} over all held-out images.
+    """Return (params, step) -> {"eval_loss"} over all held-out images.
 
     The loss is the configured one. The masks are the same every time, so that losses
-    compare; AvgDist (see `masking.avg_dist`) is theirs. Draws some images, taken from
-    all over `source`, to `picture_path`.
+    compare. Draws some images, taken from all over `source`, to `picture_path`.
     """
     config, model, objective = parts.config, parts.model, parts.objective
     prepare = parts.prepare(flip=False)
@@ -165,8 +187,7 @@ def evaluation(
     whole = jax.NamedSharding(mesh, jax.P())
 
     def apply(params: Any, batch: steps.Batch, index: jax.Array) -> tuple:
-        key = jax.random.fold_in(jax.random.key(config.seed), index)
-        prepared = prepare(batch, steps.purpose(key, "eval"))
+        prepared = prepare(batch, _mask_key(config, index))
         images, mask = prepared["image"], prepared["mask"]
         params = sharding.gathered(params, mesh)
         with sharding.on_mesh(mesh):
@@ -175,10 +196,8 @@ def evaluation(
     @functools.partial(jax.jit, out_shardings=whole)
     def batch_sums(params: Any, batch: steps.Batch, index: jax.Array) -> jax.Array:
         images, prediction, mask = apply(params, batch, index)
-        weight = batch["weight"]
-        loss, pixels = objective(prediction, images, mask, weight)
-        distance = masking.avg_dist(mask, config.model.patch_size)
-        return jnp.stack([loss * pixels, pixels, distance @ weight, weight.sum()])
+        loss, pixels = objective(prediction, images, mask, batch["weight"])
+        return jnp.stack([loss * pixels, pixels])
 
     @functools.partial(jax.jit, out_shardings=whole)
     def reconstruct(params: Any, batch: steps.Batch) -> tuple:
@@ -207,9 +226,7 @@ def evaluation(
         )
         if config.pictures:
             draw(params, step)
-        sums = np.array(results, np.float64).sum(0)
-        loss, pixels, distance, count = sums.tolist()
-        metrics = {"eval_loss": loss / pixels, "avg_dist": distance / count}
-        return metrics | batches.bad.metrics("eval_bad_images")
+        loss, pixels = np.array(results, np.float64).sum(0).tolist()
+        return {"eval_loss": loss / pixels} | batches.bad.metrics("eval_bad_images")
 
     return evaluate

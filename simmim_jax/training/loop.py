@@ -112,6 +112,9 @@ def _resumed(
 
 def _fresh(run: Run, plan: Plan, writer: MetricWriter) -> TrainState:
     """Return the state before the first step: fresh, or with a restored encoder."""
+    if constants := run.constants():
+        writer.write(0, constants)
+        writer.message(_text(constants))
     if run.preview and jax.process_index() == 0:
         writer.picture(0, "augmented", run.preview())
     key = jax.random.key(run.learner.seed)

@@ -80,6 +80,8 @@ class Run:
     # Whether the run is finished -> how its config differs from when it began.
     # raises: UserError where a resumed run may not differ so.
     changes: Callable[[bool], list[str]]
+    # Metrics that no step changes, for a line at the start of a new run.
+    constants: Callable[[], dict[str, float]] = dict
     # Draws what the model sees at the start of a new run.
     preview: Callable[[], Path] | None = None
     # Replaces fresh parameters at the start of a new run.

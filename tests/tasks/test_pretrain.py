@@ -10,7 +10,7 @@ from simmim_jax.data.sources.base import ArraySource
 from simmim_jax.mim import masking
 from simmim_jax.runtime import sharding
 from simmim_jax.tasks.api import pretrain
-from simmim_jax.tasks.pretrain import Parts, evaluation
+from simmim_jax.tasks.pretrain import Parts, constants, evaluation
 from simmim_jax.tasks.pretrain_step import pretrain_prepare
 from simmim_jax.training import steps
 
@@ -83,12 +83,14 @@ def first_batch(parts, images):
     return parts.model.apply({"params": params}, images, mask), images, mask
 
 
-def test_avg_dist_is_of_the_held_out_masks(parts, tmp_path):
+def test_avg_dist_is_of_the_held_out_masks(parts):
     batch = images(16)
     _, _, mask = first_batch(parts, batch)
     expected = np.asarray(masking.avg_dist(mask, (14, 7)))
-    found = evaluate(parts, batch[:5], tmp_path)["avg_dist"]
-    np.testing.assert_allclose(found, expected[:5].mean(), rtol=1e-5)
+    for count in (5, 16):
+        found = constants(parts[0], count)["avg_dist"]
+        np.testing.assert_allclose(found, expected[:count].mean(), rtol=1e-5)
+    assert constants(parts[0], 32)["avg_dist"] != found  # each batch has its own masks
 
 
 @pytest.mark.parametrize(
