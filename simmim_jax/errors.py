@@ -4,6 +4,9 @@ Every other exception is a bug and keeps its traceback. A message says what is w
 (field and value), what was expected and what to do.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Something that the user can mend: a value, a file, a command."""
@@ -25,5 +28,19 @@ class NonFiniteError(UserError, ArithmeticError):
     """The loss or a gradient is NaN or infinite."""
 
 
-class Interrupted(Exception):
-    """The run stopped on a signal, after it saved a checkpoint to resume from."""
+class Interrupted(BaseException):
+    """A run stopped on a signal; there is a checkpoint to resume from.
+
+    Like KeyboardInterrupt it may come at any point, so `except Exception` lets it pass.
+    """
+
+    def __init__(self, text: str, agreed: bool = False):
+        """agreed: whether all processes of the run stop at the same step."""
+        super().__init__(text)
+        self.agreed = agreed
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for a known name like `name`; "" if there is none."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -122,7 +122,7 @@ def _run_or_explain(config: Config, workdir: Path, said: list[str]) -> None:
     """Run, and end the process with a sentence and a status on errors."""
     import jax
 
-    from simmim_jax.runtime import distributed
+    from simmim_jax.runtime import distributed, interrupt
 
     if jax.process_index() == 0:
         for line in said:
@@ -132,8 +132,12 @@ def _run_or_explain(config: Config, workdir: Path, said: list[str]) -> None:
     try:
         if config.mode != "bench_input":
             distributed.check_shared(workdir)
-        run(config, workdir)
+        # Elsewhere than in a step the main thread may be too busy to stop by itself.
+        with interrupt.catching(lambda it: distributed.fail(str(it), EXIT_INTERRUPTED)):
+            run(config, workdir)
     except Interrupted as interruption:
+        if jax.process_count() > 1 and not interruption.agreed:
+            distributed.fail(str(interruption), EXIT_INTERRUPTED)
         if jax.process_index() == 0:
             print(interruption)
         sys.exit(EXIT_INTERRUPTED)

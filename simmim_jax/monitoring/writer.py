@@ -25,12 +25,14 @@ class MetricWriter:
 
     A resumed run leaves the same file as an uninterrupted one: lines after
     `resume_step`, and a last line cut short by a crash, are dropped. With
-    `resume_step=0` the file starts empty.
+    `resume_step=0` the file starts empty. So is the evaluation of `resume_step`, unless
+    `evaluated`: the run evaluates that step again.
 
     Args:
       workdir: folder of the run; created if missing.
       total_steps: steps of the whole run, for the bar and the time left.
       resume_step: the restored step; 0 for a new run.
+      evaluated: whether the metrics of the restored step's evaluation are complete.
       title: first word of each progress line.
       stream: where progress and messages go; None for standard output.
       wandb: log to Weights & Biases; raises ImportError if it is not installed.
@@ -45,6 +47,7 @@ class MetricWriter:
         *,
         total_steps: int,
         resume_step: int = 0,
+        evaluated: bool = True,
         title: str = "pretrain",
         stream: TextIO | None = None,
         wandb: bool = False,
@@ -66,7 +69,7 @@ class MetricWriter:
             self._wandb = _start_wandb(workdir, resume_step)
         self._tensorboard = _start_tensorboard(workdir, resume_step)
         path = workdir / "metrics.jsonl"
-        _truncate(path, resume_step)
+        _truncate(path, resume_step, evaluated)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -165,13 +168,19 @@ def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield line, record
 
 
-def _truncate(path: Path, resume_step: int) -> None:
+def _truncate(path: Path, resume_step: int, evaluated: bool) -> None:
     """Drop the lines that a run resumed at `resume_step` will write again."""
     if not path.exists():
         return
+
+    def is_kept(row: dict[str, Any]) -> bool:
+        if row["step"] == resume_step:
+            return evaluated or "loss" in row  # only a line of training has the loss
+        return row["step"] < resume_step
+
     kept = []
     if resume_step > 0:
-        kept = [line for line, row in _read_lines(path) if row["step"] <= resume_step]
+        kept = [line for line, row in _read_lines(path) if is_kept(row)]
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     os.replace(temporary, path)

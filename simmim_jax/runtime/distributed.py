@@ -228,6 +228,8 @@ def fail(text: str, status: int) -> NoReturn:
 
     Skips JAX's shutdown, which waits for all processes.
     """
+    if jax.process_count() == 1:
+        _exit(status, text)
     if status != EXIT_LOST:
         _failing.set()
     reason = f"process {jax.process_index()}: {text.strip().splitlines()[-1]}"
@@ -256,7 +258,8 @@ def _watch_failures(done: threading.Event) -> None:
         time.sleep(_GRACE)
         if _failing.is_set():
             return  # most likely the same error: this process reports it itself
-        _exit(int(status), f"stopped, because another process failed. {reason}")
+        did = "failed" if int(status) in (1, EXIT_LOST) else "was stopped"
+        _exit(int(status), f"stopped, because another process {did}. {reason}")
 
 
 def _store() -> Any:

@@ -1,12 +1,15 @@
-"""The one training loop: restore, step, log, evaluate, save.
+"""The one training loop: restore, step, log, save, evaluate.
 
-Order within a step, which resuming relies on: update, log, evaluate, save. A checkpoint
+Order within a step, which resuming relies on: update, log, save, evaluate. A checkpoint
 of step n holds the parameters after n updates and the input's position after n batches;
-all metrics of step n are on disk before it.
+the training metrics of step n are on disk before it. Its evaluation follows and rates
+it. A run that stops in between evaluates first when it is resumed, so that its metrics
+and its best checkpoint are those of an uninterrupted run.
 """
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +24,9 @@ from simmim_jax.data.loader.pipeline import TrainIterator
 from simmim_jax.errors import Interrupted
 from simmim_jax.monitoring.profile import Profile
 from simmim_jax.monitoring.writer import MetricWriter, write_json
-from simmim_jax.runtime import distributed, host_memory, sharding
+from simmim_jax.runtime import distributed, host_memory, interrupt, sharding
 from simmim_jax.runtime.distributed import AnyProcess
-from simmim_jax.runtime.interrupt import catch_signals
+from simmim_jax.runtime.interrupt import Signals
 from simmim_jax.training import compilation, inputs, resume, steps
 from simmim_jax.training.compilation import Plan
 from simmim_jax.training.run import Run, Trained
@@ -37,12 +40,12 @@ def train(run: Run) -> Trained:
     """Train until the run is finished, from the last checkpoint in its workdir.
 
     raises: NonFiniteError when a loss or gradient is not finite; Interrupted after
-    SIGTERM or SIGINT, once a checkpoint is written.
+    SIGTERM or SIGINT, once there is a checkpoint to resume from.
     """
     begin = time.perf_counter()
     plan = compilation.plan(run.learner, run.mesh)
-    total = run.lengths.total
     with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(interrupt.catching())
         checkpoints = stack.enter_context(
             Checkpointer(
                 run.workdir, keep=run.keep_checkpoints, best=run.best, mode=run.mode
@@ -50,40 +53,47 @@ def train(run: Run) -> Trained:
         )
         stream = stack.enter_context(contextlib.closing(run.stream()))
         start = checkpoints.last_step() or 0
+        seen = checkpoints.examples_seen(start) if start else 0
+        run = run.resumed(start, seen)
+        total = run.lengths.total
+        # Without a checkpoint a signal ends the process at once, as by default.
+        if start:
+            signals.listen()
+        is_evaluated = (
+            not start
+            or not run.lengths.is_due(run.lengths.eval_every, start)
+            or checkpoints.is_rated(start)
+        )
         writer = stack.enter_context(
             MetricWriter(
                 run.workdir,
                 total_steps=total,
                 resume_step=start,
+                evaluated=is_evaluated,
                 title=run.title,
                 wandb=run.wandb,
                 is_main=jax.process_index() == 0,
             )
         )
-        writer.message(run.description)
+        for line in (run.description, *run.notices):
+            writer.message(line)
         if start:
-            state = _resumed(run, plan, checkpoints, start, stream, writer)
+            state = _resumed(run, plan, checkpoints, seen, stream, writer)
         else:
             state = _fresh(run, plan, writer)
         meta = run.record | describe_software()
         if jax.process_index() == 0:
             write_json(run.workdir / "config.json", meta)
+        rate = functools.partial(_rate, plan, run)
+        log = StepLog(writer, rate, checkpoints, run.learner.batch_size, start, begin)
+        if not is_evaluated:
+            _evaluate(run, log, state, start)
         if start < total:
-            step_fn, flops, seconds = _compile(run, plan, writer)
-            log = StepLog(
-                writer,
-                plan.schedule,
-                checkpoints,
-                run.learner.batch_size,
-                start,
-                flops_per_image=flops,
-                startup={"compile_seconds": seconds},
-                begin=begin,
-            )
+            step_fn = _compile(run, plan, log)
             profile = stack.enter_context(
                 contextlib.closing(_profile(run, total - start, writer))
             )
-            loop = _Loop(run, step_fn, checkpoints, log, profile, meta)
+            loop = _Loop(run, step_fn, checkpoints, log, profile, meta, signals)
             batches = inputs.batches_on_devices(stream, run.mesh)
             state = loop.run(state, batches, range(start + 1, total + 1))
         best = checkpoints.best_step() or total
@@ -98,15 +108,18 @@ def _resumed(
     run: Run,
     plan: Plan,
     checkpoints: Checkpointer,
-    start: int,
+    seen: int,
     stream: TrainIterator,
     writer: MetricWriter,
 ) -> TrainState:
-    """Return the state of the checkpoint at step `start`."""
-    for change in run.changes(start >= run.lengths.total):
+    """Return the state of the checkpoint that the run resumes from.
+
+    seen: training examples until then.
+    """
+    for change in run.changes(seen):
         writer.message(change)
-    state = resume.restore(checkpoints, start, plan.state, stream)
-    writer.message(f"resumed at step {start} of {run.lengths.total}")
+    state = resume.restore(checkpoints, run.lengths, plan.state, stream)
+    writer.message(f"resumed at step {run.lengths.start} of {run.lengths.total}")
     return state
 
 
@@ -128,9 +141,9 @@ def _fresh(run: Run, plan: Plan, writer: MetricWriter) -> TrainState:
     return fresh_state(params)
 
 
-def _compile(run: Run, plan: Plan, writer: MetricWriter) -> tuple[StepFn, float, float]:
-    """Return the step, its FLOP an image, and the seconds that compiling took."""
-    writer.message("compiling the training step ...")
+def _compile(run: Run, plan: Plan, log: StepLog) -> StepFn:
+    """Return the step; tells the log what it costs."""
+    log.writer.message("compiling the training step ...")
     before = time.perf_counter()
     lowered = plan.lower()
     # XLA releases the interpreter lock: operations are counted meanwhile.
@@ -140,8 +153,14 @@ def _compile(run: Run, plan: Plan, writer: MetricWriter) -> tuple[StepFn, float,
     distributed.meet()
     host_memory.make_room()
     seconds = time.perf_counter() - before
-    writer.message(f"compiled the training step in {seconds:.1f} s")
-    return step_fn, flops.result(), seconds
+    log.writer.message(f"compiled the training step in {seconds:.1f} s")
+    log.compiled(flops.result(), seconds)
+    return step_fn
+
+
+def _rate(plan: Plan, run: Run, step: int) -> float:
+    """Return the learning rate of the update that makes `step`."""
+    return float(plan.schedule(run.lengths.clock(step - 1), 1.0))
 
 
 def _profile(run: Run, steps_left: int, writer: MetricWriter) -> Profile:
@@ -168,6 +187,7 @@ class _Loop:
     log: StepLog
     profile: Profile
     meta: dict[str, Any]
+    signals: Signals
 
     def run(
         self,
@@ -175,9 +195,10 @@ class _Loop:
         batches: Iterator[tuple[steps.Batch, dict[str, Any]]],
         span: range,
     ) -> TrainState:
-        """Update, log, evaluate and save, in this order, for every step of `span`."""
+        """Update, log, save and evaluate, in this order, for every step of `span`."""
         lengths, asked = self.of.lengths, AnyProcess()
-        with catch_signals() as received:
+        self.signals.listen()
+        with self.signals.postponed() as received:
             for step in span:
                 stops = asked.ask(bool(received))
                 state, metrics, position = self._update(state, batches, step)
@@ -190,16 +211,20 @@ class _Loop:
                 if not saves:
                     continue
                 self.log.finish()
-                held_out = self._evaluate(state, step) if evaluates else None
-                self._save(state, step, position, held_out)
-                if stops or step == lengths.total:
-                    self.checkpoints.wait()
+                self._save(state, step, position)
                 if stops:
+                    self.checkpoints.wait()
                     name = received[0] if received else "a signal to another process"
                     raise Interrupted(
                         f"{name} at step {step} of {lengths.total}: a checkpoint is "
-                        "saved, the same command resumes from it."
+                        "saved, the same command resumes from it.",
+                        agreed=True,
                     )
+                if evaluates:
+                    with self.signals.at_once(finish=self.checkpoints.finish):
+                        _evaluate(self.of, self.log, state, step)
+                if step == lengths.total:
+                    self.checkpoints.wait()
                 host_memory.give_back_gaps()
                 self.log.restart_clock()
         return state
@@ -229,23 +254,7 @@ class _Loop:
         if done := self.profile.after(metrics):
             self.log.writer.message(done)
 
-    def _evaluate(self, state: TrainState, step: int) -> dict[str, float]:
-        run, writer = self.of, self.log.writer
-        held_out = run.evaluate(state.averaged, step)
-        self.log.check(step, held_out)
-        writer.write(step, held_out)
-        writer.message(f"step {step}: {_text(held_out)}")
-        if run.picture:
-            writer.picture(step, "held out", run.picture(step))
-        return held_out
-
-    def _save(
-        self,
-        state: TrainState,
-        step: int,
-        position: dict[str, Any],
-        held_out: dict[str, float] | None,
-    ) -> None:
+    def _save(self, state: TrainState, step: int, position: dict[str, Any]) -> None:
         before = time.perf_counter()
         self.checkpoints.save(
             step,
@@ -253,9 +262,19 @@ class _Loop:
             optimizer=resume.optimizer_item(state),
             data=position,
             meta=self.meta | {"step": step},
-            metrics=held_out,
         )
         self.log.note("checkpoint_seconds", time.perf_counter() - before)
+
+
+def _evaluate(run: Run, log: StepLog, state: TrainState, step: int) -> None:
+    """Evaluate a saved step; its checkpoint is rated once all else is on disk."""
+    held_out = run.evaluate(state.averaged, step)
+    log.check(step, held_out)
+    log.writer.write(step, held_out)
+    log.writer.message(f"step {step}: {_text(held_out)}")
+    if run.picture:
+        log.writer.picture(step, "held out", run.picture(step))
+    log.checkpoints.rate(step, held_out)
 
 
 def _text(metrics: dict[str, float]) -> str:

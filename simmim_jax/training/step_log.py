@@ -1,7 +1,7 @@
 """Metrics of steps: fetched from the device one step late, checked and written."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -11,7 +11,6 @@ from simmim_jax.errors import NonFiniteError
 from simmim_jax.monitoring.timer import StepTimer
 from simmim_jax.monitoring.writer import MetricWriter
 from simmim_jax.runtime import accelerators
-from simmim_jax.training import optim
 
 
 class StepLog:
@@ -25,31 +24,33 @@ class StepLog:
     def __init__(
         self,
         writer: MetricWriter,
-        schedule: optim.Schedule,
+        rate: Callable[[int], float],
         checkpoints: Checkpointer,
         batch_size: int,
         start: int,
-        flops_per_image: float,
-        startup: Mapping[str, float],
         begin: float,
     ):
-        """flops_per_image: of a training step [FLOP].
+        """rate: step -> learning rate of its update; start: the restored step.
 
-        startup: durations of setting up, for the first line [seconds]; begin: when that
-        began, by time.perf_counter [seconds].
+        begin: start-up, by time.perf_counter [seconds].
         """
         self.timer = StepTimer()
         self.writer = writer
-        self._schedule = schedule
+        self._rate = rate
         self.checkpoints = checkpoints
         self._batch_size = batch_size
-        self._flops_per_image = flops_per_image
-        self._once = dict(startup)  # for the next line alone
+        self._flops_per_image = 0.0
+        self._once: dict[str, float] = {}  # for the next line alone
         self._begin: float | None = begin
         self._running: tuple[int, dict[str, jax.Array], dict, bool] | None = None
         self._losses: list[float] = []
         self._done = start  # newest step known to be finished
         self._timed = start  # newest finished step when the clock was last read
+
+    def compiled(self, flops_per_image: float, seconds: float) -> None:
+        """Add what compiling found: the work of a step [FLOP], and how long it took."""
+        self._flops_per_image = flops_per_image
+        self.note("compile_seconds", seconds)
 
     def restart_clock(self) -> None:
         """Exclude the time since the last step from the rates."""
@@ -111,9 +112,6 @@ class StepLog:
         self._losses, self._timed = [], self._done
         self.writer.write(step, values)
         self.writer.progress(step, values)
-
-    def _rate(self, step: int) -> float:
-        return float(self._schedule(step - 1, 1.0))
 
     def check(self, step: int, values: dict[str, float]) -> None:
         """Raise NonFiniteError where a value is NaN or infinite."""

@@ -1,5 +1,6 @@
 """Runs that are killed, interrupted or diverge, and the loop's costs."""
 
+import dataclasses
 import os
 import signal
 
@@ -12,6 +13,8 @@ from simmim_jax.errors import Interrupted
 from simmim_jax.monitoring.writer import read_metrics
 from simmim_jax.runtime import sharding
 from simmim_jax.tasks.api import finetune, pretrain
+from simmim_jax.tasks.pretrain import build
+from simmim_jax.training import loop
 from simmim_jax.training.step_log import StepLog
 
 
@@ -80,7 +83,7 @@ def test_signal_before_the_first_step_ends_the_run_at_once(number, tmp_path):
 
 
 def test_sigterm_saves_exits_75_and_the_next_run_resumes(uninterrupted, tmp_path):
-    late = ("profile.num_steps=1", "profile.start_step=100")
+    late = ("eval_every=12 steps", "profile.num_steps=1", "profile.start_step=100")
     args = commands.tiny("pretrain", tmp_path, *late)
     process = commands.start(*args)
     metrics = tmp_path / "metrics.jsonl"
@@ -96,6 +99,28 @@ def test_sigterm_saves_exits_75_and_the_next_run_resumes(uninterrupted, tmp_path
     commands.assert_same(
         commands.params(tmp_path, 12), commands.params(uninterrupted, 12)
     )
+
+
+@pytest.mark.parametrize("moment", [8, pytest.param(12, marks=pytest.mark.slow)])
+def test_sigterm_in_an_evaluation_keeps_the_step_and_evaluates_it_later(
+    moment, uninterrupted, tmp_path
+):
+    run = build(tiny_config.typed("pretrain"), tmp_path)
+
+    def evaluate(params, step):
+        held_out = run.evaluate(params, step)
+        if step == moment:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return held_out
+
+    with pytest.raises(Interrupted, match="SIGTERM: the same command resumes from"):
+        loop.train(dataclasses.replace(run, evaluate=evaluate))
+    assert (tmp_path / f"checkpoints/{moment}/params").exists()
+    assert not (tmp_path / f"checkpoints/{moment}/metrics").exists()
+    loop.train(run)
+    assert_equal_runs(tmp_path, uninterrupted)
+    rated = {p.parts[-3] for p in tmp_path.glob("checkpoints/*/metrics/metrics")}
+    assert rated == {"8", "12"}
 
 
 def test_finished_run_trains_no_further(uninterrupted):

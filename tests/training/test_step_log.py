@@ -23,14 +23,13 @@ def parts(tmp_path):
     ):
         log = StepLog(
             writer,
-            lambda step, scale: float(step),
+            lambda step: float(step - 1),
             checkpoints,
             BATCH,
-            0,
-            flops_per_image=1e9,
-            startup={"compile_seconds": 3.0},
+            start=0,
             begin=0.0,
         )
+        log.compiled(flops_per_image=1e9, seconds=3.0)
         log.timer = StepTimer(clock=lambda: now[0])
         yield log, now, tmp_path / "metrics.jsonl"
 
