@@ -36,3 +36,9 @@ def num_steps(duration: str, batch_size: int, num_examples: int) -> int:
         "examples": batch_size,
     }
     return max(1, round(amount / per_step[unit])) if amount else 0
+
+
+def scaled(duration: str, factor: float) -> str:
+    """Return a duration times a factor, in its own unit."""
+    amount, unit = parse(duration)
+    return f"{amount * factor:.6g} {unit}"

@@ -98,7 +98,7 @@ def _marked(config: Any, data: Any) -> Any:
     return dataclasses.replace(config, data=marked)
 
 
-def _sources(data: Any, held_out: Any) -> dict[str, Source | None]:
+def _sources(data: Any, held_out: Any) -> dict[str, Any]:
     given = None if held_out is None else _source(held_out)
     if data is None:
         return {"train": None, "held_out": given}

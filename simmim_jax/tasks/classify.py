@@ -25,7 +25,7 @@ from simmim_jax.monitoring import pictures
 from simmim_jax.runtime import sharding
 from simmim_jax.tasks import inputs
 from simmim_jax.tasks.classify_step import finetune_loss, finetune_prepare
-from simmim_jax.tasks.optimizer import optimizer
+from simmim_jax.tasks.optimizer import notices, optimizer
 from simmim_jax.tasks.resumed import changes_of
 from simmim_jax.training import steps
 from simmim_jax.training.inputs import results_of_pass
@@ -81,10 +81,12 @@ def build(
     *,
     train: Source | None = None,
     held_out: Source | None = None,
+    path: str = "config",
 ) -> Run:
     """Return the run of a config; raises UserError where it makes no sense.
 
-    train, held_out: in place of the splits of config.data.dataset.
+    train, held_out: in place of the splits of config.data.dataset; path: of `config`,
+    to name its fields.
     """
     data = config.data
     # `or` would replace an empty source in silence.
@@ -126,7 +128,8 @@ def build(
         best="top1",
         mode="max",
         record=record,
-        changes=changes_of(workdir, config, record),
+        changes=changes_of(workdir, config, record, len(source)),
+        notices=notices(config, len(source), path),
         preview=functools.partial(
             draw_augmented, config, workdir, source, learns.prepare
         )

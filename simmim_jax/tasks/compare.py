@@ -34,16 +34,22 @@ def compare(config: Compare, workdir: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     fresh, restored = arms(config.finetune, workdir / "pretrain")
     runs = {
-        "pretrain": pretrain.build(config.pretrain, workdir / "pretrain"),
-        "scratch": classify.build(fresh, workdir / "scratch"),
+        "pretrain": pretrain.build(
+            config.pretrain, workdir / "pretrain", path="config.pretrain"
+        ),
+        "scratch": classify.build(fresh, workdir / "scratch", path="config.finetune"),
     }
     check(config, runs["pretrain"], runs["scratch"])
+    for notice in runs["scratch"].notices:  # in time to start again with other values
+        say(notice)
     announce("pre-training, without labels")
     step = loop.train(runs.pop("pretrain")).step
     announce("fine-tuning from scratch")
     scratch = loop.train(runs.pop("scratch")).last
     announce("fine-tuning with SimMIM")
-    simmim = loop.train(classify.build(restored, workdir / "simmim"))
+    simmim = loop.train(
+        classify.build(restored, workdir / "simmim", path="config.finetune")
+    )
     if jax.process_index():
         return {}
     summary = {
@@ -69,8 +75,13 @@ def compare(config: Compare, workdir: Path) -> dict[str, Any]:
 
 def announce(part: str) -> None:
     """Print a headline above the log of a part."""
+    say(f"\n== {part}")
+
+
+def say(text: str) -> None:
+    """Print `text`, in one process."""
     if jax.process_index() == 0:
-        print(f"\n== {part}")
+        print(text)
 
 
 def check(config: Compare, old: Run, new: Run) -> None:

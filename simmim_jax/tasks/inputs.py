@@ -147,7 +147,7 @@ def lengths(config: Pretrain | Finetune, num_examples: int) -> Lengths:
         return schema.num_steps(config, name, num_examples)
 
     return Lengths(
-        total=num_steps("duration"),
+        duration=num_steps("duration"),
         log_every=num_steps("log_every"),
         eval_every=num_steps("eval_every"),
         checkpoint_every=num_steps("checkpoint_every"),

@@ -18,7 +18,7 @@ from simmim_jax.models.simmim import SimMIM
 from simmim_jax.monitoring import pictures
 from simmim_jax.runtime import sharding
 from simmim_jax.tasks import inputs
-from simmim_jax.tasks.optimizer import optimizer
+from simmim_jax.tasks.optimizer import notices, optimizer
 from simmim_jax.tasks.pretrain_step import pretrain_loss, pretrain_prepare
 from simmim_jax.tasks.resumed import changes_of
 from simmim_jax.training import steps
@@ -72,10 +72,12 @@ def build(
     *,
     train: Source | None = None,
     held_out: Source | None = None,
+    path: str = "config",
 ) -> Run:
     """Return the run of a config; raises UserError where it makes no sense.
 
-    train, held_out: in place of the splits of config.data.dataset.
+    train, held_out: in place of the splits of config.data.dataset; path: of `config`,
+    to name its fields.
     """
     data, parts = config.data, Parts(config)
     # `or` would replace an empty source in silence.
@@ -97,7 +99,8 @@ def build(
         best="eval_loss",
         mode="min",
         record=record,
-        changes=changes_of(workdir, config, record),
+        changes=changes_of(workdir, config, record, len(source)),
+        notices=notices(config, len(source), path),
         picture=functools.partial(picture_path, workdir) if config.pictures else None,
         keep_checkpoints=config.keep_checkpoints,
         wandb=config.wandb,

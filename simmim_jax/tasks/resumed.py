@@ -1,37 +1,45 @@
 """Whether a run in a workdir is the same one, and what changed in its config."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from simmim_jax.checkpoints.record import config_changes
-from simmim_jax.config import schema
+from simmim_jax.config import durations, schema
 from simmim_jax.config.schema import Finetune, Pretrain
 from simmim_jax.errors import UserError
+from simmim_jax.tasks.optimizer import learning_rate
 
 # Fields that change what the parameters are, or what they have learned to predict.
 _MODEL = ("decoder.", "loss.", "model.", "target.")
 
 
 def changes_of(
-    workdir: Path, config: Pretrain | Finetune, record: Mapping[str, Any]
-) -> Callable[[bool], list[str]]:
-    """Return `Run.changes`: how the config and the encoder differ from the first start.
+    workdir: Path,
+    config: Pretrain | Finetune,
+    record: Mapping[str, Any],
+    num_examples: int,
+) -> Callable[[int], list[str]]:
+    """Return `Run.changes`: how config and encoder differ from the last start.
 
     It raises UserError where the model or the kind of its state changed, or where the
     run is finished, so that other changes of what it learns would have no effect.
+    num_examples: of an epoch.
     """
 
-    def changes(finished: bool) -> list[str]:
+    def changes(examples_seen: int) -> list[str]:
         begun = json.loads((workdir / "config.json").read_text())
         # A field that did not exist then had what is its default now.
-        before = schema.to_dict(schema.parse(begun["config"], stored=True))
+        old = schema.single(schema.parse(begun["config"], stored=True))
+        before = schema.to_dict(old)
         changed = config_changes(
             before | {"encoder": begun.get("restored_from")},
             schema.to_dict(config) | {"encoder": record.get("restored_from")},
         )
         said = [f"{name} {change}" for name, change in changed.items()]
+        said += consequences(old, config, num_examples, examples_seen)
+        finished = not _steps_left(config, num_examples, examples_seen)
         learned = [name for name in changed if name not in schema.harmless(config)]
         other_state = any(name.startswith(_MODEL) for name in learned) or any(
             bool(before.get(name, False)) != bool(getattr(config, name, False))
@@ -46,3 +54,69 @@ def changes_of(
         return said
 
     return changes
+
+
+def consequences(
+    old: Pretrain | Finetune,
+    new: Pretrain | Finetune,
+    num_examples: int,
+    examples_seen: int,
+) -> list[str]:
+    """Return what another config means for learning rate, steps left and lengths.
+
+    num_examples: of an epoch.
+    """
+    at = num_examples, examples_seen
+    was, now = old.data.batch_size, new.data.batch_size
+    scales = " scales with the batch:" if was != now else ""
+    left_was, left_now = (_steps_left(config, *at) for config in (old, new))
+    rate_was, rate_now = (f"{_next_rate(c, *at):.2e}" for c in (old, new))
+    effects = []
+    if left_now and rate_was != rate_now:
+        effects.append(f"learning rate{scales} {rate_was} -> {rate_now}")
+    if left_was != left_now:
+        effects.append(f"steps left {left_was:,} -> {left_now:,}")
+    said = [", ".join(effects)] if effects else []
+    if was != now:
+        said = [f"batch size {was:,} -> {now:,}: {text}" for text in said]
+        said += _other_lengths(old, new)
+    return said
+
+
+def _other_lengths(old: Pretrain | Finetune, new: Pretrain | Finetune) -> Iterator[str]:
+    """Yield which lengths in steps mean another number of examples than before."""
+    was, now = old.data.batch_size, new.data.batch_size
+    before = _lengths(old)
+    for name, length in _lengths(new).items():
+        steps, unit = durations.parse(length)
+        if unit == "steps" and steps and before.get(name) == length:
+            yield (
+                f"{name} {length!r}: {steps * was:,.0f} -> {steps * now:,.0f} "
+                f"examples; {durations.scaled(length, was / now)!r} keeps it as it was"
+            )
+
+
+def _next_rate(
+    config: Pretrain | Finetune, num_examples: int, examples_seen: int
+) -> float:
+    """Return the learning rate of the next step, or of the last one if none is left."""
+    last = schema.num_steps(config, "duration", num_examples) - 1
+    step = min(examples_seen // config.data.batch_size, last)
+    return float(learning_rate(config, num_examples)(step, 1.0))
+
+
+def _steps_left(
+    config: Pretrain | Finetune, num_examples: int, examples_seen: int
+) -> int:
+    total = schema.num_steps(config, "duration", num_examples)
+    return max(total - examples_seen // config.data.batch_size, 0)
+
+
+def _lengths(config: Pretrain | Finetune) -> dict[str, str]:
+    """Return the durations that decide how a run learns."""
+    milestones = config.optim.milestones
+    return {
+        "duration": config.duration,
+        "optim.warmup": config.optim.warmup,
+        **{f"optim.milestones[{i}]": m for i, m in enumerate(milestones)},
+    }

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from simmim_jax.errors import UserError
+from simmim_jax.runtime import sharding
 
 Params = Any
 # (step, scale) -> learning rate; `scale` multiplies the peak, not the floors.
@@ -162,3 +163,10 @@ def adamw(
         optax.add_decayed_weights(weight_decay, mask),
         scale_by_schedule(schedule, scales),
     )
+
+
+def at_step(state: optax.OptState, step: int) -> optax.OptState:
+    """Return the state of `adamw` with its schedule at `step`; moments stay."""
+    *others, last = state
+    count = sharding.laid_out(np.int32(step), last.count.sharding)
+    return (*others, last._replace(count=count))

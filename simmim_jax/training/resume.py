@@ -6,24 +6,31 @@ import jax
 
 from simmim_jax.checkpoints.store import Checkpointer
 from simmim_jax.data.loader.pipeline import TrainIterator
+from simmim_jax.training import optim
+from simmim_jax.training.run import Lengths
 from simmim_jax.training.steps import TrainState
 
 
 def restore(
-    checkpoints: Checkpointer, step: int, like: TrainState, iterator: TrainIterator
+    checkpoints: Checkpointer,
+    lengths: Lengths,
+    like: TrainState,
+    iterator: TrainIterator,
 ) -> TrainState:
-    """Return the state at `step`, sharded as `like`, and move the iterator there."""
+    """Return the state to start from, sharded as `like`; move the iterator there, too.
+
+    Its schedule is at what the run has seen, in steps of the present batch size.
+    """
     params, optimizer, position = checkpoints.restore(
-        step, params=like.averaged, optimizer=optimizer_item(like)
+        lengths.start, params=like.averaged, optimizer=optimizer_item(like)
     )
     if jax.process_index():
         position["bad_images"] = {}  # process 0 keeps those of all processes
     iterator.set_state(position)
     learned = optimizer.get("params")
     ema = learned and {name: params[name] for name in learned}
-    return TrainState(
-        optimizer["step"], params | (learned or {}), optimizer["state"], ema
-    )
+    opt_state = optim.at_step(optimizer["state"], lengths.seen)
+    return TrainState(optimizer["step"], params | (learned or {}), opt_state, ema)
 
 
 def optimizer_item(state: TrainState) -> dict[str, Any]:

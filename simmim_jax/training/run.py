@@ -46,16 +46,35 @@ class Learner:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Lengths of a run [steps]; 0 as an interval: after the last step alone."""
+    """Lengths of a run [steps of its batch size], and where it resumes.
 
-    total: int
+    Steps are numbered through all starts of a run, but lengths, intervals and schedules
+    count examples: they go by `clock`, the steps that a run of this batch size would
+    have taken to see as many. Both are the same until the batch size changes.
+    """
+
+    duration: int
+    # 0: after the last step alone.
     log_every: int
     eval_every: int
     checkpoint_every: int
+    # Where the run resumes: the step's number, and the whole batches seen until then.
+    start: int = 0
+    seen: int = 0
+
+    @property
+    def total(self) -> int:
+        """Number of the last step."""
+        return self.start + max(self.duration - self.seen, 0)
+
+    def clock(self, step: int) -> int:
+        """Return the batches of the present size that the run has seen after `step`."""
+        return self.seen + step - self.start
 
     def is_due(self, interval: int, step: int) -> bool:
         """Whether something with this interval happens after `step`."""
-        return step == self.total or bool(interval and step % interval == 0)
+        is_multiple = bool(interval) and self.clock(step) % interval == 0
+        return step == self.total or is_multiple
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,9 +96,11 @@ class Run:
     mode: str
     # Config and data set, as checkpoints and config.json record them.
     record: dict[str, Any]
-    # Whether the run is finished -> how its config differs from when it began.
+    # Examples seen -> how the config differs from the last start, and what follows.
     # raises: UserError where a resumed run may not differ so.
-    changes: Callable[[bool], list[str]]
+    changes: Callable[[int], list[str]]
+    # What to know of the config before it trains.
+    notices: tuple[str, ...] = ()
     # Metrics that no step changes, for a line at the start of a new run.
     constants: Callable[[], dict[str, float]] = dict
     # Draws what the model sees at the start of a new run.
@@ -92,6 +113,12 @@ class Run:
     wandb: bool = False
     # First step and number of steps that are traced.
     profile: tuple[int, int] = (0, 0)
+
+    def resumed(self, step: int, examples_seen: int) -> "Run":
+        """Return the run, resumed from a checkpoint after so many examples."""
+        seen = examples_seen // self.learner.batch_size
+        lengths = dataclasses.replace(self.lengths, start=step, seen=seen)
+        return dataclasses.replace(self, lengths=lengths)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,19 @@ def test_epochs_of_less_than_a_batch():
 
 
 @pytest.mark.parametrize(
+    ("duration", "factor", "scaled"),
+    [
+        ("5 epochs", 0.1, "0.5 epochs"),
+        ("5 epochs", 0.2, "1 epochs"),
+        ("500 steps", 20 / 10, "1000 steps"),
+        ("300000 examples", 0.1, "30000 examples"),
+    ],
+)
+def test_scaled_duration_keeps_its_unit(duration, factor, scaled):
+    assert durations.scaled(duration, factor) == scaled
+
+
+@pytest.mark.parametrize(
     ("duration", "parsed"),
     [
         ("100 epochs", (100, "epochs")),

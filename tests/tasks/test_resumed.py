@@ -1,18 +1,32 @@
 """Changes of a config that a resumed run accepts, and those that it refuses."""
 
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import commands
+import numpy as np
 import pytest
 import tiny_config
 
 from simmim_jax.config import schema
-from simmim_jax.monitoring.writer import write_json
-from simmim_jax.tasks.resumed import changes_of
+from simmim_jax.errors import Interrupted
+from simmim_jax.monitoring.writer import read_metrics, write_json
+from simmim_jax.tasks.api import pretrain
+from simmim_jax.tasks.resumed import changes_of, consequences
+from simmim_jax.training.step_log import StepLog
+
+# The tiny config takes twelve steps of 16 images.
+SEEN = {False: 6 * 16, True: 12 * 16}
 
 
 def changes(workdir, mode, before, after, *, finished=False, record=None):
     begun = schema.to_dict(tiny_config.typed(mode, **before))
     write_json(workdir / "config.json", {"config": begun})
     config = tiny_config.typed(mode, **before | after)
-    return changes_of(workdir, config, record or {})(finished)
+    return changes_of(workdir, config, record or {}, 8000)(SEEN[finished])
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -39,7 +53,10 @@ def test_same_config_logs_nothing(tmp_path):
 def test_running_run_accepts_another_rate_and_a_finished_one_does_not(tmp_path):
     rates = {"optim.lr": 1.0}, {"optim.lr": 2.0}
     said = changes(tmp_path, "pretrain", *rates)
-    assert said == ["optim.lr was 1.0, is 2.0"]
+    assert said == [
+        "optim.lr was 1.0, is 2.0",
+        "learning rate 1.97e-02 -> 3.93e-02",
+    ]
     with pytest.raises(ValueError, match=r"a finished run of another config.*\n.*lr"):
         changes(tmp_path, "pretrain", *rates, finished=True)
 
@@ -83,8 +100,149 @@ def test_run_from_before_a_field_existed_resumes_with_its_default(finished, tmp_
 
     def said(**fields):
         config = tiny_config.typed("pretrain", **fields)
-        return changes_of(tmp_path, config, {})(finished)
+        return changes_of(tmp_path, config, {}, 8000)(SEEN[finished])
 
     assert said() == []
     with pytest.raises(ValueError, match=r"loss\.kind was 'l1', is 'l2'"):
         said(**{"loss.kind": "l2"})
+
+
+# ---- Another batch size --------------------------------------------------------------
+
+HUNDRED = {
+    "data.batch_size": 20,
+    "duration": "10 epochs",
+    "optim.warmup": "1 epochs",
+    "optim.schedule": "plain",
+    "optim.warmup_lr": 0.0,
+    "optim.lr": 3.2e-3,  # 1.25e-4 at a batch of 20
+}
+
+
+def consequences_of(after, before=None, seen=620):
+    """Of other fields for a run on 100 images."""
+    old, new = (
+        tiny_config.typed("pretrain", **HUNDRED | (before or {}) | fields)
+        for fields in ({}, after)
+    )
+    return consequences(old, new, 100, seen)
+
+
+@pytest.mark.parametrize(
+    ("seen", "says"),
+    [
+        # In the warm-up of 100 images, at its end, and in the cosine over 1,000.
+        (60, "7.50e-05 -> 3.75e-05, steps left 47 -> 94"),
+        (100, "1.25e-04 -> 6.25e-05, steps left 45 -> 90"),
+        (620, "4.74e-05 -> 2.37e-05, steps left 19 -> 38"),
+        (980, "1.52e-07 -> 7.61e-08, steps left 1 -> 2"),
+    ],
+)
+def test_half_the_batch_halves_the_rate_and_doubles_the_steps_left(seen, says):
+    begins = "batch size 20 -> 10: learning rate scales with the batch: "
+    assert consequences_of({"data.batch_size": 10}, seen=seen) == [begins + says]
+
+
+@pytest.mark.parametrize(
+    ("after", "says"),
+    [
+        ({"duration": "20 epochs"}, "learning rate 4.74e-05 -> 1.03e-04, steps left "),
+        ({"optim.lr": 6.4e-3}, "learning rate 4.74e-05 -> 9.48e-05"),
+        ({"optim.warmup": "800 examples"}, "learning rate 4.74e-05 -> 9.69e-05"),
+        ({"optim.clip_norm": 1.0}, None),
+    ],
+)
+def test_other_fields_say_what_they_do_to_the_rate(after, says):
+    said = consequences_of(after)
+    assert [text[: len(says or "")] for text in said] == ([says] if says else [])
+
+
+def test_lengths_in_steps_are_named_with_the_value_that_keeps_them():
+    """A step is of the present batch size: 40 of them are fewer examples now."""
+    in_steps = {"duration": "50 steps", "optim.warmup": "40 steps"}
+    smaller = {"data.batch_size": 10}
+    begins = "batch size 20 -> 10: learning rate scales with the batch: "
+    # From the 22nd of 40 steps of warm-up into the cosine, 40 of 100 images after it.
+    assert consequences_of(smaller, in_steps, seen=440) == [
+        begins + "6.87e-05 -> 4.09e-05, steps left 28 -> 6",
+        "duration '50 steps': 1,000 -> 500 examples; '100 steps' keeps it as it was",
+        "optim.warmup '40 steps': 800 -> 400 examples; '80 steps' keeps it as it was",
+    ]
+    scaled = {"duration": "100 steps", "optim.warmup": "80 steps"}
+    assert consequences_of(smaller | scaled, in_steps, seen=440) == [
+        begins + "6.87e-05 -> 3.44e-05, steps left 28 -> 56"
+    ]
+
+
+def test_run_that_another_batch_size_finishes_is_refused_with_a_way_on(tmp_path):
+    with pytest.raises(ValueError, match="a finished run of another config") as error:
+        changes(tmp_path, "pretrain", {}, {"data.batch_size": 8})
+    assert "batch size 16 -> 8: steps left 6 -> 0" in str(error.value)
+    assert "'24 steps' keeps it as it was" in str(error.value)
+
+
+def interrupted_at(step, monkeypatch, config, workdir, **data):
+    logged = StepLog.add
+
+    def add(self, now, *args):
+        logged(self, now, *args)
+        if now == step - 1:  # the signal is heard before the next step
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepLog, "add", add)
+        with pytest.raises(Interrupted, match=f"at step {step} of"):
+            pretrain(config, workdir, **data)
+
+
+def test_resumed_with_half_the_batch_a_run_sees_as_many_examples(
+    tmp_path, monkeypatch, capsys
+):
+    images = np.random.default_rng(0).integers(0, 256, (100, 28, 28, 1), np.uint8)
+    data = {"data": images, "held_out": images[:20]}
+    config = tiny_config.get_config("pretrain")
+    config.update_from_flattened_dict(
+        HUNDRED | {"eval_every": "4 epochs", "checkpoint_every": "0 epochs"}
+    )
+    config.pictures = 0
+    interrupted_at(31, monkeypatch, config, tmp_path, **data)
+    config.data.batch_size = 10
+    capsys.readouterr()
+    assert pretrain(config, tmp_path, **data).step == 69
+
+    output = capsys.readouterr().out
+    assert "scales with the batch: 4.74e-05 -> 2.37e-05, steps left 19 -> 38" in output
+    assert "resumed at step 31 of 69" in output
+    position = tmp_path / "checkpoints" / "69" / "data" / "metadata"
+    assert json.loads(position.read_text())["examples_seen"] == 1000
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    # Evaluated after 400, 800 and 1,000 examples.
+    assert [x["step"] for x in lines if "eval_loss" in x] == [20, 49, 69]
+    rates = {x["step"]: x["learning_rate"] for x in lines if "loss" in x}
+    assert list(rates) == list(range(1, 70))
+    # The cosine from 100 to 1,000 examples, scaled with the batch.
+    peaks = {31: 1.25e-4, 32: 6.25e-5, 69: 6.25e-5}
+    seen_before = {31: 600, 32: 620, 69: 990}
+    for step, peak in peaks.items():
+        progress = (seen_before[step] - 100) / 900
+        expected = peak * (1 + np.cos(np.pi * progress)) / 2
+        assert rates[step] == pytest.approx(expected, rel=1e-6)
+    # Finished with the new batch size, and not to be resumed with the old one.
+    assert pretrain(config, tmp_path, **data).step == 69
+    config.data.batch_size = 20
+    with pytest.raises(ValueError, match="a finished run of another config"):
+        pretrain(config, tmp_path, **data)
+
+
+@pytest.mark.slow
+def test_workdir_of_an_earlier_release_resumes_with_another_batch_size(tmp_path):
+    old = Path(__file__).parents[1] / "workdirs" / "e0607c8" / "pretrain"
+    shutil.copytree(old, tmp_path / "run")  # at step 8 of 12, batches of 16
+    args = commands.tiny("pretrain", tmp_path / "run", "data.batch_size=8")
+    refused = commands.run(*args, status=1)
+    assert "batch size 16 -> 8: steps left 4 -> 0" in refused
+    output = commands.run(*args, "--config.duration=24 steps")
+    assert "steps left 4 -> 8" in output
+    assert "resumed at step 8 of 16" in output
+    position = tmp_path / "run" / "checkpoints" / "16" / "data" / "metadata"
+    assert json.loads(position.read_text())["examples_seen"] == 12 * 16

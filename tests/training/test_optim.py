@@ -140,6 +140,28 @@ def test_unknown_decay_raises():
         schedule(0)
 
 
+def test_schedule_moves_to_another_step_and_moments_stay():
+    params = {"w": jnp.ones((2, 2))}
+    tx = optim.adamw(
+        optim.learning_rate(**COSINE, schedule="plain"),
+        b1=0.9,
+        b2=0.999,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=0.0,
+        mask={"w": True},
+        scales={"w": 1.0},
+    )
+    gradients = {"w": jnp.full((2, 2), 0.1)}
+    _, state = tx.update(gradients, tx.init(params), params)
+    moved = optim.at_step(state, 6250)
+    assert jax.tree.map(jnp.shape, moved) == jax.tree.map(jnp.shape, state)
+    assert moved[1] == state[1]  # Adam's own count and moments
+    updates, moved = tx.update(gradients, moved, params)
+    np.testing.assert_allclose(updates["w"], -8e-4, rtol=1e-4)
+    assert (moved[1].count, moved[-1].count) == (2, 6251)
+
+
 # ---- Parameter groups ----------------------------------------------------------------
 
 
