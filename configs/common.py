@@ -63,6 +63,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.data.batch_size = 8
     config.duration = "10 steps"
     config.optim.warmup = "2 steps"
+    if config.optim.milestones:
+        config.optim.milestones = ("8 steps",)
     config.log_every = "1 steps"
     return config
 
