@@ -2,7 +2,7 @@
 
 `checksums.json` has the size and SHA-256 of every file of its folder. Left out is what
 is written later: the metrics, whose folder has checksums of its own, and the two files
-that Orbax writes to commit a checkpoint, which hold a time stamp.
+that Orbax writes to commit a checkpoint, whose content it does not use.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from simmim_jax.errors import UserError
 
 FILE = "checksums.json"
-_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt", "metrics", FILE)
+_LATER = ("_CHECKPOINT_METADATA", "commit_success.txt", FILE)
 # Hashing releases the interpreter lock.
 _THREADS = 4
 

@@ -7,9 +7,11 @@ latest parameters, to resume from. `checksums.json` has the checksums of all fil
 `metrics` follows once the checkpoint is evaluated.
 """
 
+import contextlib
+import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,9 @@ logging.getLogger("absl").addFilter(
     )
 )
 _log = logging.getLogger(__name__)
+
+# What Orbax needs to know of each array.
+_ARRAY_METADATA = ("param_name", "write_shape", "chunk_shape")
 
 # Time until all processes must see what process 0 has renamed [seconds].
 _SHARED_TIMEOUT = 90.0
@@ -100,7 +105,7 @@ class Checkpointer:
         meta: dict[str, Any],
     ) -> None:
         """Start to write a checkpoint; arrays may be donated once this returns."""
-        self._finish()
+        self.finish()
         self._saving = step
         self._manager.save(
             step,
@@ -123,7 +128,7 @@ class Checkpointer:
         self._metrics[step] = {**metrics, QUALITY: quality}
         self._unwritten.add(step)
         if not self.is_writing():
-            self._finish()
+            self.finish()
 
     def restore(
         self, step: int, *, params: Any, optimizer: Any
@@ -133,20 +138,19 @@ class Checkpointer:
         params, optimizer: trees of shapes with the shardings to restore onto, which may
         differ from the shardings at the time of saving.
         """
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(params),
-                optimizer=ocp.args.StandardRestore(optimizer),
-                data=ocp.args.JsonRestore(),
-            ),
+        args = ocp.args.Composite(
+            params=ocp.args.StandardRestore(params),
+            optimizer=ocp.args.StandardRestore(optimizer),
+            data=ocp.args.JsonRestore(),
         )
+        with _doubting(self._folder / str(step)):
+            restored = self._manager.restore(step, args=args)
         return restored.params, restored.optimizer, restored.data
 
     def examples_seen(self, step: int) -> int:
         """Return how many training examples the run had seen at `step`."""
-        only = ocp.args.Composite(data=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=only).data["examples_seen"]
+        path = self._folder / str(step) / "data" / "metadata"
+        return layout.read_json(path)["examples_seen"]
 
     def is_writing(self) -> bool:
         """Return whether a checkpoint is not complete on disk yet."""
@@ -157,12 +161,12 @@ class Checkpointer:
 
         A checkpoint that is no longer the best stays until then.
         """
-        self._finish()
+        self.finish()
         steps = self.steps()
         for step in sorted(set(steps) - self._policy.kept(steps)):
             self._manager.delete(step)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Block until the checkpoint and all metrics are on disk."""
         self._manager.wait_until_finished()
         while self._unwritten:
@@ -190,7 +194,7 @@ class Checkpointer:
         If one of several processes fails it does not wait: the others would not come.
         """
         if kind in (None, Interrupted) or jax.process_count() == 1:
-            self._finish()
+            self.finish()
             self._manager.close()
 
 
@@ -278,14 +282,19 @@ def _set_damaged_aside(workdir: Path) -> int:
 
 def _try_reading(step: Path) -> None:
     """Raise DamagedError if a checkpoint without checksums cannot be read at all."""
+    item = "data"
     try:
+        layout.read_json(step / item / "metadata")
         for item in ("params", "optimizer"):
             _read_arrays(step / item)
+            # Read only where arrays are put onto devices.
+            for file in (step / item / "array_metadatas").glob("*"):
+                for entry in json.loads(file.read_text())["array_metadatas"]:
+                    _ = [entry["array_metadata"][key] for key in _ARRAY_METADATA]
     except Exception as error:  # Orbax and TensorStore raise whatever they meet
         raise DamagedError(
             f"The checkpoint '{step}' is damaged: {item}/ cannot be read."
         ) from error
-    layout.read_json(step / "data" / "metadata")
 
 
 # ---- One checkpoint ------------------------------------------------------------------
@@ -297,15 +306,25 @@ def load(path: str | Path) -> tuple[dict, dict[str, Any]]:
     path: as for `find`.
     """
     path = find(path)
-    try:
+    with _doubting(path):
         params = _read_arrays(path / "params")
-    except Exception as error:
-        if checksums.exist(path):
-            raise
-        raise DamagedError(
-            f"The checkpoint '{path}' cannot be read: {error}"
-        ) from error
     return params, layout.read_json(path / "meta" / "metadata")
+
+
+@contextlib.contextmanager
+def _doubting(step: Path) -> Iterator[None]:
+    """Blame the files of a checkpoint without checksums for an error while reading."""
+    try:
+        yield
+    except Exception as error:  # Orbax and TensorStore raise whatever they meet
+        if checksums.exist(step):
+            raise
+        first_line = str(error).partition("\n")[0][:200]
+        raise DamagedError(
+            f"The checkpoint '{step}' cannot be read; without checksums, damage is the "
+            "most likely reason. Move it out of its folder to take the one before. "
+            f"{type(error).__name__}: {first_line}"
+        ) from error
 
 
 def _read_arrays(item: Path) -> Any:
