@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from simmim_jax.cli import arguments
+from simmim_jax.runtime import platforms
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 # Package: what it is for, and the extra that brings it.
@@ -63,6 +64,7 @@ def _software() -> Iterator[str]:
 
 def _devices_work() -> bool:
     """Print the devices that JAX finds."""
+    platforms.leave_out_absent_tpu()
     try:
         import jax
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from simmim_jax.cli import arguments
 from simmim_jax.errors import UserError
+from simmim_jax.runtime import platforms
 
 if TYPE_CHECKING:  # it imports JAX
     from simmim_jax.tasks.predict import Predictor
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("images", nargs="+", help="image files and folders")
     args = parser.parse_args(argv)
+    platforms.leave_out_absent_tpu()
     from simmim_jax.tasks.predict import Predictor
 
     try:

@@ -23,6 +23,8 @@ from simmim_jax.config import schema
 from simmim_jax.config.schema import Compare, Config, Finetune
 from simmim_jax.data.sources.registry import check_source
 from simmim_jax.errors import Interrupted, NonFiniteError, UserError
+from simmim_jax.monitoring.writer import import_wandb
+from simmim_jax.runtime import platforms
 from simmim_jax.tasks import architecture
 
 LOST = "stopped: a collective operation failed"
@@ -101,6 +103,7 @@ def start(
     # Compiled programs are kept, so that a second run starts at once.
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "simmim_jax")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.expanduser()))
+    platforms.leave_out_absent_tpu()
     from simmim_jax.runtime import distributed, host_memory
 
     try:
@@ -203,6 +206,8 @@ def check(
     if isinstance(config, Compare) and not of_bench:
         runs = [config.pretrain, config.finetune]
     for run in runs:
+        if run.wandb:
+            import_wandb()
         for split in (run.data.train_split, run.data.eval_split):
             check_source(run.data.dataset, split, data_dir=run.data.data_dir)
     if isinstance(config, Finetune):

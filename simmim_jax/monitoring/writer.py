@@ -144,6 +144,17 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return [record for _, record in _read_lines(Path(path))]
 
 
+def import_wandb() -> Any:
+    """Return the package of Weights & Biases; MissingPackageError without it."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise MissingPackageError(
+            "config.wandb=True, but wandb is not installed. Run `pip install wandb`, "
+            "or set config.wandb=False."
+        ) from error
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically: a crash leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,17 +209,17 @@ def _start_tensorboard(workdir: Path, resume_step: int) -> Any:
 
 
 def _start_wandb(workdir: Path, resume_step: int) -> Any:
+    wandb = import_wandb()
     try:
-        wandb = importlib.import_module("wandb")
-    except ImportError as error:
-        raise MissingPackageError(
-            "config.wandb=True, but wandb is not installed. Run `pip install wandb`, "
-            "or set config.wandb=False."
+        wandb.init(
+            project="simmim_jax",
+            name=workdir.resolve().name,
+            dir=str(workdir),
+            resume="auto" if resume_step else None,
+        )
+    except wandb.Error as error:  # no account, no connection
+        raise UserError(
+            f"config.wandb=True, but Weights & Biases does not start: {error} Run "
+            "`wandb login`, set WANDB_MODE=offline, or leave config.wandb out."
         ) from error
-    wandb.init(
-        project="simmim_jax",
-        name=workdir.resolve().name,
-        dir=str(workdir),
-        resume="auto" if resume_step else None,
-    )
     return wandb

@@ -1,5 +1,6 @@
 """Errors of the command line: at once, and as a helpful sentence."""
 
+import sys
 import time
 
 import commands
@@ -7,6 +8,9 @@ import pytest
 import tiny_config
 from PIL import Image
 
+from simmim_jax.cli import arguments
+from simmim_jax.cli.train import check
+from simmim_jax.errors import MissingPackageError
 from simmim_jax.tasks.api import pretrain
 
 PRETRAIN = "--config=tests/tiny_config.py:pretrain"
@@ -44,7 +48,7 @@ FINETUNE = "--config=tests/tiny_config.py:finetune"
         ([PRETRAIN, "--config.data.interpolation=x"], "expected one of ('bilinear'"),
         ([PRETRAIN, "--config.mode=train"], "config.mode='train': expected one of"),
         ([FINETUNE, "--config.init_from=/none"], "'/none' has no checkpoint"),
-        ([PRETRAIN, "--wrkdir=x"], "Did you mean --workdir?"),
+        ([PRETRAIN, "--wrkdir=x"], 'Did you mean "--workdir"?'),
         ([PRETRAIN, "x"], "unexpected arguments ['x']"),
     ],
 )
@@ -69,6 +73,18 @@ def test_broken_image_is_named(tmp_path):
     )
     assert "Traceback" not in output
     assert f" {str(broken)!r}" in output
+
+
+def test_missing_wandb_is_an_error_before_jax_starts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    fields = tiny_config.get_config("pretrain")
+    assert check(fields)[0] == tiny_config.typed("pretrain")
+    fields.wandb = True
+    with pytest.raises(MissingPackageError, match="pip install wandb"):
+        check(fields)
+    comparison = arguments.load("quickstart", ["--config.finetune.wandb=True"])[1]
+    with pytest.raises(MissingPackageError, match="pip install wandb"):
+        check(comparison)
 
 
 def test_bucket_as_workdir_is_an_error():

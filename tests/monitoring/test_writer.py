@@ -161,6 +161,16 @@ def test_wandb_gets_scalars(tmp_path, monkeypatch):
     assert calls == [("init", "my_run"), (3, {"loss": 0.5}), "finish"]
 
 
+def test_wandb_without_an_account_raises_a_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))  # where keys are
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with pytest.raises(UserError, match=r"config\.wandb=True.* `wandb login`"):
+        quiet(tmp_path / "run", wandb=True)
+
+
 # ---- JSON files ----------------------------------------------------------------------
 
 
