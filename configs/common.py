@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from simmim_jax.config import schema
+from simmim_jax.config.parsing import did_you_mean
 from simmim_jax.configs import models
 
 IMAGENET_MEAN, IMAGENET_STD = schema.IMAGENET_MEAN, schema.IMAGENET_STD
@@ -38,7 +39,9 @@ def only_crop_and_flip(config: ConfigDict) -> None:
 def is_smoke(arg: str) -> bool:
     """Whether a config's argument asks for the smoke test; ValueError if unknown."""
     if arg not in ("", "smoke"):
-        raise ValueError(f"config argument {arg!r}: expected 'smoke' or nothing.")
+        raise ValueError(
+            f"config argument {arg!r}: expected 'smoke' or nothing.{_meant(arg)}"
+        )
     return arg == "smoke"
 
 
@@ -47,13 +50,19 @@ def name_and_smoke(arg: str, names: Iterable[str]) -> tuple[str, bool]:
 
     "smoke" alone is one as well. ValueError for any other argument.
     """
+    names = [*names]
     name, _, smoke = ("," + arg if arg == "smoke" else arg).partition(",")
     if name not in ("", *names) or smoke not in ("", "smoke"):
         raise ValueError(
             f"config argument {arg!r}: expected 'smoke' or nothing, or one of "
             f"{', '.join(names)}; with ',smoke' after it to try it in ten steps."
+            + _meant(arg, *names)
         )
     return name, bool(smoke)
+
+
+def _meant(arg: str, *names: str) -> str:
+    return did_you_mean(arg, ["smoke", *names, *(f"{name},smoke" for name in names)])
 
 
 def smoke(config: ConfigDict) -> ConfigDict:

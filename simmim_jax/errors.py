@@ -41,6 +41,6 @@ class Interrupted(BaseException):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for a known name like `name`; "" if there is none."""
+    """Return ' Did you mean "x"?' for a known name like `name`, "" if there is none."""
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    return f' Did you mean "{close[0]}"?' if close else ""

@@ -1,22 +1,32 @@
 """Flags that several commands share, and configs found by name."""
 
 import argparse
-import difflib
 import importlib.util
+import itertools
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from simmim_jax.errors import NotFoundError, UserError
+from simmim_jax.errors import NotFoundError, UserError, did_you_mean
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that knows what an unknown flag may mean."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse, or exit with a sentence."""
+        check_flags(self, sys.argv[1:] if args is None else args)
+        return super().parse_args(args, namespace)
 
 
 def parser(command: str, doc: str | None) -> argparse.ArgumentParser:
     """Return the parser of a sub-command; --help shows `doc`, examples included."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"simmim {command}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,7 +59,8 @@ def parse(
     args, rest = parser.parse_known_args(argv)
     check_flags(parser, rest)
     if args.config is None:
-        sys.exit("--config is missing: try --config=quickstart")
+        name = next((text for text in rest if not text.startswith("-")), "quickstart")
+        sys.exit(f"--config is missing: try --config={name}")
     args.config, config = load(args.config, rest)
     explicit = {
         argument.partition("=")[0].removeprefix("--config.")
@@ -61,13 +72,12 @@ def parse(
 
 def check_flags(parser: argparse.ArgumentParser, rest: Sequence[str]) -> None:
     """Exit with a sentence on flags that are neither known nor fields of a config."""
-    known = re.findall(r"--\w+", parser.format_help())
-    for argument in rest:
+    known = set(re.findall(r"--\w+", parser.format_help()))
+    for argument in itertools.takewhile(lambda argument: argument != "--", rest):
         flag = argument.partition("=")[0]
-        if flag.startswith("--") and not flag.startswith("--config."):
-            close = difflib.get_close_matches(flag, known, n=1)
-            meant = f" Did you mean {close[0]}?" if close else ""
-            sys.exit(f"unknown flag {flag}.{meant}")
+        is_known = flag in known or flag.startswith("--config.")
+        if flag.startswith("--") and not is_known:
+            sys.exit(f"unknown flag {flag}.{did_you_mean(flag, sorted(known))}")
 
 
 def config_folder() -> Path:
@@ -100,8 +110,7 @@ def find_config(text: str) -> str:
         stem = name.removeprefix("configs/").removesuffix(".py")
         path = config_folder() / f"{stem}.py"
         if stem not in config_names():
-            close = difflib.get_close_matches(stem, config_names(), n=3)
-            meant = f" Did you mean {' or '.join(close)}?" if close else ""
+            meant = did_you_mean(stem, config_names())
             raise NotFoundError(
                 f"--config={name} does not exist: expected a Python file, or one of "
                 f"the names that `simmim configs` lists.{meant}"
@@ -119,37 +128,57 @@ def load(text: str, overrides: Sequence[str]) -> tuple[str, ConfigDict]:
         config = find_config(text)
     except UserError as error:
         sys.exit(str(error))
+    fields = _executed(config)
+    argv = ["simmim", *_of_both(config, fields, overrides)]
     values = flags.FlagValues()
-    argv = ["simmim", f"--config={config}", *_of_both(config, overrides)]
-    holder = config_flags.DEFINE_config_file(
-        "config", flag_values=values, sys_argv=argv
-    )
     try:
+        config_flags.DEFINE_config_dict(
+            "config", fields, flag_values=values, sys_argv=argv
+        )
         rest = values(argv)
-        getattr(holder.value, "mode", None)  # loads it, or raises what went wrong
     except (AttributeError, KeyError) as error:
         # ml_collections passes some of its messages on as quoted text.
         message = str(error.args[0]).replace("\\n", ": ").replace("\\'", "")
         message = " ".join(message.split()).strip("'")
         sys.exit(f"unknown config field {message}")
-    except Exception as error:  # whatever a config file raises, too
-        # The message has the traceback of the config file; its last line is the error.
+    except Exception as error:  # whatever a value of a wrong type raises
         sys.exit(str(error).strip().splitlines()[-1].strip())
     if len(rest) > 1:
         sys.exit(f"unexpected arguments {rest[1:]}: flags start with --")
-    return config, holder.value
+    return config, fields
 
 
-def _of_both(config: str, overrides: Sequence[str]) -> list[str]:
+def _executed(config: str) -> ConfigDict:
+    """Return the config of FILE[:ARGUMENT]; exits with what went wrong in the file."""
+    values = flags.FlagValues()
+    argv = ["simmim", f"--config={config}"]
+    holder = config_flags.DEFINE_config_file(
+        "config", flag_values=values, sys_argv=argv
+    )
+    try:
+        values(argv)
+        fields = holder.value
+    except Exception as error:
+        # The message has the traceback of the config file; its last line is the error.
+        last = str(error).strip().splitlines()[-1].strip()
+        sys.exit(last.removeprefix("ValueError: "))
+    if not isinstance(fields, ConfigDict):
+        sys.exit(
+            f"--config={config} returns {type(fields).__name__}: expected a ConfigDict."
+        )
+    return fields
+
+
+def _of_both(
+    config: str, fields: ConfigDict, overrides: Sequence[str]
+) -> Sequence[str]:
     """Return the overrides; on a comparison, a field of its runs means both of them.
 
     --config.data.dataset=X becomes --config.pretrain.data.dataset=X and
     --config.finetune.data.dataset=X, whichever exist.
     """
-    plain = not any(o.startswith("--config.") for o in overrides)
-    fields = None if plain else _fields(config)
-    if fields is None or "pretrain" not in fields:
-        return list(overrides)
+    if "pretrain" not in fields:
+        return overrides
     expanded = []
     for override in _joined(overrides):
         name, equals, value = override.removeprefix("--config.").partition("=")
@@ -158,10 +187,11 @@ def _of_both(config: str, overrides: Sequence[str]) -> list[str]:
             continue
         runs = [run for run in ("pretrain", "finetune") if _has(fields[run], name)]
         if not runs:
+            names = _names(fields.pretrain) | _names(fields.finetune)
             sys.exit(
                 f"unknown config field {name}: this is a comparison, whose fields are "
                 f"those of config.pretrain and config.finetune. `simmim fields "
-                f"--config={config}` lists them."
+                f"--config={config}` lists them." + did_you_mean(name, sorted(names))
             )
         expanded += [f"--config.{run}.{name}{equals}{value}" for run in runs]
     return expanded
@@ -179,23 +209,22 @@ def _joined(overrides: Sequence[str]) -> list[str]:
     return joined
 
 
-def _fields(config: str) -> ConfigDict | None:
-    """Return a config without overrides, None if it cannot be loaded."""
-    values = flags.FlagValues()
-    argv = ["simmim", f"--config={config}"]
-    holder = config_flags.DEFINE_config_file(
-        "config", flag_values=values, sys_argv=argv
-    )
-    try:
-        values(argv)
-        return holder.value if isinstance(holder.value, ConfigDict) else None
-    except Exception:  # `load` meets it again, and reports it
-        return None
-
-
 def _has(fields: ConfigDict, name: str) -> bool:
     for part in name.split("."):
         if not isinstance(fields, ConfigDict) or part not in fields:
             return False
         fields = fields[part]
     return True
+
+
+def _names(fields: ConfigDict, prefix: str = "") -> set[str]:
+    """Return the dotted names of all fields, groups unfolded."""
+    return {
+        name
+        for key, value in fields.items()
+        for name in (
+            _names(value, f"{prefix}{key}.")
+            if isinstance(value, ConfigDict)
+            else {f"{prefix}{key}"}
+        )
+    }

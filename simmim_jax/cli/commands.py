@@ -1,12 +1,11 @@
 """The `simmim` command: looks a sub-command up and hands it the arguments."""
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from simmim_jax.errors import UserError
+from simmim_jax.errors import UserError, did_you_mean
 
 # Name: module in cli with main(argv), and what the command is for.
 COMMANDS = {
@@ -30,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     name, *rest = argv
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        meant = f" Did you mean {close[0]!r}?" if close else ""
+        meant = did_you_mean(name, COMMANDS)
         sys.exit(f"unknown command {name!r}: expected {', '.join(COMMANDS)}.{meant}")
     module = importlib.import_module(f"simmim_jax.cli.{COMMANDS[name][0]}")
     try:

@@ -18,6 +18,7 @@ from typing import Any
 from simmim_jax.cli import arguments
 from simmim_jax.config import schema
 from simmim_jax.config.parsing import leaves, meaning
+from simmim_jax.errors import did_you_mean
 
 _WIDTH = 88
 
@@ -39,10 +40,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     entries = (entry for prefix, run in runs for entry in _entries(prefix, run, args))
     shown = list(dict.fromkeys(entries))
     if not shown:
-        known = {name.split(".")[0] for _, run in runs for name, *_ in leaves(run)}
+        names = {name for _, run in runs for name, *_ in leaves(run)}
+        groups = {name.split(".")[0] for name in names}
         sys.exit(
             f"no field {' or '.join(args.names)}: expected one of "
-            f"{', '.join(sorted(known))}, or a field of theirs."
+            f"{', '.join(sorted(groups))}, or a field of theirs."
+            + did_you_mean(args.names[0], sorted(names | groups))
         )
     print("\n".join(shown))
 

@@ -1,7 +1,6 @@
 """Config fields with their meaning, and mappings parsed into dataclasses of them."""
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -9,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NewType
 
 from simmim_jax.config import durations
-from simmim_jax.errors import UserError
+from simmim_jax.errors import UserError, did_you_mean
 
 # "10 epochs", "500 steps" or "100000 examples".
 Duration = NewType("Duration", str)
@@ -115,8 +114,7 @@ def parse_group(
 
 
 def _unknown(where: str, name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    meant = f' Did you mean "{close[0]}"?' if close else ""
+    meant = did_you_mean(name, known)
     return f"unknown config field {where}: expected one of {', '.join(known)}.{meant}"
 
 
@@ -125,7 +123,8 @@ def _parse_value(value: Any, kind: Any, meaning: Meaning, where: str) -> Any:
         return _parse_tuple(value, kind, meaning, where)
     value = _scalar(value, kind, f"{where}={value!r}")
     if meaning.choices and value not in meaning.choices:
-        raise UserError(f"{where}={value!r}: expected one of {meaning.choices}.")
+        meant = did_you_mean(str(value), map(str, meaning.choices))
+        raise UserError(f"{where}={value!r}: expected one of {meaning.choices}.{meant}")
     _check_bounds(value, meaning, where)
     return value
 

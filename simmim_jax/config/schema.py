@@ -22,7 +22,7 @@ from simmim_jax.config.parsing import (
     section,
     to_dict,
 )
-from simmim_jax.errors import UserError
+from simmim_jax.errors import UserError, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -709,7 +709,10 @@ def parse(config: Mapping[str, Any] | ConfigDict, *, stored: bool = False) -> Co
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     mode = values.get("mode")
     if mode not in MODES:
-        raise UserError(f"config.mode={mode!r}: expected one of {MODES}.")
+        raise UserError(
+            f"config.mode={mode!r}: expected one of {MODES}."
+            + did_you_mean(str(mode), MODES)
+        )
     if (mode == "compare") != ("pretrain" in values) and not mode.startswith("bench"):
         kind = "a comparison" if "pretrain" in values else "no comparison"
         raise UserError(
@@ -759,6 +762,7 @@ def _parse_run(cls: type, values: Mapping[str, Any], path: str, stored: bool) ->
     if encoder not in ENCODERS:
         raise UserError(
             f"{path}.model.name={encoder!r}: expected one of {sorted(ENCODERS)}."
+            + did_you_mean(str(encoder), ENCODERS)
         )
     fields = ENCODERS[encoder]
     if cls is Finetune:

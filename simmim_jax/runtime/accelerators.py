@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from simmim_jax.errors import UserError
+from simmim_jax.errors import UserError, did_you_mean
 
 # Peak of a chip [FLOP/s, dense bfloat16], by kind.
 # cloud.google.com/tpu/docs/v3 to /v6e, "Peak compute per chip".
@@ -63,6 +63,12 @@ _DEVICES = {
 # Names of these kinds count chips; those of others count cores, two a chip. A slice of
 # up to eight such chips has one host, a larger one a host for every four.
 _COUNTS_CHIPS = ("v5e", "v6e")
+# Names that an error suggests.
+_EXAMPLES = (
+    *(f"{kind}-{2**i}" for kind in TPUS for i in range(13)),
+    *(f"{kind}x{count}" for kind in GPUS for count in range(1, 9)),
+    *GPUS,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +106,7 @@ def accelerator(name: str) -> Accelerator:
         f"{name!r} is no accelerator: expected a TPU slice such as 'v5e-8' (8 chips) "
         "or 'v4-8' (8 cores, 4 chips), or one to eight GPUs of a host such as 'h100' "
         f"or 'h100x8'. Kinds: {', '.join([*TPUS, *GPUS])}."
+        + did_you_mean(spelled, _EXAMPLES)
     )
 
 

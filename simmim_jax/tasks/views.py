@@ -9,7 +9,7 @@ from collections.abc import Callable
 from simmim_jax.config.schema import Data
 from simmim_jax.data.views.base import View
 from simmim_jax.data.views.image import CenterCropView, ImageView, RandomCropView
-from simmim_jax.errors import UserError
+from simmim_jax.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ def _modality(data: Data) -> Modality:
         raise UserError(
             f"config.data.view={data.view!r}: expected one of {sorted(_MODALITIES)}, "
             "or a name registered by simmim_jax.tasks.views.register."
+            + did_you_mean(data.view, _MODALITIES)
         )
     return _MODALITIES[data.view]
 

@@ -62,13 +62,54 @@ def test_field_of_one_run_is_set_there():
         (QUICKSTART, "--config.data.datset=/x", "unknown config field data.datset"),
         (QUICKSTART, "--config.pretrain.data.datset=/x", 'Did you mean "dataset"'),
         ("vit_base", "--config.data.datset=/x", 'Did you mean "dataset"'),
-        ("quickstrat", "--config.seed=1", "Did you mean quickstart?"),
+        ("quickstrat", "--config.seed=1", 'Did you mean "quickstart"?'),
+        ("vit_bse", "--config.seed=1", 'Did you mean "vit_base"?'),
+        ("sizes:vit_bse", "--config.seed=1", 'Did you mean "vit_base"?'),
+        ("small:finetne,smoke", "--config.seed=1", 'mean "finetune,smoke"?'),
+        ("quickstart:smok", "--config.seed=1", 'nothing. Did you mean "smoke"?'),
+        (QUICKSTART, "--config.data.datset=/x", 'Did you mean "data.dataset"?'),
+        (QUICKSTART, "--config.mask.ratoi=1", 'Did you mean "mask.ratio"?'),
     ],
 )
 def test_unknown_names_suggest_known_ones(config, override, says):
     with pytest.raises(SystemExit) as exit_:
         load(override, config=config)
     assert says in exit_.value.code
+
+
+def test_a_config_file_runs_once(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from simmim_jax.configs import quickstart\n\n"
+        "def get_config():\n"
+        f"    open({str(tmp_path / 'runs')!r}, 'a').write('.')\n"
+        "    return quickstart.get_config()\n"
+    )
+    config = load("--config.data.dataset=/x", config=str(tmp_path / "mine.py"))
+    assert config.finetune.data.dataset == "/x"
+    assert (tmp_path / "runs").read_text() == "."
+
+
+def test_a_config_file_that_returns_no_config(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config():\n    pass\n")
+    with pytest.raises(SystemExit, match="returns NoneType: expected a ConfigDict"):
+        load(config=str(tmp_path / "mine.py"))
+
+
+def test_a_config_without_its_flag_is_suggested():
+    parser = arguments.parser("train", "Train.")
+    arguments.add_config(parser, "quickstart")
+    with pytest.raises(SystemExit, match="try --config=small"):
+        arguments.parse(parser, ["small"])
+
+
+def test_flags_of_commands_without_a_config():
+    parser = arguments.parser("pack", "Pack.")
+    parser.add_argument("--shard_size")
+    parser.add_argument("files", nargs="*")
+    args = parser.parse_args(["--shard_size=1", "a", "--", "--b"])
+    assert (args.shard_size, args.files) == ("1", ["a", "--b"])
+    with pytest.raises(SystemExit, match=r'--shrd_size\. Did you mean "--shard_size"'):
+        parser.parse_args(["--shrd_size=1"])
 
 
 def test_parse_returns_the_fields_that_flags_set():

@@ -32,7 +32,7 @@ def test_help_shows_an_example(name, capsys):
 
 
 def test_unknown_command_suggests_a_known_one():
-    with pytest.raises(SystemExit, match=r"unknown command 'trian'.* mean 'train'\?"):
+    with pytest.raises(SystemExit, match=r"unknown command 'trian'.* mean \"train\"\?"):
         commands.main(["trian"])
 
 
@@ -91,5 +91,8 @@ def test_fields_of_a_group(capsys):
 
 
 def test_unknown_field_lists_the_groups():
-    with pytest.raises(SystemExit, match=r"no field optm: expected one of .*, optim,"):
+    expected = r'no field optm: expected one of .*, optim,.* Did you mean "optim"\?'
+    with pytest.raises(SystemExit, match=expected):
         fields.main(["optm"])
+    with pytest.raises(SystemExit, match=r'Did you mean "optim\.lr"\?'):
+        fields.main(["optim.lrr"])

@@ -74,3 +74,19 @@ def test_rate_of_a_vit_base(name, images):
 )
 def test_peaks_by_device_kind(kind, expected):
     assert peak(kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("v5e8", "v5e-8"),
+        ("V5E_16", "v5e-16"),
+        ("v5lite-8", "v5e-8"),
+        ("v7e-8", "v6e-8"),
+        ("h100-8", "h100x8"),
+        ("rtx409", "rtx4090"),
+    ],
+)
+def test_a_misspelled_name_suggests_a_known_one(name, meant):
+    with pytest.raises(ValueError, match=rf'Did you mean "{meant}"\?$'):
+        accelerator(name)
