@@ -30,8 +30,14 @@ def compared(tmp_path_factory):
 def test_comparison_ends_with_table_pictures_and_summary(compared):
     workdir, output = compared
     summary = commands.summary(workdir)
-    assert f"from scratch       {summary['scratch_top1']:.2%}" in output
-    assert f"with SimMIM        {summary['simmim_top1']:.2%}" in output
+    for run, name in (("scratch", "from scratch"), ("simmim", "with SimMIM")):
+        top1 = summary[f"{run}_top1"]
+        assert top1 == summary[f"{run}_last"]["top1"]
+        assert top1 == commands.metrics(workdir / run)[-1]["top1"]
+        assert re.search(rf"^{name} +20 +{top1:.2%} +[\d.]+% to [\d.]+%$", output, re.M)
+    assert ", 2,000 held-out images\n" in output
+    checkpoint = workdir / "simmim" / "checkpoints" / "20"
+    assert f"simmim predict --checkpoint={checkpoint} IMAGES" in output
     assert summary["seconds"] > 0
     assert summary["labels"] > 0
     for name in ("reconstructions", "curves", "predictions"):

@@ -68,7 +68,7 @@ def test_an_unknown_config_has_near_matches(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "Did you mean vit_base" in done.stderr
+    assert 'Did you mean "vit_base"' in done.stderr
 
 
 def in_folder(folder, expression, imports):

@@ -14,6 +14,7 @@ from simmim_jax.config.schema import Compare, Finetune
 from simmim_jax.monitoring import pictures
 from simmim_jax.monitoring.writer import read_metrics, write_json
 from simmim_jax.tasks import classify, inputs, pretrain
+from simmim_jax.tasks.accuracy import Accuracy, gain, last_and_best
 from simmim_jax.tasks.classify import patch_grid
 from simmim_jax.tasks.predict import Predictor
 from simmim_jax.tasks.pretrain import picture_path
@@ -27,8 +28,8 @@ def compare(config: Compare, workdir: Path) -> dict[str, Any]:
     """Run config.pretrain, then config.finetune from scratch and from what it learned.
 
     Each resumes what its folder of `workdir` holds. Prints a table and returns what it
-    also writes to <workdir>/summary.json; accuracies are those of the last step, not of
-    the best one, since no further images are held out to choose it by. `seconds` are
+    also writes to <workdir>/summary.json. The accuracies to compare are those of the
+    last step: the best one is chosen by the images that it is tested on. `seconds` are
     those of this call.
     """
     begin = time.perf_counter()
@@ -45,16 +46,23 @@ def compare(config: Compare, workdir: Path) -> dict[str, Any]:
     announce("pre-training, without labels")
     step = loop.train(runs.pop("pretrain")).step
     announce("fine-tuning from scratch")
-    scratch = loop.train(runs.pop("scratch")).last
+    loop.train(runs.pop("scratch"))
     announce("fine-tuning with SimMIM")
     simmim = loop.train(
         classify.build(restored, workdir / "simmim", path="config.finetune")
     )
     if jax.process_index():
         return {}
+    images = len(inputs.open_split(restored.data, restored.data.eval_split))
+    both = {run: last_and_best(workdir / run, images) for run in ("scratch", "simmim")}
     summary = {
-        "scratch_top1": scratch["top1"],
-        "simmim_top1": simmim.last["top1"],
+        **{f"{run}_top1": last.top1 for run, (last, _) in both.items()},
+        **{
+            f"{run}_{which}": accuracy.to_dict()
+            for run, pair in both.items()
+            for which, accuracy in zip(("last", "best"), pair, strict=True)
+        },
+        "gain_interval": gain(both["scratch"][0], both["simmim"][0]),
         "labels": num_labels(config.finetune),
         "seconds": round(time.perf_counter() - begin, 1),
         "reconstructions": str(picture_path(workdir / "pretrain", step)),
@@ -62,15 +70,37 @@ def compare(config: Compare, workdir: Path) -> dict[str, Any]:
         "predictions": str(draw_predictions(restored, workdir, simmim.step)),
     }
     write_json(workdir / "summary.json", summary)
-    print(
-        f"\n{summary['labels']:,} labels           top-1 accuracy after the last step\n"
-        f"from scratch       {summary['scratch_top1']:.2%}\n"
-        f"with SimMIM        {summary['simmim_top1']:.2%}\n"
-    )
+    print(f"\n{summary['labels']:,} labels, {table(*both.values())}\n")
     for name in ("reconstructions", "curves", "predictions"):
         print(f"{name:<17}  {summary[name]}")
     print(f"{'summary':<17}  {workdir / 'summary.json'}")
+    checkpoint = workdir / "simmim" / "checkpoints" / str(simmim.step)
+    print(f"{'classify':<17}  simmim predict --checkpoint={checkpoint} IMAGES")
     return summary
+
+
+def table(scratch: tuple[Accuracy, Accuracy], simmim: tuple[Accuracy, Accuracy]) -> str:
+    """Return the accuracies of both arms, last and best, with what they are worth."""
+    lines = [
+        f"{scratch[0].images:,} held-out images",
+        "                  step     top-1   95 % interval",
+    ]
+    for name, (last, best) in {"from scratch": scratch, "with SimMIM": simmim}.items():
+        for row, accuracy in ((name, last), ("  best step", best)):
+            low, high = (100 * bound for bound in accuracy.interval)
+            lines.append(
+                f"{row:<14}{accuracy.step:>8}{accuracy.top1:>10.2%}"
+                f"   {low:.1f}% to {high:.1f}%"
+            )
+    low, high = (100 * bound for bound in gain(scratch[0], simmim[0]))
+    points = 100 * (simmim[0].top1 - scratch[0].top1)
+    lines.append(
+        f"Difference after the last step: {points:+.2f} points, 95 % interval "
+        f"{low:+.1f} to {high:+.1f}"
+        + (": it may be chance." if low <= 0 <= high else ".")
+    )
+    lines.append("The best steps are chosen by the same images; other seeds vary, too.")
+    return "\n".join(lines)
 
 
 def announce(part: str) -> None:

@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from simmim_jax.checkpoints.record import config_changes
 from simmim_jax.config import schema
 from simmim_jax.tasks import classify, pretrain
+from simmim_jax.tasks.accuracy import Accuracy
 from simmim_jax.tasks.api import compare
-from simmim_jax.tasks.compare import arms, check
+from simmim_jax.tasks.compare import arms, check, table
 
 
 def test_arms_differ_in_the_encoder_and_its_protection():
@@ -70,3 +71,21 @@ def test_matching_runs_pass_the_check_and_leave_no_files(fields, tmp_path):
     old = pretrain.build(config.pretrain, tmp_path)
     check(config, old, classify.build(fresh, tmp_path))
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("images", "gain"),
+    [
+        (28, "+10.71 points, 95 % interval -14.6 to +34.2: it may be chance."),
+        (2800, "+10.71 points, 95 % interval +8.1 to +13.3."),
+    ],
+)
+def test_table_says_what_accuracies_are_worth(images, gain):
+    scratch, simmim = Accuracy(60, 12 / 28, images), Accuracy(60, 15 / 28, images)
+    said = table((scratch, Accuracy(40, 14 / 28, images)), (simmim, simmim))
+    assert f"{images:,} held-out images\n" in said
+    if images == 28:
+        assert "from scratch        60    42.86%   26.5% to 60.9%\n" in said
+        assert "  best step         40    50.00%   32.6% to 67.4%\n" in said
+        assert "with SimMIM         60    53.57%   35.8% to 70.5%\n" in said
+    assert f"Difference after the last step: {gain}\n" in said
