@@ -39,6 +39,12 @@ def num_steps(duration: str, batch_size: int, num_examples: int) -> int:
 
 
 def scaled(duration: str, factor: float) -> str:
-    """Return a duration times a factor, in its own unit."""
+    """Return a duration times a factor, in its own unit.
+
+    Steps and examples are whole numbers: at least 1, but 0 for a duration of 0.
+    """
     amount, unit = parse(duration)
-    return f"{amount * factor:.6g} {unit}"
+    amount *= factor
+    if unit == "epochs":
+        return f"{amount:.6g} {unit}"
+    return f"{max(1, round(amount)) if amount else 0} {unit}"

@@ -23,6 +23,7 @@ from simmim_jax.data.sources.base import (
     SubsetSource,
 )
 from simmim_jax.data.sources.registry import open_source
+from simmim_jax.errors import UserError
 from simmim_jax.monitoring.progress import say
 from simmim_jax.runtime import distributed
 from simmim_jax.tasks.views import eval_view, train_view
@@ -34,7 +35,8 @@ _NAMES_SHOWN = 6
 
 def open_split(data: schema.Data, split: str) -> Source:
     """Open one split of the data set that config.data names."""
-    return open_source(data.dataset, split, data_dir=data.data_dir)
+    max_bytes = data.max_file_mb * 10**6
+    return open_source(data.dataset, split, data_dir=data.data_dir, max_bytes=max_bytes)
 
 
 def describe(
@@ -146,8 +148,14 @@ def lengths(config: Pretrain | Finetune, num_examples: int) -> Lengths:
     def num_steps(name: str) -> int:
         return schema.num_steps(config, name, num_examples)
 
+    duration = num_steps("duration")
+    if not duration:
+        raise UserError(
+            f"config.duration={config.duration!r}: expected more than 0, such as "
+            "'1 epochs'."
+        )
     return Lengths(
-        duration=num_steps("duration"),
+        duration=duration,
         log_every=num_steps("log_every"),
         eval_every=num_steps("eval_every"),
         checkpoint_every=num_steps("checkpoint_every"),

@@ -29,7 +29,12 @@ def test_epochs_of_less_than_a_batch():
     [
         ("5 epochs", 0.1, "0.5 epochs"),
         ("5 epochs", 0.2, "1 epochs"),
+        ("0.3 epochs", 1 / 3, "0.1 epochs"),
         ("500 steps", 20 / 10, "1000 steps"),
+        ("25 steps", 20 / 16, "31 steps"),
+        ("4 steps", 0.1, "1 steps"),
+        ("0 steps", 2, "0 steps"),
+        ("1234567 examples", 1, "1234567 examples"),
         ("300000 examples", 0.1, "30000 examples"),
     ],
 )

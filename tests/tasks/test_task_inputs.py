@@ -35,6 +35,12 @@ def test_description_mentions_a_batch_larger_than_the_data_set():
     assert inputs.describe(source, source, (), 25) == says
 
 
+def test_run_of_no_length_is_refused():
+    config = tiny_config.typed("pretrain", duration="0 epochs")
+    with pytest.raises(ValueError, match=r"config\.duration='0 epochs': expected more"):
+        inputs.lengths(config, 100)
+
+
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: SubsetSource(s, np.arange(9))])
 def test_raw_arrays_need_no_worker_processes(wrap, monkeypatch):
     monkeypatch.setattr(inputs, "num_cpus", lambda: 64)
