@@ -23,7 +23,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,6 +48,8 @@ _BARRIER_TIMEOUT = 3600.0
 _BARRIERS = itertools.count()  # each barrier needs a unique key
 # Set when this process ends because of its own error.
 _failing = threading.Event()
+# Called before a process ends without its exit handlers.
+before_exit: list[Callable[[], object]] = []
 
 
 # ---- Start ---------------------------------------------------------------------------
@@ -273,6 +275,8 @@ def _store() -> Any:
 def _exit(status: int, text: str = "") -> NoReturn:
     if text:
         print(f"\n{text}", file=sys.stderr)
+    for call in before_exit:
+        call()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

@@ -13,6 +13,7 @@ from simmim_jax.data.sources import base
 from simmim_jax.data.sources.base import Source, SubsetSource
 from simmim_jax.data.sources.paths import hashed_split
 from simmim_jax.errors import UserError
+from simmim_jax.runtime import workdir_lock
 from simmim_jax.tasks import architecture, classify
 from simmim_jax.tasks import compare as comparison
 from simmim_jax.tasks import pretrain as pretraining
@@ -42,8 +43,10 @@ def pretrain(
     """
     parsed = _parse(config, Pretrain)
     sources = _sources(data, held_out)
-    run = pretraining.build(_marked(parsed, data), _folder(workdir), **sources)
-    return loop.train(run)
+    folder = _folder(workdir)
+    with workdir_lock.held(folder):
+        run = pretraining.build(_marked(parsed, data), folder, **sources)
+        return loop.train(run)
 
 
 def finetune(
@@ -62,12 +65,16 @@ def finetune(
     for line in said:
         print(line)
     sources = _sources(data, held_out)
-    return loop.train(classify.build(_marked(parsed, data), folder, **sources))
+    with workdir_lock.held(folder):
+        return loop.train(classify.build(_marked(parsed, data), folder, **sources))
 
 
 def compare(config: ConfigDict | Compare, workdir: str | Path) -> dict[str, Any]:
     """Pre-train, then fine-tune with and without it; see `tasks.compare.compare`."""
-    return comparison.compare(_parse(config, Compare), _folder(workdir))
+    parsed, folder = _parse(config, Compare), _folder(workdir)
+    parts = [_folder(folder / part) for part in comparison.PARTS]
+    with workdir_lock.held(folder, *parts):
+        return comparison.compare(parsed, folder)
 
 
 def load(path: str | Path) -> Predictor:

@@ -22,6 +22,8 @@ from simmim_jax.training import compilation, loop
 from simmim_jax.training.run import Run
 
 PREDICTIONS = 8
+# Folders of the runs in the workdir.
+PARTS = ("pretrain", "scratch", "simmim")
 
 
 def compare(config: Compare, workdir: Path) -> dict[str, Any]:
