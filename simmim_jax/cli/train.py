@@ -19,6 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from simmim_jax.cli import arguments
+from simmim_jax.cli.endings import ending
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Compare, Config, Finetune
 from simmim_jax.data.sources.registry import check_source
@@ -118,11 +119,14 @@ def start(
     except UserError as error:
         sys.exit(str(error))
     with host_memory.kept():
-        _run_or_explain(config, workdir, said)
+        _run_or_explain(config, args.config, workdir, said)
 
 
-def _run_or_explain(config: Config, workdir: Path, said: list[str]) -> None:
-    """Run, and end the process with a sentence and a status on errors."""
+def _run_or_explain(config: Config, name: str, workdir: Path, said: list[str]) -> None:
+    """Run, and end the process with a sentence and a status on errors.
+
+    name: FILE[:ARGUMENT] of the config.
+    """
     import jax
 
     from simmim_jax.runtime import distributed, interrupt
@@ -137,7 +141,7 @@ def _run_or_explain(config: Config, workdir: Path, said: list[str]) -> None:
             distributed.check_shared(workdir)
         # Elsewhere than in a step the main thread may be too busy to stop by itself.
         with interrupt.catching(lambda it: distributed.fail(str(it), EXIT_INTERRUPTED)):
-            run(config, workdir)
+            run(config, name, workdir)
     except Interrupted as interruption:
         if jax.process_count() > 1 and not interruption.agreed:
             distributed.fail(str(interruption), EXIT_INTERRUPTED)
@@ -215,8 +219,10 @@ def check(
     return config, said
 
 
-def run(config: Config, workdir: Path) -> None:
-    """Carry out what config.mode names."""
+def run(config: Config, name: str, workdir: Path) -> None:
+    """Carry out what config.mode names; name: FILE[:ARGUMENT] of the config."""
+    import jax
+
     from simmim_jax.performance.bench import bench
     from simmim_jax.performance.bench_input import bench_input
     from simmim_jax.tasks import api
@@ -227,7 +233,9 @@ def run(config: Config, workdir: Path) -> None:
         bench_input(schema.single(config), workdir)
     elif isinstance(config, Compare):
         api.compare(config, workdir)
-    elif isinstance(config, Finetune):
-        api.finetune(config, workdir)
     else:
-        api.pretrain(config, workdir)
+        is_finetune = isinstance(config, Finetune)
+        trained = (api.finetune if is_finetune else api.pretrain)(config, workdir)
+        if jax.process_index() == 0:
+            lines = ending(config, name, workdir, trained.step, trained.best)
+            print("", *lines, sep="\n")

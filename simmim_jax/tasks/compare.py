@@ -1,6 +1,7 @@
 """Is it worth it? Pre-train, then fine-tune with and without it, side by side."""
 
 import dataclasses
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def compare(config: Compare, workdir: Path) -> dict[str, Any]:
         print(f"{name:<17}  {summary[name]}")
     print(f"{'summary':<17}  {workdir / 'summary.json'}")
     checkpoint = workdir / "simmim" / "checkpoints" / str(simmim.step)
-    print(f"{'classify':<17}  simmim predict --checkpoint={checkpoint} IMAGES")
+    predict = shlex.join(["simmim", "predict", f"--checkpoint={checkpoint}", "IMAGES"])
+    print(f"{'next: classify':<17}  {predict}")
     return summary
 
 

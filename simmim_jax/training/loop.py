@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from simmim_jax.checkpoints import disk
 from simmim_jax.checkpoints.record import describe_software
 from simmim_jax.checkpoints.store import Checkpointer
 from simmim_jax.data.loader.bad_examples import REASONS
@@ -45,6 +46,7 @@ def train(run: Run) -> Trained:
     begin = time.perf_counter()
     plan = compilation.plan(run.learner, run.mesh)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(disk.explained(run.workdir, plan.state))
         signals = stack.enter_context(interrupt.catching())
         checkpoints = stack.enter_context(
             Checkpointer(
@@ -89,6 +91,8 @@ def train(run: Run) -> Trained:
         if not is_evaluated:
             _evaluate(run, log, state, start)
         if start < total:
+            space = disk.check(run.workdir, plan.state, run.keep_checkpoints)
+            writer.message(space)
             step_fn = _compile(run, plan, log)
             profile = stack.enter_context(
                 contextlib.closing(_profile(run, total - start, writer))
@@ -98,7 +102,7 @@ def train(run: Run) -> Trained:
             state = loop.run(state, batches, range(start + 1, total + 1))
         best = checkpoints.best_step() or total
         writer.message(f"best at step {best}: {_text(checkpoints.metrics(best))}")
-        return Trained(state.averaged, total, checkpoints.metrics(total))
+        return Trained(state.averaged, total, checkpoints.metrics(total), best)
 
 
 # ---- Before the first step -----------------------------------------------------------
@@ -119,7 +123,12 @@ def _resumed(
     for change in run.changes(seen):
         writer.message(change)
     state = resume.restore(checkpoints, run.lengths, plan.state, stream)
-    writer.message(f"resumed at step {run.lengths.start} of {run.lengths.total}")
+    writer.message(
+        f"resumed at step {run.lengths.start} of {run.lengths.total}"
+        if run.lengths.start < run.lengths.total
+        else f"finished before, at step {run.lengths.total}: a larger config.duration "
+        "trains on, another workdir begins anew"
+    )
     return state
 
 

@@ -128,3 +128,4 @@ class Trained:
     params: Any  # moving averages where the run has them
     step: int
     last: dict[str, float]  # metrics of the last evaluation
+    best: int  # step of the best checkpoint

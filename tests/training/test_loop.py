@@ -126,7 +126,7 @@ def test_sigterm_in_an_evaluation_keeps_the_step_and_evaluates_it_later(
 def test_finished_run_trains_no_further(uninterrupted):
     before = commands.metrics(uninterrupted)
     output = commands.run(*commands.tiny("pretrain", uninterrupted))
-    assert "resumed at step 12 of 12" in output
+    assert "finished before, at step 12: a larger config.duration" in output
     assert commands.metrics(uninterrupted) == before
 
 

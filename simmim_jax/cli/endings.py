@@ -1,0 +1,60 @@
+"""Last lines of a run: where its files are, and which command comes next."""
+
+import shlex
+from pathlib import Path
+
+from simmim_jax.cli.arguments import config_names
+from simmim_jax.config.schema import Finetune, Pretrain
+
+
+def ending(
+    config: Pretrain | Finetune, name: str, workdir: Path, step: int, best: int
+) -> list[str]:
+    """Return the lines; name: FILE[:ARGUMENT] of the config; step, best: last and best.
+
+    Of two checkpoints the best one comes first: it is what `workdir` stands for.
+    """
+    lines = []
+    for title, path in {
+        "checkpoint": workdir / "checkpoints" / str(best),
+        "last checkpoint": workdir / "checkpoints" / str(step),
+        "picture": workdir / "reconstructions" / f"{step:07d}.png",
+        "augmentation": workdir / "augmented.png",
+        "metrics": workdir / "metrics.jsonl",
+    }.items():
+        if path.exists() and (title != "last checkpoint" or step != best):
+            lines.append(f"{title:<17}  {path}")
+    if isinstance(config, Finetune):
+        predict = ["simmim", "predict", f"--checkpoint={workdir}", "IMAGES"]
+        return [*lines, f"{'next: classify':<17}  {shlex.join(predict)}"]
+    finetune = [
+        *("simmim", "train", f"--config={finetuning(config, name)}"),
+        f"--config.init_from={workdir}",
+        f"--config.data.dataset={config.data.dataset}",
+        *_unlike_photographs(config),
+    ]
+    return [*lines, f"{'next: fine-tune':<17}  {shlex.join(finetune)}"]
+
+
+def finetuning(config: Pretrain, name: str) -> str:
+    """Return the config that fine-tunes what the config `name` pre-trains.
+
+    It is the one of a similar name, or that of the encoder's base size, which takes the
+    architecture over.
+    """
+    file, _, argument = name.partition(":")
+    stem, smoke = Path(file).stem, "smoke" in argument.split(",")
+    if stem == "small":
+        return "small:finetune" + (",smoke" if smoke else "")
+    similar = (known for known in config_names() if known.startswith(f"{stem}_fine"))
+    found = next(similar, f"{config.model.name}_base_finetune")
+    return found + (":smoke" if smoke else "")
+
+
+def _unlike_photographs(config: Pretrain) -> list[str]:
+    """Return the flags of images with other channels than configs are made for."""
+    data = config.data
+    if data.channels == 3:
+        return []
+    names = ("channels", "mean", "std", "image_size")
+    return [f"--config.data.{name}={getattr(data, name)}" for name in names]
