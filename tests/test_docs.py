@@ -174,8 +174,8 @@ def check(monkeypatch, tmp_path):
         if program in commands.COMMANDS:
             with contextlib.suppress(Parsed):
                 commands.main([program, *argv])
-        elif program.startswith("benchmarks."):
-            check_benchmark(program, argv)
+        elif program.startswith(("benchmarks.", "tests.")):
+            check_script(program, argv)
         else:
             assert program in ("--help", "venv", "build"), f"there is no {program}"
 
@@ -190,9 +190,11 @@ def check(monkeypatch, tmp_path):
     return check_arguments
 
 
-def check_benchmark(module: str, argv: Sequence[str]) -> None:
-    """Check that a benchmark exists and has these flags."""
-    source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+def check_script(module: str, argv: Sequence[str]) -> None:
+    """Check that a benchmark or tool exists and has these flags."""
+    path = ROOT / module.replace(".", "/")
+    file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    source = file.read_text()
     flags = [a.partition("=")[0] for a in argv if a.startswith("--")]
     missing = [flag for flag in flags if f'"{flag}"' not in source]
     assert not missing, f"{module} has no {missing}"
@@ -210,7 +212,7 @@ def test_a_command_is_valid(command, check, capsys):
 def test_commands_in_the_text_exist():
     named = {program for each in inline() for program, *_ in calls(each)}
     benchmarks = {f"benchmarks.{p.stem}" for p in ROOT.glob("benchmarks/*.py")}
-    assert named <= {*commands.COMMANDS, "--help", *benchmarks}
+    assert named <= {*commands.COMMANDS, "--help", "tests.fuzz", *benchmarks}
 
 
 @pytest.mark.parametrize(
