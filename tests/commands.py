@@ -40,8 +40,7 @@ def start(
 
     dump: folder for compiled programs.
     """
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices)}
     if dump:
         env["XLA_FLAGS"] += f" --xla_dump_to={dump}"
         env["JAX_COMPILATION_CACHE_DIR"] = str(dump)  # without programs of other runs
@@ -53,6 +52,12 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def xla_flags(devices: int) -> str:
+    """Return the value of XLA_FLAGS for this number of virtual devices."""
+    count = f"--xla_force_host_platform_device_count={devices}"
+    return f"{os.environ.get('XLA_FLAGS', '')} {count}"
 
 
 def run(*args: str | Path, status: int = 0, **options) -> str:

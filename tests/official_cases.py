@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from simmim_jax.checkpoints.convert.official import from_official, to_official
@@ -144,6 +143,6 @@ def golden_params(model: SimMIM | Classifier, case: dict) -> dict:
     """Return the parameters of a model with the golden weights."""
     inputs = [images(case)] + [masks(case)] * isinstance(model, SimMIM)
     like = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape), like)
+    zeros = jax.tree.map(lambda p: np.zeros(p.shape, np.float32), like)
     shapes = {name: value.shape for name, value in to_official(zeros).items()}
     return from_official(weights(shapes), like)

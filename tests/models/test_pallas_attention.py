@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -250,7 +251,7 @@ def test_devices_of_a_mesh_process_their_shard_of_the_batch():
         | {
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent))),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "XLA_FLAGS": commands.xla_flags(4),
         },
         timeout=300,
     )

@@ -138,12 +138,11 @@ print(found["large"].addressable_shards[0].data.shape)
 
 
 def test_gradients_are_sharded_like_their_parameters():
-    flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", GRADIENTS],
         capture_output=True,
         text=True,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"XLA_FLAGS": commands.xla_flags(8), "JAX_PLATFORMS": "cpu"},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
@@ -184,7 +183,7 @@ print(len(x.devices()), set(re.findall(moves, many.as_text())))
 def test_augmentation_is_equal_on_many_devices_and_only_mixing_moves_images():
     run = subprocess.run(
         [sys.executable, "-c", AUGMENTED],
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        env=os.environ | {"XLA_FLAGS": commands.xla_flags(4)},
         cwd=commands.ROOT,
         capture_output=True,
         text=True,

@@ -52,7 +52,9 @@ def test_float32_arrays_in_memory_pre_train_and_classify(tmp_path):
     assert second["1"] > 0.5 > second["0"]
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
+@pytest.mark.parametrize(
+    "kind", ["folder", pytest.param("file", marks=pytest.mark.slow)]
+)
 def test_npy_files_give_what_arrays_in_memory_give(kind, tmp_path):
     images, _ = measured(60)
     if kind == "file":
@@ -92,6 +94,7 @@ def test_float32_values_in_a_run_of_uint8_are_refused(tmp_path):
         simmim_jax.pretrain(fields, tmp_path, data=images)
 
 
+@pytest.mark.slow
 def test_any_random_access_source_will_do(tmp_path):
     class Slices:
         def __len__(self):

@@ -151,7 +151,11 @@ def forward_and_gradient(config):
     [
         ("vit_base", {"depth": 2, "num_heads": 2, "patch_size": (8, 8)}),
         ("swin_base", {"depths": (1, 2), "num_heads": (2, 2), "window_size": 4}),
-        ("swin_v2_base", {"depths": (1, 2), "num_heads": (2, 2), "window_size": 4}),
+        pytest.param(
+            "swin_v2_base",
+            {"depths": (1, 2), "num_heads": (2, 2), "window_size": 4},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_models_match_xla(variant, fields):

@@ -146,6 +146,7 @@ def test_another_seed_gives_another_run(uninterrupted, tmp_path):
     assert commands.metrics(tmp_path) != commands.metrics(uninterrupted)
 
 
+@pytest.mark.slow
 def test_keeps_the_last_and_the_best_checkpoint(tmp_path):
     commands.run(*commands.tiny("pretrain", tmp_path, "keep_checkpoints=1"))
     kept = {p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()}
