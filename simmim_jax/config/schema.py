@@ -107,8 +107,9 @@ class Data:
     )
     interpolation: str = field(
         "bilinear",
-        "How images are resized; both are antialiased.",
-        choices=("bilinear", "bicubic"),
+        "How images are resized: with one of Pillow's filters, antialiased but for "
+        '"nearest".',
+        choices=("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
     )
     fast_decode: bool = field(
         True,
@@ -119,9 +120,22 @@ class Data:
     eval_crop: float = field(
         224 / 256,
         "Evaluation resizes the short side to image_size / eval_crop and crops the "
-        "centre; 1.0 resizes the whole image instead.",
+        "centre; 1.0 resizes the whole image instead, unless eval_fit says otherwise.",
         low=0,
         high=1,
+    )
+    eval_fit: str = field(
+        "official",
+        'How evaluation fits images: "cover" image_size / eval_crop and crop the '
+        'centre, "squash" to that size and crop, or scale to "pad" with the mean; '
+        '"official" covers, or squashes with eval_crop=1.',
+        choices=("official", "cover", "squash", "pad"),
+    )
+    eval_center: str = field(
+        "round",
+        "Where a crop of evaluation begins, half of what is cut off: rounded to whole "
+        'pixels, half to even, or to the "floor" as in Hugging Face transformers.',
+        choices=("round", "floor"),
     )
     flip: bool = field(True, "Mirror half of the images left to right.")
     mean: tuple[float, ...] = field(
@@ -172,8 +186,9 @@ class FinetuneData(Data):
     )
     interpolation: str = field(
         "bicubic",
-        "How images are resized; both are antialiased.",
-        choices=("bilinear", "bicubic"),
+        "How images are resized: with one of Pillow's filters, antialiased but for "
+        '"nearest".',
+        choices=("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
     )
     num_labels: int = field(
         0,
@@ -317,6 +332,11 @@ class Swin:
     mlp_ratio: float = field(4.0, "Width of the MLP.", unit="the stage's width", low=0)
     qkv_bias: bool = field(True, "Biases of queries, keys (Swin alone) and values.")
     patch_norm: bool = field(True, "Normalise patches after their embedding.")
+    pad_after_shift: bool = field(
+        False,
+        "Zero-pad a grid that windows do not divide after it is shifted, as timm does, "
+        "not before, as Swin's detection code does. Without padding both are the same.",
+    )
     use_abs_pos_emb: bool = field(
         False, "Learned absolute positions, added to the tokens."
     )
@@ -671,6 +691,13 @@ class Finetune(Base):
         low=0,
         high=1,
     )
+    probabilities: str = field(
+        "softmax",
+        'How predictions are computed from logits: "softmax", or "sigmoid" in '
+        "converted models where an image may have several classes. Training has one.",
+        choices=("softmax", "sigmoid"),
+        harmless=True,
+    )
     pictures: int = field(
         8,
         "Augmented training images drawn at the start, beside their originals.",
@@ -802,6 +829,11 @@ def _check(run: Pretrain | Finetune, path: str) -> None:
     if data.dtype != "uint8" and getattr(run, "loss", Loss()).kind == "bins":
         raise UserError(
             f"{path}.loss.kind='bins' sorts values 0..255: expected data.dtype='uint8'."
+        )
+    if isinstance(run, Finetune) and run.probabilities != "softmax":
+        raise UserError(
+            f"{path}.probabilities={run.probabilities!r}: fine-tuning learns one class "
+            "an image. Expected 'softmax'; only converted models have others."
         )
     if data.eval_crop == 0:
         raise UserError(f"{path}.data.eval_crop=0: expected more than 0, up to 1.")

@@ -95,10 +95,12 @@ class Block(nn.Module):
     """Window attention, optionally shifted, and an MLP.
 
     post_norm: normalise the output of a branch (Swin V2) instead of its input.
+    pad_after_shift: see `to_windows`.
     """
 
     attention: Callable[..., nn.Module]
     window_size: int
+    pad_after_shift: bool
     shifted: bool
     mlp_ratio: float
     norm_eps: float
@@ -129,9 +131,9 @@ class Block(nn.Module):
                 x = attention(x, window, band_mask(grid, window, shift), places)
                 x = from_bands(x, grid, shift)
             else:
-                x = to_windows(x, window, shift)
+                x = to_windows(x, window, shift, self.pad_after_shift)
                 x = attention(x, window, shift_mask(grid, window, shift))
-                x = from_windows(x, grid, window, shift)
+                x = from_windows(x, grid, window, shift, self.pad_after_shift)
             return rearrange(x, "b h w d -> (b h w) d")
 
         mlp = Mlp(
@@ -231,6 +233,7 @@ class Swin(nn.Module):
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     patch_norm: bool = True
+    pad_after_shift: bool = False  # as timm does
     use_abs_pos_emb: bool = False
     drop_path_rate: float = 0.0  # of the last block; increases linearly from 0
     norm_eps: float = 1e-5
@@ -324,6 +327,7 @@ class Swin(nn.Module):
                 attention=self.window_attention(stage, implementation),
                 in_bands=implementation == "pallas",
                 window_size=self.window_size,
+                pad_after_shift=self.pad_after_shift,
                 mlp_ratio=self.mlp_ratio,
                 **shared,
             )

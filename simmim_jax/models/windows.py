@@ -26,22 +26,33 @@ def padded(grid: tuple[int, int], window: int) -> tuple[int, int]:
     return height, width
 
 
-def to_windows(x: jax.Array, window: int, shift: int) -> jax.Array:
+def to_windows(
+    x: jax.Array, window: int, shift: int, pad_after_shift: bool = False
+) -> jax.Array:
     """Cut a grid into windows, after rolling it up and left by `shift`.
 
     x: float[b h w d] -> float[b*windows*window² d]. Bottom and right are zero-padded to
-    whole windows, as in Swin's detection code.
+    whole windows: before the shift, as in Swin's detection code, or after it, as in
+    timm.
     """
     _, h, w, _ = x.shape
     height, width = padded((h, w), window)
-    x = jnp.pad(x, ((0, 0), (0, height - h), (0, width - w), (0, 0)))
+    padding = ((0, 0), (0, height - h), (0, width - w), (0, 0))
+    if not pad_after_shift:
+        x = jnp.pad(x, padding)
     if shift:
         x = jnp.roll(x, (-shift, -shift), (1, 2))
+    if pad_after_shift:
+        x = jnp.pad(x, padding)
     return rearrange(x, "b (h p) (w q) d -> (b h w p q) d", p=window, q=window)
 
 
 def from_windows(
-    x: jax.Array, grid: tuple[int, int], window: int, shift: int
+    x: jax.Array,
+    grid: tuple[int, int],
+    window: int,
+    shift: int,
+    pad_after_shift: bool = False,
 ) -> jax.Array:
     """Invert `to_windows`: float[b*windows*window² d] -> float[b h w d]."""
     height, width = padded(grid, window)
@@ -53,6 +64,8 @@ def from_windows(
         p=window,
         q=window,
     )
+    if pad_after_shift:
+        x = x[:, : grid[0], : grid[1]]
     if shift:
         x = jnp.roll(x, (shift, shift), (1, 2))
     return x[:, : grid[0], : grid[1]]

@@ -23,6 +23,7 @@ _TAKEN = (
     "mlp_ratio",
     "qkv_bias",
     "patch_norm",
+    "pad_after_shift",
     "use_abs_pos_emb",
     "layer_scale",
     "norm_eps",

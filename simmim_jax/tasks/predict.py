@@ -80,7 +80,10 @@ class Predictor:
 
         def probabilities(params: Any, images: np.ndarray) -> jax.Array:
             pixels = basic.normalize(images, data.mean, data.std, inputs.scale(data))
-            return jax.nn.softmax(self.model.apply({"params": params}, pixels))
+            logits = self.model.apply({"params": params}, pixels)
+            if self.config.probabilities == "sigmoid":
+                return jax.nn.sigmoid(logits)
+            return jax.nn.softmax(logits)
 
         return jax.jit(probabilities)
 

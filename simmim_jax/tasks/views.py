@@ -71,7 +71,17 @@ def _center_crops(data: Data) -> View:
         interpolation=data.interpolation,
         dtype=data.dtype,
         crop_fraction=data.eval_crop,
+        fit=data.eval_fit,
+        center=data.eval_center,
+        fill=_mean_pixel(data),
     )
+
+
+def _mean_pixel(data: Data) -> tuple[float, ...]:
+    """Return the mean of config.data as a pixel."""
+    if data.dtype != "uint8":
+        return data.mean
+    return tuple(min(max(round(255 * value), 0), 255) for value in data.mean)
 
 
 _MODALITIES = {"image": Modality(_random_crops, _center_crops)}

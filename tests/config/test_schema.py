@@ -326,7 +326,7 @@ def test_choices_and_bounds_of_every_field_are_checked(run):
         ("data.num_threads", 0, "expected 1 or more, or -1"),
         ("data.eval_crop", 0.0, "expected more than 0, up to 1"),
         ("data.image_size", (0, 28), "0: expected 1 or more"),
-        ("data.interpolation", "nearest", "expected one of .*'bicubic'"),
+        ("data.interpolation", "cubic", "expected one of .*'bicubic'"),
         ("data.dtype", "int8", "expected one of .*'float32'"),
     ],
 )

@@ -128,6 +128,15 @@ def test_the_shift_connects_neighbouring_windows(model):
     np.testing.assert_array_equal(changed, expected)
 
 
+@both
+def test_the_order_of_padding_matters_only_where_there_is_padding(model):
+    other = dataclasses.replace(model, pad_after_shift=True)
+    for size, same in (((32, 32), True), ((36, 36), False)):
+        params, images = random_params(model, size), images_like(1, *size, 3)
+        outputs = (apply(each, params, images).grid for each in (model, other))
+        assert np.array_equal(*outputs) == same
+
+
 # ---- Training ------------------------------------------------------------------------
 
 

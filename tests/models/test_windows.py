@@ -21,13 +21,30 @@ def grid_of_numbers(height, width):
     return np.arange(2.0 * height * width).reshape(2, height, width, 1)
 
 
+@pytest.mark.parametrize("pad_after_shift", [False, True])
 @pytest.mark.parametrize("shift", [0, 1, 2])
 @pytest.mark.parametrize("grid", [(8, 8), (4, 12), (7, 8), (5, 9), (3, 3)])
-def test_from_windows_inverts_to_windows(grid, shift):
+def test_from_windows_inverts_to_windows(grid, shift, pad_after_shift):
     x = grid_of_numbers(*grid)
-    windows = to_windows(x, 4, shift)
+    windows = to_windows(x, 4, shift, pad_after_shift)
     assert len(windows) % 16 == 0
-    np.testing.assert_array_equal(from_windows(windows, grid, 4, shift), x)
+    found = from_windows(windows, grid, 4, shift, pad_after_shift)
+    np.testing.assert_array_equal(found, x)
+
+
+def test_padding_may_come_before_the_shift_or_after_it():
+    x = 1 + grid_of_numbers(3, 3)[:1]
+    before, after = (
+        np.asarray(to_windows(x, 2, 1, order)).reshape(4, 4) for order in (False, True)
+    )
+    # 1 2 3 0    5 6 0 4        1 2 3    5 6 4 0
+    # 4 5 6 0 -> 8 9 0 7        4 5 6 -> 8 9 7 0
+    # 7 8 9 0    0 0 0 0        7 8 9    2 3 1 0
+    # 0 0 0 0    2 3 0 1                 0 0 0 0
+    np.testing.assert_array_equal(before[:2], [[5, 6, 8, 9], [0, 4, 0, 7]])
+    np.testing.assert_array_equal(before[2:], [[0, 0, 2, 3], [0, 0, 0, 1]])
+    np.testing.assert_array_equal(after[:2], [[5, 6, 8, 9], [4, 0, 7, 0]])
+    np.testing.assert_array_equal(after[2:], [[2, 3, 0, 0], [1, 0, 0, 0]])
 
 
 def test_windows_are_the_squares_of_the_grid():

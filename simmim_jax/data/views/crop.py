@@ -19,10 +19,7 @@ from simmim_jax.errors import UserError
 
 Box = tuple[float, float, float, float]  # top, left, height, width
 
-_RESAMPLING = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
+_RESAMPLING = {each.name.lower(): each for each in Image.Resampling}
 # Numbers of channels that Pillow has a mode for.
 _PILLOW_CHANNELS = (1, 3)
 # Maximum number of boxes drawn, as in torchvision's RandomResizedCrop.
@@ -48,10 +45,10 @@ def random_crop(
 ) -> np.ndarray:
     """Decode, cut a random box and resize it, as torchvision's RandomResizedCrop does.
 
-    data, channels: as in `decode`; size: (height, width) of the result; scale: range of
-    the box's share of the area; ratio: range of its width / height, drawn on a log
-    scale; interpolation: "bilinear" or "bicubic", both antialiased; fast: see above;
-    the boxes are the same.
+    data, channels: as in `decode`; size: (height, width) of the result;
+    scale: range of the box's share of the area; ratio: range of its width / height,
+    drawn on a log scale; interpolation: a filter of Pillow, such as "bilinear"; fast:
+    see above; the boxes are the same.
     returns: [size c] of the dtype of the image.
     raises: as `decode`; UserError for an unknown interpolation.
     """
@@ -74,18 +71,30 @@ def random_crop(
 
 
 def resize_center_crop(
-    image: np.ndarray, size: tuple[int, int], crop_fraction: float, interpolation: str
+    image: np.ndarray,
+    size: tuple[int, int],
+    crop_fraction: float,
+    interpolation: str,
+    *,
+    fit: str = "official",
+    center: str = "round",
+    fill: tuple[float, ...] = (0,),
 ) -> np.ndarray:
-    """Resize to cover size / crop_fraction, then cut `size` out of the middle.
+    """Resize to size / crop_fraction, then cut `size` out of the middle.
 
-    With crop_fraction=224/256 and a square size S this is the official evaluation:
-    the short side to int(256 / 224 * S), then the centre crop. crop_fraction=1 does not
-    crop: the whole image is resized to `size`, whatever its proportions. Of images that
-    would become larger than 2^24 pixels, such as lines, only the middle is resized,
-    which gives nearly the same pixels.
+    fit: "cover" keeps proportions, and the shorter side fits. "squash" does not keep
+    them. "pad" keeps them, the longer side fits, and the rest becomes `fill`.
+    "official" covers, or squashes with crop_fraction=1.
 
-    image: [h w c]; size: (height, width); crop_fraction: in (0, 1]; interpolation:
-    "bilinear" or "bicubic".
+    With fit="official", crop_fraction=224/256 and a square size S this is the official
+    evaluation: the short side to int(256 / 224 * S), then the centre crop. The others
+    are timm's crop modes center, squash and border. Of images that would become larger
+    than 2^24 pixels, such as lines, only the middle is resized, which gives nearly the
+    same pixels.
+
+    image: [h w c]; size: (height, width); crop_fraction: in (0, 1]; interpolation: a
+    filter of Pillow; center: the crop's offset is rounded half to even, "round", or
+    down, "floor"; fill: a value per channel, or one for all.
     returns: [size c] of the dtype of the image; the same pixels if it fits already.
     """
     if not 0 < crop_fraction <= 1:
@@ -95,24 +104,58 @@ def resize_center_crop(
         )
     height, width = image.shape[:2]
     whole = (0, 0, height, width)
-    if crop_fraction == 1:
-        return _resize(image, whole, size, interpolation)
-    cover_height, cover_width = (int(side / crop_fraction) for side in size)
-    # The side with the larger factor is exact, the other one truncated to an integer,
-    # as in torchvision's Resize.
-    if cover_height * width >= cover_width * height:
-        cover_width = cover_height * width // height
-    else:
-        cover_height = cover_width * height // width
-    top = round((cover_height - size[0]) / 2)
-    left = round((cover_width - size[1]) / 2)
-    if cover_height * cover_width > _MAX_PIXELS_TO_CUT:
+    if fit == "official":
+        fit = "squash" if crop_fraction == 1 else "truncated cover"
+    target = int(size[0] / crop_fraction), int(size[1] / crop_fraction)
+    resized = _fitted((height, width), target, fit)
+    top = _offset(resized[0] - size[0], center)
+    left = _offset(resized[1] - size[1], center)
+    if fit != "pad" and resized[0] * resized[1] > _MAX_PIXELS_TO_CUT:
         # A line of 20,000 pixels would take gigabytes.
-        y, x = height / cover_height, width / cover_width
+        y, x = height / resized[0], width / resized[1]
         middle = (top * y, left * x, size[0] * y, size[1] * x)
         return _resize(image, middle, size, interpolation)
-    image = _resize(image, whole, (cover_height, cover_width), interpolation)
+    image = _resize(image, whole, resized, interpolation)
+    if fit == "pad":
+        image = _pad(image, size, fill)
+        top, left = max(top, 0), max(left, 0)
     return image[top : top + size[0], left : left + size[1]]
+
+
+def _fitted(
+    shape: tuple[int, int], target: tuple[int, int], fit: str
+) -> tuple[int, int]:
+    """Return the size to which an image of `shape` is resized to fit `target`."""
+    if fit == "squash":
+        return target
+    (height, width), (rows, columns) = shape, target
+    if fit == "truncated cover" or (fit == "cover" and rows == columns):
+        # The side with the larger factor is exact, the other one truncated to an
+        # integer, as in torchvision's Resize.
+        if rows * width >= columns * height:
+            return rows, rows * width // height
+        return columns * height // width, columns
+    # timm's ResizeKeepRatio.
+    choose = max if fit == "pad" else min
+    shrink = choose(height / rows, width / columns)
+    return max(1, round(height / shrink)), max(1, round(width / shrink))
+
+
+def _offset(excess: int, center: str) -> int:
+    """Return where the middle begins if `excess` pixels are cut off."""
+    return excess // 2 if center == "floor" else round(excess / 2)
+
+
+def _pad(
+    image: np.ndarray, size: tuple[int, int], fill: tuple[float, ...]
+) -> np.ndarray:
+    """Pad an image to `size` where it is smaller, around its middle."""
+    height, width, channels = image.shape
+    shape = max(height, size[0]), max(width, size[1])
+    padded = np.full((*shape, channels), np.asarray(fill, image.dtype))
+    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+    padded[top : top + height, left : left + width] = image
+    return padded
 
 
 def _random_box(

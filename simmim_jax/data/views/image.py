@@ -15,8 +15,8 @@ from simmim_jax.errors import UserError
 class ImageView(View):
     """An image of `size` and its label.
 
-    size: (height, width) [pixels]; interpolation: "bilinear" or "bicubic", both
-    antialiased; dtype: "uint8" for images, "float32" for arrays of measured values.
+    size: (height, width) [pixels]; interpolation: a filter of Pillow; dtype: "uint8"
+    for images, "float32" for arrays of measured values.
     """
 
     size: tuple[int, int]
@@ -49,7 +49,10 @@ class ImageView(View):
         """Return [h w c]: the whole image, resized exactly."""
         del rng
         return resize_center_crop(
-            decode(image, self.channels), self.size, 1.0, self.interpolation
+            decode(image, self.channels),
+            self.size,
+            1.0,
+            self.interpolation,
         )
 
     def is_identity(self, images: np.ndarray) -> bool:
@@ -91,18 +94,27 @@ class RandomCropView(ImageView):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CenterCropView(ImageView):
-    """The official evaluation crop; crop_fraction: see `resize_center_crop`."""
+    """The crop of evaluation.
+
+    crop_fraction, fit, center, fill: see `resize_center_crop`.
+    """
 
     crop_fraction: float
+    fit: str = "official"
+    center: str = "round"
+    fill: tuple[float, ...] = (0,)
 
     def crop(self, image: bytes | np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return [h w c]: resized to cover size / crop_fraction, then cut out."""
+        """Return [h w c]: resized to fit size / crop_fraction, then cut out."""
         del rng
         return resize_center_crop(
             decode(image, self.channels),
             self.size,
             self.crop_fraction,
             self.interpolation,
+            fit=self.fit,
+            center=self.center,
+            fill=self.fill,
         )
 
     def is_identity(self, images: np.ndarray) -> bool:

@@ -286,3 +286,33 @@ def test_wrong_options_are_named():
         resize_center_crop(image, (4, 4), 1.0, "cubic")
     with pytest.raises(ValueError, match=r"crop_fraction=1.5 must be in \(0, 1\]"):
         resize_center_crop(image, (4, 4), 1.5, "bicubic")
+
+
+@pytest.mark.parametrize(
+    ("fit", "resized", "top", "left"),
+    [
+        ("cover", (40, 60), 4, 14),  # official without a crop: (32, 32)
+        ("squash", (40, 40), 4, 4),
+        ("pad", (27, 40), 0, 4),
+    ],
+)
+def test_how_evaluation_may_fit_an_image(fit, resized, top, left):
+    image = gradient(50, 75, 3)
+    found = resize_center_crop(
+        image, (32, 32), 0.8, "bicubic", fit=fit, fill=(10, 20, 30)
+    )
+    expected = Image.fromarray(image).resize(resized[::-1], Image.Resampling.BICUBIC)
+    expected = np.asarray(expected)[top : top + 32, left : left + 32]
+    if fit == "pad":  # 5 rows are missing: 2 above, 3 below
+        np.testing.assert_array_equal(found[[0, 1, 29, 30, 31], 5], [(10, 20, 30)] * 5)
+        found = found[2:29]
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("center", "top"), [("round", 2), ("floor", 1)])
+def test_where_a_crop_begins_if_an_odd_number_of_rows_is_cut_off(center, top):
+    image = gradient(35, 32, 3)
+    found = resize_center_crop(
+        image, (32, 32), 1.0, "bicubic", fit="cover", center=center
+    )
+    np.testing.assert_array_equal(found, image[top : top + 32])
