@@ -5,11 +5,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
+from simmim_jax.augment import basic
 from simmim_jax.checkpoints import store
 from simmim_jax.cli.convert import main
+from simmim_jax.config import schema
+from simmim_jax.data.sources.base import NO_LABEL
 from simmim_jax.mim import losses, masking
 from simmim_jax.models import build_classifier, build_encoder, build_simmim
+from simmim_jax.tasks.views import eval_view
 
 SIZE, PATCH, CLASSES = 32, 4, ("ant", "bee", "cat", "dog", "eel")
 GRID = SIZE // PATCH
@@ -150,3 +155,19 @@ def convert(source: Path, target: Path, *flags: str) -> Path:
     """Run the command in this process, and return the target."""
     main([str(source), str(target), *flags])
     return target
+
+
+def picture(size: tuple[int, int] = (61, 47), seed: int = 0) -> Image.Image:
+    """A photograph of this height and width: noise on a gradient."""
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(0, 128, size[0])[:, None, None]
+    pixels = ramp + rng.integers(0, 128, (*size, 3))
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def prepared(image: Image.Image, **data) -> np.ndarray:
+    """What a model with these fields of config.data sees of an image: [h w c]."""
+    data = schema.FinetuneData(**data)
+    example = {"image": np.asarray(image), "label": NO_LABEL}
+    pixels = eval_view(data)(example, np.random.default_rng(0))["image"]
+    return np.asarray(basic.normalize(pixels, data.mean, data.std))

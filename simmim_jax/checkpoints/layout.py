@@ -15,6 +15,8 @@ from simmim_jax.errors import NotFoundError
 
 # Stored with the metrics of a checkpoint; higher is better.
 QUALITY = "quality"
+# Suffixes of files with the weights of other libraries.
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 # What is needed to use a checkpoint, and to resume from it.
 TO_USE = ("params", "meta")
 TO_RESUME = ("params", "optimizer", "data", "meta")
@@ -51,7 +53,19 @@ def find(path: str | Path) -> Path:
         raise DamagedError(f"'{path}' has no undamaged checkpoint. {damaged}")
     raise NotFoundError(
         f"'{path}' has no checkpoint in it. Expected the workdir of a run, with "
-        "checkpoints/<step>/, or one of those step folders."
+        f"checkpoints/<step>/, or one of those step folders.{_conversion(path)}"
+    )
+
+
+def _conversion(path: Path) -> str:
+    """Return the command that converts a file or folder of weights, or ""."""
+    if path.suffix not in WEIGHTS and not any(
+        file.suffix in WEIGHTS for file in path.glob("*")
+    ):
+        return ""
+    return (
+        f" Convert the weights of another library first: `simmim convert {path} "
+        "runs/converted`, and then take that folder."
     )
 
 

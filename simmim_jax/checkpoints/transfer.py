@@ -58,12 +58,13 @@ def transfer(
             "nothing in the checkpoint matches the model's encoder. It holds "
             f"{', '.join(sorted(old)[:3])}, …; expected "
             f"{', '.join(sorted(new)[:3])}, …. "
-            "Set config.model to the encoder that config.init_from was trained with."
+            "Set --config.model.name to the encoder that config.init_from was trained "
+            "with, or --config to a config of it: `simmim configs` lists them."
         )
     if differences := _differences(old, new, first_blocks):
         raise UserError(
-            "the checkpoint's encoder is not that of config.model. Change config.model "
-            "so that they are the same:\n  " + "\n  ".join(differences)
+            "the checkpoint's encoder is not that of config.model. Make them the same "
+            "with --config.model.FIELD=VALUE:\n  " + "\n  ".join(differences)
         )
     merged = new | {name: old[name] for name in matching}
     resized = Counter[str]()
@@ -178,7 +179,7 @@ def _differences(
     """Differences of the encoders that interpolation and new parts do not explain."""
     there, here = _depths(old), _depths(new)
     if there != here and not (first_blocks and _is_prefix(here, there)):
-        hint = "; config.init_first_blocks=True takes the first ones"
+        hint = "; --config.init_first_blocks=True takes the first ones"
         return [
             f"blocks: {_text(there, ', ')} in the checkpoint, {_text(here, ', ')} here"
             + (hint if _is_prefix(here, there) else "")
@@ -256,8 +257,8 @@ def _size(name: str, value: Any, grid: Size | None) -> Size:
         raise UserError(
             f"{name} has {rows} rows, which fit no "
             f"{_text(grid) if grid else 'square'} grid of patches. Set "
-            "config.data.image_size and config.model.patch_size to those of the "
-            "checkpoint."
+            "--config.data.image_size='(height, width)' and --config.model.patch_size "
+            "to those of the checkpoint."
         )
     return size
 

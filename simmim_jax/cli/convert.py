@@ -17,8 +17,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from simmim_jax.checkpoints.convert.formats import FORMATS, read, write
-from simmim_jax.checkpoints.convert.model import Model, Overrides
+from simmim_jax.checkpoints.convert.formats import FORMATS, notes, read, write
+from simmim_jax.checkpoints.convert.model import Model
+from simmim_jax.checkpoints.convert.overrides import Overrides
 from simmim_jax.cli import arguments
 from simmim_jax.errors import UserError
 
@@ -38,14 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--leave_out",
         default="",
         metavar="PATTERN",
-        help="leave out tensors whose official names match",
+        help="leave out tensors whose names match",
     )
     args, rest = parser.parse_known_args(argv)
     try:
         re.compile(args.leave_out)
         overrides = Overrides(
             **_fields(rest),
-            class_names=args.classes.read_text().splitlines() if args.classes else (),
+            class_names=_lines(args.classes) if args.classes else (),
             leave_out=args.leave_out,
         )
         model = read(args.source, overrides)
@@ -59,9 +60,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     except (OSError, UserError) as error:
         sys.exit(str(error))
+    for note in notes(model, args.to):
+        print(f"note: {note}")
     if left_out := [*model.left_out, *unwritten]:
         print(f"left out: {_grouped(left_out)}")
     print(f"wrote {args.target}")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--classes={path} is no text ({error}). Expected the name of a class on "
+            "each line, in UTF-8."
+        ) from error
 
 
 def _fields(flags: Iterable[str]) -> dict[str, dict[str, Any]]:

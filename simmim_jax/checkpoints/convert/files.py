@@ -9,8 +9,10 @@ import importlib
 import json
 import pickle
 import re
+import stat
 import tempfile
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,8 +43,8 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     tensors, rest = _reader(path)(path)
     if not tensors:
         raise UserError(
-            f"'{path}' has no tensors, but {sorted(rest)}. Expected a state dict, or "
-            "one under 'model' or 'state_dict'."
+            f"'{path}' has no tensors, but {sorted(map(str, rest))}. Expected a state "
+            "dict, or one under 'model' or 'state_dict'."
         )
     return {name: _as_float32(name, value) for name, value in tensors.items()}, rest
 
@@ -60,6 +62,8 @@ def write(path: Path, tensors: Mapping[str, np.ndarray], **rest: Any) -> None:
             metadata = {"format": "pt"} | rest
             save_file = _import("safetensors.numpy").save_file
             save_file(tensors, temporary, metadata=metadata)
+            # safetensors gives its files mode 0600.
+            temporary.chmod(_default_mode(temporary.parent))
         else:
             torch = _import("torch")
             state = {name: torch.tensor(value) for name, value in tensors.items()}
@@ -86,19 +90,10 @@ def rename(
         if (new := new_name(name)) in renamed:
             raise UserError(
                 f"{name} becomes {new}, and so does another tensor of the file. "
-                "Expected distinct names: remove one of the two from the file."
+                f"Expected distinct names: add --leave_out='^{re.escape(name)}$'."
             )
         renamed[new] = value
     return renamed
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; {} if there is no such file or object."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def tensor_groups(rest: Mapping[str, Any]) -> tuple[str, ...]:
@@ -111,28 +106,6 @@ def tensor_groups(rest: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 @contextmanager
-def parsing_settings(path: Path) -> Iterator[None]:
-    """Raise UserError with the file's name if a setting is missing or malformed."""
-    try:
-        yield
-    except KeyError as error:
-        raise UserError(
-            f"'{path}' lacks the setting {error} in its config. Add it there, or "
-            "convert the tensors alone and set --model.FIELD=VALUE."
-        ) from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"'{path}' has a setting that is not JSON ({error}). Expected 'config' and "
-            "'class_names' as JSON text; correct or remove them."
-        ) from error
-    except (AttributeError, TypeError) as error:
-        raise UserError(
-            f"'{path}' has a setting of an unexpected type ({error}). Correct it in "
-            "the file's config."
-        ) from error
-
-
-@contextmanager
 def _atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes the file or folder once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +115,15 @@ def _atomic(path: Path) -> Iterator[Path]:
         temporary = Path(scratch) / path.name
         yield temporary
         temporary.rename(path)
+
+
+def _default_mode(folder: Path) -> int:
+    """Return the mode of new files, which the user's umask decides."""
+    probe = folder / "mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    return stat.S_IMODE(mode)
 
 
 def _holds_tensors(value: Any) -> bool:
@@ -173,6 +155,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
 
 def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     torch = _import("torch")
+    _check_zip(path)
     # Configs saved by training scripts are read as plain data, without their code.
     stand_ins = [(OrderedDict, "yacs.config.CfgNode"), argparse.Namespace]
     try:
@@ -188,7 +171,7 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 "torch.save({'model': checkpoint['model']}, path)."
             ) from error
         raise _corrupt(path) from error
-    except (EOFError, RuntimeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged pickle may raise anything
         raise _corrupt(path, f": {error}") from error
     if not isinstance(content, Mapping):
         raise UserError(
@@ -204,11 +187,28 @@ def _read_torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             "dict: tensors by name."
         )
     tensors = {
-        name: _to_numpy(value)
+        name: _to_numpy(name, value)
         for name, value in state.items()
         if isinstance(value, torch.Tensor)
     }
     return tensors, rest if key else {n: rest[n] for n in rest if n not in tensors}
+
+
+def _check_zip(path: Path) -> None:
+    """Raise UserError if a checksum in a zipped PyTorch file does not hold.
+
+    torch.load does not check them. Files written without checksums have zeros instead.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # PyTorch's format before version 1.6
+    try:
+        with zipfile.ZipFile(path) as archive:
+            has_checksums = any(member.CRC for member in archive.infolist())
+            damaged = archive.testzip() if has_checksums else None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise _corrupt(path, f": {error}") from error
+    if damaged:
+        raise _corrupt(path, f": the checksum of {damaged} does not hold")
 
 
 def _corrupt(path: Path, reason: str = "") -> UserError:
@@ -218,8 +218,14 @@ def _corrupt(path: Path, reason: str = "") -> UserError:
     )
 
 
-def _to_numpy(tensor: Any) -> np.ndarray:
+def _to_numpy(name: str, tensor: Any) -> np.ndarray:
     tensor = tensor.detach()
+    kind = str(tensor.layout).removeprefix("torch.")
+    if tensor.is_quantized or kind != "strided" or tensor.is_meta:
+        raise UserError(
+            f"{name} is a quantized, sparse or empty tensor ({tensor.dtype}, {kind}). "
+            "Expected numbers: save the weights before they are quantized."
+        )
     half = tensor.is_floating_point() and tensor.element_size() < 4
     return (tensor.float() if half else tensor).numpy()
 
@@ -227,12 +233,17 @@ def _to_numpy(tensor: Any) -> np.ndarray:
 def _as_float32(name: str, value: np.ndarray) -> np.ndarray:
     if value.dtype.kind in "iub":
         return value
+    if value.dtype.kind == "c":
+        raise UserError(
+            f"{name} is complex. Expected real weights: leave it out with "
+            f"--leave_out='^{re.escape(name)}$'."
+        )
     with np.errstate(over="ignore"):
         single = value.astype(np.float32)
     if value.dtype == np.float64 and not np.array_equal(single, value, equal_nan=True):
         raise UserError(
             f"{name} is float64, and float32 would round it. Expected float32 or less: "
-            "convert it in the file if rounding does no harm."
+            "if rounding does no harm, save tensor.float() in the file."
         )
     return single
 

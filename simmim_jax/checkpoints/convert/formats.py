@@ -2,26 +2,47 @@
 
 from pathlib import Path
 
-from simmim_jax.checkpoints.convert import files, huggingface, microsoft, timm
-from simmim_jax.checkpoints.convert.model import Model, Overrides
-from simmim_jax.errors import ExistsError, UserError
+from simmim_jax.checkpoints.convert import (
+    files,
+    huggingface,
+    microsoft,
+    settings,
+    timm,
+)
+from simmim_jax.checkpoints.convert.model import Model
+from simmim_jax.checkpoints.convert.overrides import Overrides
+from simmim_jax.errors import ExistsError, NotFoundError, UserError
 
 FORMATS = ("simmim_jax", "official", "huggingface", "timm")
+# Entry of config.json that only this library has -> reader of its folders.
+_FOLDERS = {"model_type": huggingface.read, "architecture": timm.read}
 
 
 def read(path: Path, overrides: Overrides) -> Model:
     """Return the model in a file or folder of any format."""
     if path.is_file():
         return microsoft.read(path, overrides)
-    if huggingface.is_folder(path):
-        return huggingface.read(path, overrides)
-    if timm.is_folder(path):
-        return timm.read(path, overrides)
+    description = path / "config.json"
+    if description.is_file() and not _is_ours(path):
+        content = settings.read_json(description)
+        for entry, reader in _FOLDERS.items():
+            if isinstance(content, dict) and entry in content:
+                return reader(path, overrides)
+        raise UserError(
+            f"'{description}' has neither 'model_type', as those of transformers, nor "
+            "'architecture', as those of timm. Convert the tensors alone: pass the "
+            f"file {files.SUFFIX_LIST} in the folder."
+        )
     if overrides != Overrides() and path.exists():
         raise UserError(
             f"'{path}' takes no flags but --to. Expected a file, or a folder with a "
             "config.json of transformers or timm. A workdir of ours has all settings: "
             "remove the flags."
+        )
+    if found := [p for p in path.glob("*") if p.suffix in files.SUFFIXES]:
+        raise NotFoundError(
+            f"'{path}' has no config.json and no checkpoint in it. Complete the "
+            f"download, or convert the tensors alone: `simmim convert {found[0]} …`."
         )
     return Model.load(path)
 
@@ -45,3 +66,14 @@ def write(model: Model, path: Path, to: str, source: Path) -> list[str]:
     else:
         huggingface.write(model, path)
     return []
+
+
+def notes(model: Model, to: str) -> list[str]:
+    """Return what was assumed, and what format `to` cannot hold."""
+    lost = {"timm": timm.notes, "huggingface": huggingface.notes}
+    return [*model.notes, *(lost[to](model) if to in lost else [])]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder holds a checkpoint or run of ours."""
+    return any((path / name).is_dir() for name in ("params", "checkpoints"))

@@ -14,25 +14,70 @@ from typing import Any
 
 import numpy as np
 
-from simmim_jax.checkpoints.convert import files
+from simmim_jax.checkpoints.convert import files, settings
 from simmim_jax.checkpoints.convert.huggingface_names import (
     TABLE,
     from_official,
     to_official,
 )
-from simmim_jax.checkpoints.convert.model import Model, Overrides
+from simmim_jax.checkpoints.convert.huggingface_processor import (
+    data_fields,
+    lost_settings,
+    processor_config,
+)
+from simmim_jax.checkpoints.convert.model import Model
+from simmim_jax.checkpoints.convert.overrides import Overrides
+from simmim_jax.checkpoints.convert.settings import Settings
 from simmim_jax.errors import NotFoundError, UserError
+from simmim_jax.models.windows import fit_window
 
 # `model_type` in config.json -> prefix of class names.
 MODEL_TYPES = {"swin": "Swin", "swinv2": "Swinv2", "vit": "ViT", "beit": "Beit"}
-_FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 # Swin's patch embedding and merging ignore config.json's layer_norm_eps.
 _SWIN_NORM_EPS = 1e-5
-
-
-def is_folder(path: Path) -> bool:
-    """Return whether a folder has a config.json of transformers."""
-    return "model_type" in files.read_json(path / "config.json")
+_PROCESSOR = "preprocessor_config.json"
+# Settings that tensors determine, or that only affect training, segmentation and text.
+_IGNORED = (
+    "_name_or_path", "transformers_version", "architectures", "torch_dtype", "dtype",
+    "model_type", "label2id", "num_labels", "finetuning_task", "task_specific_params",
+    # Sizes.
+    "patch_size", "num_channels", "embed_dim", "depths", "num_layers", "hidden_size",
+    "num_hidden_layers", "intermediate_size", "mlp_ratio", "qkv_bias", "path_norm",
+    "patch_norm", "use_absolute_embeddings", "encoder_stride", "use_mask_token",
+    "use_absolute_position_embeddings", "use_relative_position_bias", "vocab_size",
+    "use_shared_relative_position_bias", "use_mean_pooling", "pooler_output_size",
+    "pooler_act",
+    # Training.
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range",
+    "gradient_checkpointing", "tie_word_embeddings", "chunk_size_feed_forward",
+    # Outputs and segmentation.
+    "return_dict", "output_attentions", "output_hidden_states", "torchscript",
+    "out_features", "out_indices", "_out_features", "_out_indices", "stage_names",
+    "segmentation_indices", "pool_scales", "use_auxiliary_head",
+    "auxiliary_loss_weight", "auxiliary_channels", "auxiliary_num_convs",
+    "auxiliary_concat_input", "semantic_loss_ignore_index", "add_fpn",
+    "reshape_hidden_states", "attn_implementation", "_attn_implementation_autoset",
+    "use_bfloat16", "tf_legacy_loss",
+    # Generation of text, in files of old versions.
+    "max_length", "min_length", "do_sample", "early_stopping", "num_beams",
+    "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p",
+    "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "num_return_sequences", "output_scores",
+    "return_dict_in_generate", "remove_invalid_values", "tokenizer_class", "prefix",
+    "bos_token_id", "pad_token_id", "eos_token_id", "sep_token_id",
+    "decoder_start_token_id",
+)  # fmt: skip
+# Settings that change what a model computes, unless they are empty.
+_OFF = (
+    "pruned_heads", "is_decoder", "is_encoder_decoder", "add_cross_attention",
+    "tie_encoder_decoder", "auto_map", "quantization_config", "id2label_map",
+)  # fmt: skip
+# How `pipeline("image-classification")` turns logits into scores; those of one class
+# alone are always of a sigmoid.
+_PROBABILITIES = {
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+}
 
 
 def read(path: Path, overrides: Overrides) -> Model:
@@ -40,21 +85,41 @@ def read(path: Path, overrides: Overrides) -> Model:
 
     The biases of a ViT's keys, which have no effect, are left out.
     """
-    config = files.read_json(path / "config.json")
-    with files.parsing_settings(path):
-        _check_config(config, path)
-        fields = _model_fields(config)
-        data = _data_fields(config, files.read_json(path / "preprocessor_config.json"))
-        if names := config.get("id2label", {}):
-            names = [name for _, name in sorted(names.items(), key=lambda x: int(x[0]))]
-    state = to_official(_read_tensors(path), config["model_type"])
-    return Model.from_state(
+    file = path / "config.json"
+    config = Settings(settings.read_json(file), f"'{file}'")
+    kind = config.take("model_type", settings.one_of({k: k for k in MODEL_TYPES}))
+    fields = _model_fields(config, kind)
+    image_size = config.take("image_size", settings.pair, (224, 224))
+    names = config.take("id2label", _class_names, ())
+    kinds = settings.one_of(_PROBABILITIES)
+    probabilities = config.take("problem_type", kinds, "softmax")
+    for name in _OFF:
+        config.expect(name, False, {}, [], reason="our models have no such variant")
+    config.ignore(_IGNORED)
+    config.finish()
+    notes = []
+    data: dict[str, Any] = {}
+    if processor := _processor(path):
+        data = data_fields(processor, kind)
+    else:
+        notes.append(
+            f"the folder has no {_PROCESSOR}: assumed ImageNet's mean and standard "
+            "deviation, and the official crop; --data.FIELD=VALUE changes it"
+        )
+    state = to_official(_read_tensors(path), kind)
+    classes = len(state.get("head.weight", ()))
+    model = Model.from_state(
         state,
         overrides,
         model=fields,
-        data=data,
-        class_names=names if "head.weight" in state else (),
+        data={"image_size": image_size} | data,
+        class_names=names if classes else (),
+        probabilities="sigmoid" if classes == 1 else probabilities,
+        notes=notes,
     )
+    if kind == "swinv2":
+        _check_windows(model)
+    return model
 
 
 def write(model: Model, path: Path) -> None:
@@ -75,47 +140,81 @@ def write(model: Model, path: Path) -> None:
         path,
         state,
         config=_config(model, model_type),
-        preprocessor_config=_processor(model.data),
+        preprocessor_config=processor_config(model.data),
     )
+
+
+def notes(model: Model) -> list[str]:
+    """Return what the folder cannot hold."""
+    return lost_settings(model.data)
 
 
 # ---- config.json ---------------------------------------------------------------------
 
 
-def _check_config(config: Mapping[str, Any], path: Path) -> None:
-    kind = config["model_type"]
-    if kind not in MODEL_TYPES:
-        raise UserError(
-            f"'{path}' has model_type={kind!r}. Expected one of {sorted(MODEL_TYPES)}."
-        )
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise UserError(
-            f"'{path}' has hidden_act={config['hidden_act']!r}. Expected 'gelu', the "
-            "exact one."
-        )
-    eps = config.get("layer_norm_eps", _SWIN_NORM_EPS)
-    if kind in ("swin", "swinv2") and eps != _SWIN_NORM_EPS:
-        raise UserError(
-            f"'{path}' has layer_norm_eps={eps} in its blocks, and {_SWIN_NORM_EPS} "
-            f"elsewhere. Expected layer_norm_eps={_SWIN_NORM_EPS}."
-        )
-
-
-def _model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of config.model that shapes do not determine."""
-    rate = config.get("drop_path_rate", 0.0)
-    fields: dict[str, Any] = {"drop_path_rate": float(rate)}
-    if config["model_type"] in ("vit", "beit"):
-        fields["num_heads"] = config.get("num_attention_heads")
-        fields["norm_eps"] = config.get("layer_norm_eps", 1e-12)
-        if scale := config.get("layer_scale_init_value"):
+def _model_fields(config: Settings, kind: str) -> dict[str, Any]:
+    """Fields of config.model that shapes do not determine; defaults are theirs."""
+    config.expect("hidden_act", "gelu", reason="our MLPs use 'gelu', the exact one")
+    rate = 0.0 if kind == "vit" else 0.1
+    fields: dict[str, Any] = {
+        "drop_path_rate": config.take("drop_path_rate", settings.rate, rate)
+    }
+    if kind in ("vit", "beit"):
+        heads = config.take("num_attention_heads", settings.size, 12)
+        eps = config.take("layer_norm_eps", settings.positive, 1e-12)
+        fields |= {"num_heads": heads, "norm_eps": eps}
+        if scale := config.take("layer_scale_init_value", settings.number, 0.0):
             fields["layer_scale"] = scale
         return fields
-    fields["window_size"] = config.get("window_size")
-    windows = config.get("pretrained_window_sizes", ())
-    if config["model_type"] == "swinv2":
-        fields["pretrained_window_sizes"] = tuple(windows) if any(windows) else ()
+    eps = config.take("layer_norm_eps", settings.positive, _SWIN_NORM_EPS)
+    if eps != _SWIN_NORM_EPS:
+        raise config.refusal(
+            "layer_norm_eps", eps, f"it is {_SWIN_NORM_EPS} outside of the blocks"
+        )
+    config.ignore(["num_attention_heads", "num_heads"])
+    fields["window_size"] = config.take("window_size", settings.size, 7)
+    if kind == "swinv2":
+        windows = config.take("pretrained_window_sizes", settings.sizes_or_zeros, ())
+        fields["pretrained_window_sizes"] = windows if any(windows) else ()
     return fields
+
+
+def _processor(path: Path) -> Settings | None:
+    """Return the image processor of a folder; a nested one takes precedence."""
+    if (file := path / "processor_config.json").is_file():
+        nested = Settings(settings.read_json(file), f"'{file}'")
+        if "image_processor" in nested:
+            return nested.section("image_processor")
+    if (file := path / _PROCESSOR).is_file():
+        return Settings(settings.read_json(file), f"'{file}'")
+    return None
+
+
+def _class_names(value: Any) -> tuple[str, ...]:
+    """Names in the order of their ids, which count from 0."""
+    if not isinstance(value, Mapping):
+        raise TypeError("names by id")
+    names = {int(number): settings.text(name) for number, name in value.items()}
+    if sorted(names) != list(range(len(names))):
+        raise ValueError("ids that count from 0")
+    return tuple(names[number] for number in range(len(names)))
+
+
+def _check_windows(model: Model) -> None:
+    """Raise UserError if their Swin V2's windows differ: they ignore padded rows."""
+    height, width = model.data["image_size"]
+    for number, stage in enumerate(model.stages()):
+        rows, columns = (side // 2**number for side in model.grid)
+        window = model.model["window_size"]
+        theirs = (min(rows, window), 0 if rows <= window else window // 2)
+        ours = fit_window(stage.grid, window, window // 2)
+        if theirs != ours or (rows <= window) != (columns <= window):
+            raise UserError(
+                f"images of {height}x{width} give a grid of {stage.grid[0]}x"
+                f"{stage.grid[1]} in stage {number}, where the Swin V2 of transformers "
+                f"has (window, shift) = {theirs} and ours {ours}. Expected an "
+                "image_size that divides evenly."
+            )
 
 
 def _model_type(model: Model) -> str:
@@ -134,6 +233,10 @@ def _unsupported(model: Model, kind: str) -> str:
     for name, size in (("images", image_size), ("patches", fields["patch_size"])):
         if size[0] != size[1]:
             return f"it expects square {name}, not {size[0]}x{size[1]}"
+    if model.data.get("eval_fit") == "pad":
+        return "its image processors do not pad (data.eval_fit='pad')"
+    if model.data.get("dtype", "uint8") != "uint8":
+        return f"its image processors take uint8, not {model.data['dtype']}"
     if kind in ("vit", "beit"):
         pooled = (fields.get("pool"), fields.get("pool_norm"), fields["final_norm"])
         if model.kind == "classifier" and pooled not in (
@@ -146,6 +249,13 @@ def _unsupported(model: Model, kind: str) -> str:
                 f"{pooled}"
             )
         return ""
+    if fields.get("pool_norm"):
+        return "its Swin classifies with pool_norm=False"
+    if fields.get("pad_after_shift") and model.pads_shifted:
+        return "its Swin pads before the shift, not after it (pad_after_shift=True)"
+    stride = fields["patch_size"][0] * 2 ** (len(fields["depths"]) - 1)
+    if model.kind == "pre-training model" and image_size[0] % stride:
+        return f"its decoder needs images of a multiple of {stride} pixels"
     if not fields["patch_norm"]:
         return "its Swin has patch_norm=True, not False"
     if fields["norm_eps"] != _SWIN_NORM_EPS:
@@ -182,6 +292,8 @@ def _config(model: Model, kind: str) -> dict[str, Any]:
         "qkv_bias": fields["qkv_bias"],
     }
     config |= (_vit_config if kind in ("vit", "beit") else _swin_config)(model, kind)
+    if model.probabilities == "sigmoid":
+        config["problem_type"] = "multi_label_classification"
     if model.class_names:
         config["id2label"] = dict(enumerate(model.class_names))
         config["label2id"] = {name: i for i, name in enumerate(model.class_names)}
@@ -228,70 +340,16 @@ def _swin_config(model: Model, kind: str) -> dict[str, Any]:
     return config
 
 
-# ---- preprocessor_config.json --------------------------------------------------------
-
-
-def _data_fields(
-    config: Mapping[str, Any], processor: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Fields of config.data that the folder determines."""
-    data: dict[str, Any] = {}
-    if "image_size" in config:
-        data["image_size"] = _pair(config["image_size"])
-    if "image_mean" in processor:
-        data["mean"] = tuple(processor["image_mean"])
-        data["std"] = tuple(processor["image_std"])
-    if processor.get("resample") in _FILTERS:
-        data["interpolation"] = _FILTERS[processor["resample"]]
-    short_side = processor.get("size", {})
-    if isinstance(short_side, Mapping):
-        short_side = short_side.get("shortest_edge")
-    if "crop_pct" in processor:
-        data["eval_crop"] = processor["crop_pct"]
-    elif processor.get("do_center_crop") and short_side:
-        data["eval_crop"] = _crop_fraction(_pair(processor["crop_size"])[0], short_side)
-    elif processor:
-        data["eval_crop"] = 1.0
-    return data
-
-
-def _crop_fraction(size: int, short_side: int) -> float:
-    """Return size / short_side, such that int(size / fraction) is the short side."""
-    fraction = size / short_side
-    return fraction if int(size / fraction) == short_side else size / (short_side + 0.5)
-
-
-def _processor(data: Mapping[str, Any]) -> dict[str, Any]:
-    height, width = data["image_size"]
-    size = {"height": height, "width": width}
-    crops = data["eval_crop"] < 1
-    processor = {
-        "image_processor_type": "BitImageProcessor" if crops else "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": int(height / data["eval_crop"])} if crops else size,
-        "resample": next(k for k, v in _FILTERS.items() if v == data["interpolation"]),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": data["mean"],
-        "image_std": data["std"],
-        "do_convert_rgb": data["channels"] == 3,
-    }
-    if crops:
-        # crop_pct is for our reader: the two sizes are rounded.
-        processor |= {"do_center_crop": True, "crop_size": size}
-        processor["crop_pct"] = data["eval_crop"]
-    return processor
-
-
 # ---- Files ---------------------------------------------------------------------------
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Tensors of a folder, from one file or the shards listed in an index."""
     for name in (files.WEIGHTS, "pytorch_model.bin"):
-        index = files.read_json(path / f"{name}.index.json").get("weight_map")
-        parts = sorted(set(index.values())) if index else [name]
+        parts = [name]
+        if (index := path / f"{name}.index.json").is_file():
+            listed = Settings(settings.read_json(index), f"'{index}'")
+            parts = listed.take("weight_map", _shards)
         if (path / parts[0]).is_file():
             tensors: dict[str, np.ndarray] = {}
             for part in parts:
@@ -303,8 +361,11 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     )
 
 
-def _pair(size: Any) -> tuple[int, int]:
-    """Height and width of 224, (192, 256) or {"height": 192, "width": 256}."""
-    if isinstance(size, Mapping):
-        return size["height"], size["width"]
-    return (size, size) if isinstance(size, int) else tuple(size)
+def _shards(value: Any) -> list[str]:
+    """File names by tensor."""
+    if not isinstance(value, Mapping) or not value:
+        raise TypeError("file names by tensor")
+    names = sorted(set(map(settings.text, value.values())))
+    if any(name != Path(name).name for name in names):
+        raise ValueError("names of files in the same folder")
+    return names

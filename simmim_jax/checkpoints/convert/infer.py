@@ -10,6 +10,13 @@ import numpy as np
 from simmim_jax.errors import UserError
 
 _TABLE = "relative_position_bias_table"
+# What flags may be, where their names alone do not tell.
+_HINTS = {
+    "pretrained_window_sizes": (
+        ". It is '()' if positions were learned with the same windows, and "
+        "'(12, 12, 12, 6)' for models with 12to16 or 12to24 in their names"
+    )
+}
 
 
 def model_fields(
@@ -28,15 +35,27 @@ def model_fields(
         raise UserError(
             f"the tensors {', '.join(sorted(state)[:5])}, … are no ViT, Swin or Swin "
             "V2 with names of the official code or timm. Expected one called "
-            "patch_embed.proj.weight. For a model of transformers, pass its folder."
+            f"patch_embed.proj.weight. {_origin(state)}"
         )
-    width, _, *patch_size = state["patch_embed.proj.weight"].shape
+    patches = state["patch_embed.proj.weight"]
+    if patches.ndim != 4 or 0 in patches.shape:
+        raise UserError(
+            f"patch_embed.proj.weight has shape {patches.shape}. Expected width, "
+            "channels, height and width of a patch, as in the official code and timm."
+        )
+    width, _, *patch_size = patches.shape
     fields: dict[str, Any] = {"patch_size": tuple(patch_size), "embed_dim": width}
     try:
         fields |= _swin(state) if _depths(state) else _vit(state)
     except KeyError as error:
         raise UserError(
-            f"the tensor {error.args[0]} is missing. Expected a complete state dict."
+            f"the tensor {error.args[0]} is missing. Expected a complete state dict: "
+            "download or save it again."
+        ) from error
+    except (IndexError, TypeError) as error:
+        raise UserError(
+            "a tensor of the first block has too few axes. Expected the shapes of the "
+            "official code or timm: download or save the file again."
         ) from error
     if "head.weight" in state:
         # Official ViT: mean of tokens, then a norm; or the class token. Swin: mean.
@@ -48,13 +67,28 @@ def model_fields(
     unknown = [name for name, value in fields.items() if value is None]
     if unknown:
         flags = " ".join(f"--model.{name}=…" for name in unknown)
-        raise UserError(f"the file does not determine {unknown}: add {flags}")
+        hints = "".join(_HINTS.get(name, "") for name in unknown)
+        raise UserError(f"the file does not determine {unknown}: add {flags}{hints}.")
     return fields
+
+
+def _origin(state: Mapping[str, np.ndarray]) -> str:
+    """What to do with tensors in the names of another library."""
+    if any("patch_embeddings.projection" in name for name in state):
+        return "These are of transformers: pass the folder with their config.json."
+    if any("patch_embed.projection" in name for name in state):
+        return (
+            "These are of mmpretrain, which is not supported: convert the weights "
+            "that it was given, in official names."
+        )
+    return "For a model of transformers, pass its folder."
 
 
 def grid_side(state: Mapping[str, np.ndarray]) -> int | None:
     """Return patches per side of a square image; None if no parameter depends on it."""
     for name, value in state.items():
+        if value.ndim < 2:
+            continue
         if name.endswith("absolute_pos_embed"):
             return _root(value.shape[1])
         if name.endswith("pos_embed"):
@@ -104,6 +138,7 @@ def _swin(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return fields | {
             "num_heads": tuple(scale.shape[0] for scale in scales),
             "window_size": None,
+            "pretrained_window_sizes": None,
         }
     tables = [state[f"{attn}{_TABLE}".format(s)] for s in range(len(depths))]
     # The last stages may have smaller windows, limited by their grid.
@@ -120,7 +155,7 @@ def _depths(state: Mapping[str, np.ndarray]) -> tuple[int, ...]:
         for name in state
         if (m := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.norm1\.weight", name))
     ]
-    stages = max((stage for stage, _ in found), default=-1) + 1
+    stages = len({stage for stage, _ in found})
     return tuple(sum(stage == s for s, _ in found) for stage in range(stages))
 
 

@@ -5,21 +5,27 @@ repositories use the same setting names.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from simmim_jax.checkpoints.convert import files, timm
-from simmim_jax.checkpoints.convert.model import Model, Overrides
+from simmim_jax.checkpoints.convert import files, settings, timm
+from simmim_jax.checkpoints.convert.model import Model, unwrap
+from simmim_jax.checkpoints.convert.overrides import (
+    DATA_FIELDS,
+    PROBABILITIES,
+    Overrides,
+)
+from simmim_jax.checkpoints.convert.settings import Settings
 from simmim_jax.errors import UserError
 from simmim_jax.models.layers import relative_offsets
 from simmim_jax.models.swin_v2 import log_spaced_offsets
 from simmim_jax.models.vit import relative_position_index
-from simmim_jax.models.windows import fit_window, shift_mask
+from simmim_jax.models.windows import shift_mask
 
 _TYPES = {"vit": "VIT", "swin": "SWIN", "swin_v2": "SWINV2"}
+_SECTIONS = {section.lower(): section for section in _TYPES.values()}
 _NORM_EPS = {"vit": 1e-6, "swin": 1e-5, "swin_v2": 1e-5}
 # Official setting -> field of config.model: all encoders, Swin only, ViT only.
 _SECTION = {
@@ -42,6 +48,31 @@ _VIT = {
     "USE_RPB": "use_rel_pos_bias",
     "USE_SHARED_RPB": "use_shared_rel_pos_bias",
 }
+# Settings that tensors determine, or that only affect training and speed.
+_IGNORED_DATA = (
+    "BATCH_SIZE", "DATA_PATH", "DATASET", "PIN_MEMORY", "NUM_WORKERS", "ZIP_MODE",
+    "CACHE_MODE", "MASK_PATCH_SIZE", "MASK_RATIO",
+)  # fmt: skip
+_IGNORED_MODEL = (
+    "NAME", "PRETRAINED", "RESUME", "NUM_CLASSES", "DROP_RATE", "LABEL_SMOOTHING",
+    "SWIN", "SWINV2", "VIT", "SWIN_MOE", "SWIN_MLP", "SIMMIM",
+)  # fmt: skip
+_IGNORED_SECTION = (
+    "PATCH_SIZE", "IN_CHANS", "EMBED_DIM", "DEPTH", "DEPTHS", "MLP_RATIO", "QKV_BIAS",
+    "APE", "PATCH_NORM", "USE_APE", "USE_RPB", "USE_SHARED_RPB", "USE_MEAN_POOLING",
+)  # fmt: skip
+# Our settings in files that we wrote, and their fields of config.data.
+_OURS = {
+    "MEAN": "mean",
+    "STD": "std",
+    "EVAL_CROP": "eval_crop",
+    "EVAL_FIT": "eval_fit",
+    "EVAL_CENTER": "eval_center",
+}
+# `_pil_interp`: other names, such as "nearest", mean bilinear.
+_FILTERS = ("bicubic", "lanczos", "hamming")
+# The official evaluation takes images up to this size as they are.
+_MAX_UNRESIZED = 32
 
 
 def read(path: Path, overrides: Overrides) -> Model:
@@ -54,18 +85,34 @@ def read(path: Path, overrides: Overrides) -> Model:
     tensors, rest = files.read(path)
     # The first files of Swin V2 have another name for the position MLP.
     state = files.rename(tensors, lambda name: name.replace(".rpe_mlp.", ".cpb_mlp."))
-    config, names = rest.get("config", {}), rest.get("class_names", ())
-    with files.parsing_settings(path):
-        config = json.loads(config) if isinstance(config, str) else config
-        names = json.loads(names) if isinstance(names, str) else names
-        fields, data = _model_fields(config), _data_fields(config)
+    state, left_out, notes = unwrap(state, overrides.leave_out)
+    config = Settings(_parsed(rest.get("config", {}), path), f"the config of '{path}'")
+    named = {"class_names": _parsed(rest.get("class_names"), path)}
+    names = Settings(named, f"'{path}'").take("class_names", settings.texts, ())
+    fields: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    probabilities = "softmax"
+    if "MODEL" in config:
+        section = config.section("MODEL")
+        probabilities = section.take("PROBABILITIES", PROBABILITIES, "softmax")
+        fields = _model_fields(section)
+    if "DATA" in config:
+        data = _data_fields(config.section("DATA"), config.section("TEST"))
+    if not data:
+        notes.append(
+            "the file does not say how images are prepared: assumed ImageNet's mean "
+            "and standard deviation, and the official crop; --data.FIELD=VALUE changes "
+            "it"
+        )
     return Model.from_state(
         timm.to_official(state),
         overrides,
         model=fields,
         data=data,
         class_names=names,
-        unread=files.tensor_groups(rest),
+        probabilities=probabilities,
+        unread=(*left_out, *files.tensor_groups(rest)),
+        notes=notes,
     )
 
 
@@ -75,11 +122,10 @@ def write(model: Model, path: Path) -> None:
     It includes buffers, so that official models load it strictly. Raises UserError if
     the official code has no such model.
     """
-    name, eps = model.model["name"], model.model["norm_eps"]
-    if eps != _NORM_EPS[name]:
+    if reason := _unsupported(model):
         raise UserError(
-            f"model.norm_eps={eps} does not exist in the official code. Expected "
-            f"{_NORM_EPS[name]}; write another format, such as --to=huggingface."
+            f"the official code has no such model: {reason}. Write another format, "
+            "--to=huggingface or --to=timm."
         )
     rest = {"config": _config(model), "class_names": list(model.class_names)}
     if path.suffix == ".safetensors":
@@ -87,40 +133,112 @@ def write(model: Model, path: Path) -> None:
     files.write(path, {**model.state, **_buffers(model)}, **rest)
 
 
+def _unsupported(model: Model) -> str:
+    """Reason why the official code does not have the model, or ""."""
+    fields, data = model.model, model.data
+    name = fields["name"]
+    if fields["norm_eps"] != _NORM_EPS[name]:
+        return f"its model.norm_eps is {_NORM_EPS[name]}, not {fields['norm_eps']}"
+    if model.kind == "pre-training model":
+        for part, size in (
+            ("images", data["image_size"]),
+            ("patches", fields["patch_size"]),
+        ):
+            if size[0] != size[1]:
+                return f"it pre-trains on square {part}, not {size[0]}x{size[1]}"
+        if model.channels != 3:
+            return f"its decoder predicts 3 channels, not {model.channels}"
+    if model.kind == "classifier":
+        order = (fields["pool"], fields["pool_norm"], fields.get("final_norm", True))
+        if order not in (
+            (("mean", True, False), ("cls", False, True))
+            if name == "vit"
+            else (("mean", False, True),)
+        ):
+            return (
+                f"its {name} does not pool as (pool, pool_norm, final_norm) = {order}"
+            )
+    elif not fields.get("final_norm", True):
+        return "its encoders have final_norm=True, not False"
+    if data["interpolation"] not in ("bilinear", *_FILTERS):
+        return f"it does not resize with data.interpolation={data['interpolation']!r}"
+    return "" if name == "vit" else _unsupported_windows(model)
+
+
+def _unsupported_windows(model: Model) -> str:
+    """Reason why official windows do not fit the images, or ""."""
+    image = "x".join(map(str, model.data["image_size"]))
+    last = len(model.model["depths"]) - 1
+    for number, stage in enumerate(model.stages()):
+        grid = "x".join(map(str, stage.grid))
+        if stage.pads:
+            return (
+                f"it does not pad, and windows of {stage.window} do not divide the "
+                f"grid of {grid} that images of {image} have in stage {number}"
+            )
+        if number < last and (stage.grid[0] % 2 or stage.grid[1] % 2):
+            return (
+                f"it merges 2x2 patches without padding, and images of {image} have "
+                f"an odd grid of {grid} in stage {number}"
+            )
+    return ""
+
+
 # ---- The config ----------------------------------------------------------------------
 
 
-def _model_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+def _parsed(value: Any, path: Path) -> Any:
+    """Return a value that .safetensors files hold as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"'{path}' has a setting that is not JSON ({error}). Expected 'config' and "
+            "'class_names' as JSON text; correct or remove them."
+        ) from error
+
+
+def _model_fields(model: Settings) -> dict[str, Any]:
     """Fields of config.model that shapes do not determine."""
-    if "MODEL" not in config:
-        return {}
-    kind = config["MODEL"]["TYPE"]
-    section = config["MODEL"][kind.upper()]
-    rate = config["MODEL"].get("DROP_PATH_RATE", 0.0)
-    fields: dict[str, Any] = {"drop_path_rate": float(rate)}
-    if kind == "vit":
-        fields["num_heads"] = section.get("NUM_HEADS")
-        if section.get("INIT_VALUES"):
-            fields["layer_scale"] = section["INIT_VALUES"]
-        return fields
-    fields["window_size"] = section.get("WINDOW_SIZE")
-    windows = section.get("PRETRAINED_WINDOW_SIZES") or ()
-    if kind == "swinv2":
-        fields["pretrained_window_sizes"] = tuple(windows) if any(windows) else ()
+    kind = model.take("TYPE", settings.one_of(_SECTIONS))
+    if kind not in model:
+        model.take(kind, settings.text)  # raises
+    section = model.section(kind)
+    fields = {"drop_path_rate": model.take("DROP_PATH_RATE", settings.rate, 0.0)}
+    model.ignore(_IGNORED_MODEL)
+    model.finish()
+    if kind == "VIT":
+        fields["num_heads"] = section.take("NUM_HEADS", settings.size, None)
+        if scale := section.take("INIT_VALUES", settings.number, 0.0):
+            fields["layer_scale"] = scale
+    else:
+        section.ignore(["NUM_HEADS"])
+        fields["window_size"] = section.take("WINDOW_SIZE", settings.size, None)
+        windows = section.take("PRETRAINED_WINDOW_SIZES", settings.sizes_or_zeros, ())
+        if kind == "SWINV2":
+            fields["pretrained_window_sizes"] = windows if any(windows) else ()
+    section.expect("QK_SCALE", reason="our attention scales with 1 / sqrt(head width)")
+    section.ignore(_IGNORED_SECTION)
+    section.finish()
     return fields
 
 
-def _data_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    if "DATA" not in config:
-        return {}
-    data: dict[str, Any] = {"image_size": _pair(config["DATA"]["IMG_SIZE"])}
-    if config["DATA"].get("INTERPOLATION") in ("bilinear", "bicubic"):
-        data["interpolation"] = config["DATA"]["INTERPOLATION"]
-    if not config.get("TEST", {}).get("CROP", True):
+def _data_fields(config: Settings, test: Settings) -> dict[str, Any]:
+    data: dict[str, Any] = {"image_size": config.take("IMG_SIZE", settings.pair)}
+    name = config.take("INTERPOLATION", settings.text, "bicubic")
+    if name == "random":
+        raise config.refusal("INTERPOLATION", name, "we resize in one way")
+    data["interpolation"] = name if name in _FILTERS else "bilinear"
+    crops = test.take("CROP", settings.flag, True)
+    if not crops or max(data["image_size"]) <= _MAX_UNRESIZED:
         data["eval_crop"] = 1.0
-    for name in ("mean", "std"):  # only in files that we wrote
-        if name.upper() in config["DATA"]:
-            data[name] = tuple(config["DATA"][name.upper()])
+    for official, ours in _OURS.items():
+        if official in config:
+            data[ours] = config.take(official, DATA_FIELDS[ours])
+    config.ignore(_IGNORED_DATA)
+    config.finish()
     return data
 
 
@@ -141,21 +259,21 @@ def _config(model: Model) -> dict[str, Any]:
         "DATA": {
             "IMG_SIZE": _single(data["image_size"]),
             "INTERPOLATION": data["interpolation"],
-            "MEAN": list(data["mean"]),
-            "STD": list(data["std"]),
+        }
+        | {
+            official: list(value) if isinstance(value, tuple) else value
+            for official, ours in _OURS.items()
+            if (value := data.get(ours)) is not None
         },
         "MODEL": {
             "TYPE": kind.lower(),
             "NUM_CLASSES": len(model.class_names),
             "DROP_PATH_RATE": fields["drop_path_rate"],
+            "PROBABILITIES": model.probabilities,
             kind: section,
         },
         "TEST": {"CROP": data["eval_crop"] < 1},
     }
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _single(size: tuple[int, int]) -> int | list[int]:
@@ -169,32 +287,26 @@ def _buffers(model: Model) -> dict[str, np.ndarray]:
     """Buffers that official models compute from sizes, and save nevertheless."""
     fields = model.model
     prefix = "encoder." if model.kind == "pre-training model" else ""
-    grid = tuple(
-        s // p
-        for s, p in zip(model.data["image_size"], fields["patch_size"], strict=True)
-    )
     buffers: dict[str, np.ndarray] = {}
     if fields["name"] == "vit":
-        index = relative_position_index(*grid).astype(np.int64)
+        index = relative_position_index(*model.grid).astype(np.int64)
         names = [f"blocks.{i}.attn" for i in range(fields["depth"])]
         names = names if fields["use_rel_pos_bias"] else []
         names += ["rel_pos_bias"] if fields["use_shared_rel_pos_bias"] else []
         return {f"{prefix}{n}.relative_position_index": index for n in names}
-    for stage, depth in enumerate(fields["depths"]):
+    windows = fields.get("pretrained_window_sizes") or (0,) * len(fields["depths"])
+    for number, (grid, window, shift, depth) in enumerate(model.stages()):
+        index = relative_offsets(window, window).astype(np.int64)
+        mask = shift_mask(grid, window, shift)
         for block in range(depth):
-            name = f"{prefix}layers.{stage}.blocks.{block}"
-            shift = fields["window_size"] // 2 if block % 2 else 0
-            window, shift = fit_window(grid, fields["window_size"], shift)
-            index = relative_offsets(window, window).astype(np.int64)
+            name = f"{prefix}layers.{number}.blocks.{block}"
             buffers[f"{name}.attn.relative_position_index"] = index
-            mask = shift_mask(grid, window, shift)
-            if mask is not None:
+            if mask is not None and block % 2:
                 buffers[f"{name}.attn_mask"] = mask
             if fields["name"] == "swin_v2":
-                windows = fields["pretrained_window_sizes"] or (0,) * (stage + 1)
-                table = log_spaced_offsets(window, windows[stage])
                 side = 2 * window - 1
-                table = table.reshape(1, side, side, 2)
-                buffers[f"{name}.attn.relative_coords_table"] = table
-        grid = tuple(-(-side // 2) for side in grid)
+                table = log_spaced_offsets(window, windows[number])
+                buffers[f"{name}.attn.relative_coords_table"] = table.reshape(
+                    1, side, side, 2
+                )
     return buffers

@@ -2,9 +2,9 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,37 +14,38 @@ import numpy as np
 from simmim_jax.checkpoints import record, store
 from simmim_jax.checkpoints.convert import infer
 from simmim_jax.checkpoints.convert.official import from_official, to_official
+from simmim_jax.checkpoints.convert.overrides import (
+    OFFICIAL_DATA,
+    Overrides,
+    check_model,
+    model_defaults,
+    with_tuples,
+)
 from simmim_jax.errors import UserError
-from simmim_jax.models import ENCODERS, build_classifier, build_encoder, build_simmim
+from simmim_jax.models import build_classifier, build_encoder, build_simmim
+from simmim_jax.models.windows import fit_window, padded
 
-# Input images of the official code (timm's ImageNet constants).
-OFFICIAL_DATA = {
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "interpolation": "bicubic",
-    "eval_crop": 224 / 256,
-}
-# Fields of config.model that belong to the head.
-_HEAD = ("pool", "pool_norm", "head_scale")
 # Buffers are computed from sizes. A bias of keys, which official models lack, adds the
 # same number to all logits of a query, so softmax cancels it.
 _REDUNDANT = re.compile(
     r"\.(relative_position_index|relative_coords_table|attn_mask|attn\.k_bias)$"
 )
 
+_PATCHES = "patch_embed.proj.weight"
 
-@dataclasses.dataclass(frozen=True)
-class Overrides:
-    """Settings from the user, which take precedence over those of the checkpoint.
 
-    model, data: fields of config.model and config.data. leave_out: regular expression
-    for official names of tensors to leave out.
-    """
+class Stage(NamedTuple):
+    """A stage of a Swin: its grid and windows [tokens], and its number of blocks."""
 
-    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    class_names: Sequence[str] = ()
-    leave_out: str = ""
+    grid: tuple[int, int]
+    window: int
+    shift: int  # of every second block
+    depth: int
+
+    @property
+    def pads(self) -> bool:
+        """Whether windows do not divide the grid."""
+        return padded(self.grid, self.window) != self.grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +54,17 @@ class Model:
 
     state: tensors in official names and layouts; in a pre-training model the names of
     the encoder start with `encoder.`. model, data: fields of config.model and
-    config.data. left_out: names of tensors in the file, but not in `state`.
+    config.data. probabilities: field of the config, "softmax" or "sigmoid". left_out:
+    names of tensors in the file, but not in `state`. notes: what was assumed.
     """
 
     state: Mapping[str, np.ndarray]
     model: dict[str, Any]
     data: dict[str, Any]
     class_names: tuple[str, ...] = ()
+    probabilities: str = "softmax"
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_state(
@@ -71,7 +75,9 @@ class Model:
         model: Mapping[str, Any],
         data: Mapping[str, Any],
         class_names: Sequence[str] = (),
+        probabilities: str = "softmax",
         unread: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ) -> "Model":
         """Build a model from official tensors, settings of their file and `overrides`.
 
@@ -85,20 +91,32 @@ class Model:
             or (overrides.leave_out and re.search(overrides.leave_out, name))
         ]
         state = {n: v for n, v in state.items() if n not in set(left_out)}
-        fields = infer.model_fields(state, {**model, **_with_tuples(overrides.model)})
-        defaults = _defaults(fields["name"])
-        _check_names("model", overrides.model, {*defaults, *_HEAD})
-        _check_names("data", overrides.data, {*OFFICIAL_DATA, "image_size"})
-        fields = defaults | fields
-        _check_types(fields, defaults)
-        data = {**OFFICIAL_DATA, **data, **_with_tuples(overrides.data)}
-        data["channels"] = _patch_weight(state).shape[1]
+        if not any(name.startswith("decoder.") for name in state):
+            state = {n.removeprefix("encoder."): v for n, v in state.items()}
+        given = with_tuples(overrides.model)
+        fields = infer.model_fields(state, {**model, **given})
+        fields = model_defaults(fields["name"]) | fields
+        check_model(fields, given)
+        channels = _patch_weight(state).shape[1]
+        data = OFFICIAL_DATA | dict(data)
+        for name in ("mean", "std"):
+            if len(data[name]) == 1:  # for all channels
+                data[name] *= channels
+        data |= {**with_tuples(overrides.data), "channels": channels}
         if "image_size" not in data:
             data["image_size"] = _image_size(state, fields)
         names = overrides.class_names or class_names
         if "head.weight" in state:
             names = names or [f"class {i}" for i in range(len(state["head.weight"]))]
-        built = cls(state, fields, data, tuple(names), (*left_out, *unread))
+        built = cls(
+            state,
+            fields,
+            data,
+            tuple(names),
+            probabilities,
+            (*unread, *left_out),
+            tuple(notes),
+        )
         built.check()
         return built
 
@@ -115,9 +133,10 @@ class Model:
             params = {"encoder": params["encoder"]}
         return cls(
             to_official(params),
-            _with_tuples(config["model"]),
-            _with_tuples(config["data"]),
+            with_tuples(config["model"]),
+            with_tuples(config["data"]),
             tuple(meta.get("class_names", ())),
+            config.get("probabilities", "softmax"),
             left_out,
         )
 
@@ -141,6 +160,7 @@ class Model:
         }
         if self.class_names:
             meta["class_names"] = list(self.class_names)
+            meta["config"]["probabilities"] = self.probabilities
         store.write(path, self.params(), meta)
 
     @property
@@ -155,20 +175,40 @@ class Model:
         """Number of image channels."""
         return _patch_weight(self.state).shape[1]
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of an image of data.image_size [patches]."""
+        (height, width), (p, q) = self.data["image_size"], self.model["patch_size"]
+        return height // p, width // q
+
+    def stages(self) -> Iterator[Stage]:
+        """Yield the stages of a Swin on images of data.image_size."""
+        height, width = self.grid
+        window = self.model["window_size"]
+        for depth in self.model["depths"]:
+            grid = height, width
+            yield Stage(grid, *fit_window(grid, window, window // 2), depth)
+            height, width = -(-height // 2), -(-width // 2)
+
+    @property
+    def pads_shifted(self) -> bool:
+        """Whether the order of padding and shift matters for a Swin."""
+        return any(s.pads and s.shift and s.depth > 1 for s in self.stages())
+
     def check(self) -> None:
         """Raise UserError if image or class settings contradict the tensors."""
-        size = self.data["image_size"]
-        if not isinstance(size, tuple) or len(size) != 2:
-            raise UserError(
-                f"data.image_size={size!r}: expected "
-                "--data.image_size='(height, width)'"
-            )
         for name in ("mean", "std"):
             if len(self.data[name]) != self.channels:
                 raise UserError(
                     f"data.{name}={self.data[name]}: expected a number for each of "
                     f"{self.channels} channels; add --data.{name}='(…)'"
                 )
+        (height, width), (p, q) = self.data["image_size"], self.model["patch_size"]
+        if height % p or width % q:
+            raise UserError(
+                f"data.image_size={(height, width)}: expected multiples of the patch "
+                f"size, {(p, q)}; add --data.image_size='(height, width)'"
+            )
         classes = len(self.state.get("head.weight", ()))
         if len(self.class_names) != classes:
             raise UserError(
@@ -205,6 +245,40 @@ class Model:
         return {"encoder": shapes} if self.kind == "encoder" else shapes
 
 
+def unwrap(
+    tensors: Mapping[str, np.ndarray], leave_out: str = ""
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """Remove the prefix that DDP, Lightning or torch.compile add to names.
+
+    Returns: tensors in the names of the bare model, where a pre-training model keeps
+    `encoder.`; names left out by the pattern `leave_out`; and notes. Raises UserError
+    if the file has several encoders, or tensors without the prefix.
+    """
+    left_out = [name for name in tensors if leave_out and re.search(leave_out, name)]
+    kept = {n: v for n, v in tensors.items() if n not in set(left_out)}
+    found = [n.removesuffix(_PATCHES) for n in kept if n.endswith(_PATCHES)]
+    if len(found) > 1:
+        raise UserError(
+            f"the file has {len(found)} encoders, named {', '.join(found)}. Expected "
+            f"one: add --leave_out='^{re.escape(found[-1])}'."
+        )
+    prefix = found[0] if found else ""
+    outer = prefix.removesuffix("encoder.")
+    if not any(name.startswith(f"{outer}decoder.") for name in kept):
+        outer = prefix
+    if not outer:
+        return kept, left_out, []
+    if others := [name for name in kept if not name.startswith(outer)]:
+        parts = "|".join(dict.fromkeys(re.escape(n.split(".")[0]) for n in others))
+        raise UserError(
+            f"the encoder's tensors start with '{outer}', but these do not: "
+            f"{', '.join(others[:5])}{', …' * (len(others) > 5)}. Add "
+            f"--leave_out='^({parts})\\b' to convert the rest."
+        )
+    bare = {name.removeprefix(outer): value for name, value in kept.items()}
+    return bare, left_out, [f"removed '{outer}' from the names of tensors"]
+
+
 def _patch_weight(state: Mapping[str, np.ndarray]) -> np.ndarray:
     name = "patch_embed.proj.weight"
     return state[name if name in state else f"encoder.{name}"]
@@ -229,33 +303,3 @@ def _image_size(
             "--data.image_size='(height, width)'"
         )
     return tuple(side * p for p in fields["patch_size"])
-
-
-def _check_names(part: str, given: Mapping[str, Any], known: set[str]) -> None:
-    if unknown := sorted(given.keys() - known):
-        expected = ", ".join(sorted(known))
-        raise UserError(f"--{part}.{unknown[0]}: expected one of {expected}.")
-
-
-def _check_types(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    for name, default in defaults.items():
-        types = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value := fields[name], types):
-            raise UserError(
-                f"model.{name}={value!r}: expected {type(default).__name__}, such as "
-                f"{default!r}; add --model.{name}=…"
-            )
-
-
-def _defaults(encoder: str) -> dict[str, Any]:
-    """Default values of the encoder's fields that a config may set."""
-    return {
-        field.name: field.default
-        for field in dataclasses.fields(ENCODERS[encoder])
-        if field.name not in ("parent", "name", "dtype")
-    }
-
-
-def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace lists by tuples, which JSON does not have."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

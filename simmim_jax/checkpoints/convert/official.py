@@ -88,6 +88,9 @@ def from_official(state: Mapping[str, np.ndarray], like: Mapping) -> dict:
         if value.shape != expected:
             problems.append(f"{name} has shape {value.shape}, expected {expected}")
             continue
+        if value.dtype.kind != "f":
+            problems.append(f"{name} has dtype {value.dtype}, expected a float")
+            continue
         if path == "decoder/kernel":
             value = value[:, :, 0, 0]
         if path.endswith("kernel"):
@@ -100,7 +103,8 @@ def from_official(state: Mapping[str, np.ndarray], like: Mapping) -> dict:
     ]
     if problems:
         raise UserError(
-            "the checkpoint does not fit the model. Correct the sizes and positions in "
-            "config.model, or leave tensors out:\n  " + "\n  ".join(problems)
+            "the checkpoint does not fit the model. Correct sizes and positions with "
+            "--model.FIELD=VALUE and --data.image_size='(height, width)', or leave "
+            "tensors out with --leave_out=PATTERN:\n  " + "\n  ".join(problems)
         )
     return unflatten_dict(params, sep="/")

@@ -5,7 +5,6 @@ without mask token and decoder. The official ViT is timm's BEiT; a ViT with abso
 positions only is timm's ViT.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from simmim_jax.checkpoints.convert import files
-from simmim_jax.checkpoints.convert.model import Model, Overrides
+from simmim_jax.checkpoints.convert import files, settings
+from simmim_jax.checkpoints.convert.model import Model, Stage, unwrap
+from simmim_jax.checkpoints.convert.overrides import FILTERS, Overrides
+from simmim_jax.checkpoints.convert.settings import Settings
 from simmim_jax.errors import UserError
 
 # A model of each class for `create_model`; all of its sizes are replaced.
@@ -24,25 +25,50 @@ ARCHITECTURES = {
     "beit": "beit_base_patch16_224",
     "vit": "vit_base_patch16_224",
 }
+# Architectures whose arithmetic is that of our models; tensors tell the rest. Others,
+# such as those with QuickGELU, have the same tensors and compute something else.
+_KNOWN = re.compile(
+    r"swin_(tiny|small|base|large)_patch4_window\d+_\d+"
+    r"|swinv2_(tiny|small|base|large)_window\d+(to\d+)?_\d+(to\d+)?"
+    r"|beit(v2)?_(base|large)_patch\d+_\d+"
+    r"|deit3?_(tiny|small|medium|base|large|huge)_patch\d+_\d+"
+    r"|vit_(tiny|small|base|large|huge|giant|gigantic)_patch\d+_\d+(_miil)?"
+    r"|vit_(small|base|large)_patch14_dinov2"
+    r"|eva_large_patch14_\d+"
+)
 _NORM_EPS = {"swin": 1e-5, "swin_v2": 1e-5, "beit": 1e-6, "vit": 1e-6}
 # Arguments of timm's models that tensors determine, or that only affect training.
-_IGNORED = {
-    "img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "depths",
-    "head_dim", "mlp_ratio", "qkv_bias", "qk_norm", "proj_bias", "class_token",
-    "no_embed_class", "reg_tokens", "pos_embed", "pre_norm", "final_norm", "fc_norm",
-    "use_fc_norm", "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias",
-    "strict_img_size", "dynamic_img_size", "drop_rate", "pos_drop_rate",
-    "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "weight_init", "fix_init",
-    "head_init_scale",
-}  # fmt: skip
-# Arguments that are fields of ours with the same name.
-_FIELDS = ("num_heads", "window_size", "drop_path_rate", "pretrained_window_sizes")
+_IGNORED = (
+    "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "depths", "head_dim",
+    "mlp_ratio", "qkv_bias", "qk_norm", "proj_bias", "class_token", "no_embed_class",
+    "reg_tokens", "pos_embed", "pre_norm", "final_norm", "fc_norm", "use_fc_norm",
+    "use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias", "drop_rate",
+    "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
+    "weight_init", "fix_init", "head_init_scale", "device", "dtype",
+    # These matter for images of another size than img_size, which are refused.
+    "strict_img_size", "dynamic_img_size",
+)  # fmt: skip
+# Arguments that our models have no equivalent for, unless they are off.
+_OFF = (
+    "always_partition", "scale_attn_norm", "scale_mlp_norm", "pool_include_prefix",
+    "dynamic_img_pad", "embed_layer", "embed_norm_layer", "norm_layer", "block_fn",
+    "mlp_layer", "attn_layer", "swiglu_mlp", "scale_mlp", "use_naflex",
+)  # fmt: skip
+# Entries of config.json beside the model's arguments: names, sources, licences.
+_IGNORED_TOP = ("num_classes", "num_features", "label_descriptions", "license", "tag")
+_IGNORED_IMAGES = (
+    "url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source",
+    "custom_load", "architecture", "num_classes", "num_features", "tag", "license",
+    "origin_url", "paper_name", "paper_ids", "notes", "description", "first_conv",
+    "classifier", "pool_size", "min_input_size", "label_descriptions", "global_pool",
+    # Alternatives to input_size and crop_pct, for timm's validation script.
+    "test_input_size", "test_crop_pct",
+)  # fmt: skip
 _POOLS = {"avg": "mean", "token": "cls"}
-
-
-def is_folder(path: Path) -> bool:
-    """Return whether a folder has a config.json of timm."""
-    return "architecture" in files.read_json(path / "config.json")
+# timm's crop_mode -> config.data.eval_fit.
+_FITS = {"center": "cover", "squash": "squash", "border": "pad"}
+# timm's defaults (`resolve_data_config`).
+_CROP_PCT, _INPUT_SIZE = 0.875, (3, 224, 224)
 
 
 def read(path: Path, overrides: Overrides) -> Model:
@@ -50,7 +76,21 @@ def read(path: Path, overrides: Overrides) -> Model:
 
     The biases of a ViT's keys, which have no effect, are left out.
     """
-    config = json.loads((path / "config.json").read_text())
+    file = path / "config.json"
+    config = Settings(settings.read_json(file), f"'{file}'")
+    architecture = config.take("architecture", settings.text).partition(".")[0]
+    if not _KNOWN.fullmatch(architecture):
+        raise config.refusal(
+            "architecture",
+            architecture,
+            "it is no ViT, Swin or Swin V2 whose arithmetic is known to be ours",
+        )
+    args = config.section("model_args")
+    # Old files have image settings at the top level.
+    images = config.section("pretrained_cfg") if "pretrained_cfg" in config else config
+    names = images.take("label_names", settings.texts, ())
+    names = config.take("label_names", settings.texts, names)
+    names = config.take("labels", settings.texts, names)
     weights = next(
         (
             path / name
@@ -59,21 +99,44 @@ def read(path: Path, overrides: Overrides) -> Model:
         ),
         path / files.WEIGHTS,
     )
-    state = to_official(files.read(weights)[0])
+    tensors, left_out, notes = unwrap(files.read(weights)[0], overrides.leave_out)
+    state = to_official(tensors)
     classifies = "head.weight" in state
-    with files.parsing_settings(path):
-        # Old files have image settings at the top level.
-        images = config.get("pretrained_cfg", config)
-        names = config.get("label_names") or images.get("label_names") or ()
-        fields = _model_fields(config.get("model_args", {}), classifies)
-        data = _data_fields(images)
-    return Model.from_state(
+    built_for = args.take("img_size", settings.pair, None)
+    fields = _model_fields(args, architecture)
+    pool = args.take("global_pool", settings.text, None)
+    pool = pool or config.take("global_pool", settings.text, None)
+    if classifies and pool:
+        if pool not in _POOLS:
+            raise config.refusal("global_pool", pool, "ours is 'avg' or 'token'")
+        if fields["name"] == "vit":
+            fields["pool"] = _POOLS[pool]
+    fixed = images.take("fixed_input_size", settings.flag, False)
+    data = _data_fields(images)
+    if built_for and built_for != data["image_size"]:
+        if not fixed:
+            raise images.refusal(
+                "input_size",
+                data["image_size"],
+                f"the model was built for img_size={built_for}",
+            )
+        data["image_size"] = built_for
+    args.finish()
+    images.ignore(_IGNORED_IMAGES)
+    images.finish()
+    config.ignore([*_IGNORED_TOP, "global_pool"])
+    config.finish()
+    model = Model.from_state(
         state,
         overrides,
-        model=fields,
+        model={k: v for k, v in fields.items() if k != "name"},
         data=data,
         class_names=names if classifies else (),
+        unread=left_out,
+        notes=notes,
     )
+    _check_windows(model)
+    return model
 
 
 def write(model: Model, path: Path) -> list[str]:
@@ -95,6 +158,21 @@ def write(model: Model, path: Path) -> list[str]:
     else:
         files.write_folder(path, state, config=config)
     return [name for name in model.state if _is_for_masking(name)]
+
+
+def notes(model: Model) -> list[str]:
+    """Return what timm's config.json cannot hold."""
+    lost = []
+    if model.probabilities != "softmax":
+        lost.append(f"timm has no setting for probabilities={model.probabilities!r}")
+    if model.data.get("eval_center", "round") == "floor":
+        lost.append(
+            "timm rounds where a crop begins, data.eval_center='floor' does not: some "
+            "images are cropped one pixel further"
+        )
+    if model.data.get("dtype", "uint8") != "uint8":
+        lost.append("timm's transform is for photographs: scale the values yourself")
+    return lost
 
 
 # ---- Tensors -------------------------------------------------------------------------
@@ -164,51 +242,97 @@ def _is_for_masking(name: str) -> bool:
 # ---- config.json ---------------------------------------------------------------------
 
 
-def _model_fields(args: Mapping[str, Any], classifies: bool) -> dict[str, Any]:
-    """Fields of config.model that shapes do not determine, from timm's arguments.
-
-    Raises UserError if the arguments make a model that we do not have.
-    """
-    unsupported = {
-        name: value
-        for name, value in args.items()
-        if value
-        and name not in {*_IGNORED, *_FIELDS, "init_values", "global_pool"}
-        and (name, value) != ("act_layer", "gelu")
+def _model_fields(args: Settings, architecture: str) -> dict[str, Any]:
+    """Fields of config.model that shapes do not determine, from timm's arguments."""
+    is_swin = architecture.startswith("swin")
+    heads = settings.sizes if is_swin else settings.size
+    fields: dict[str, Any] = {
+        "name": "swin" if is_swin else "vit",
+        "num_heads": args.take("num_heads", heads, None),
+        "drop_path_rate": args.take("drop_path_rate", settings.rate, 0.0),
     }
-    pool = args.get("global_pool")
-    if classifies and pool and pool not in _POOLS:
-        unsupported["global_pool"] = pool
-    if unsupported:
-        raise UserError(
-            f"model_args in timm's config.json has {unsupported}, which our models do "
-            "not support. Expected defaults: remove arguments that have no effect."
-        )
-    fields = {name: args[name] for name in _FIELDS if name in args}
-    if classifies and pool:
-        fields["pool"] = _POOLS[pool]
-    if args.get("init_values"):
-        fields["layer_scale"] = args["init_values"]
-    match fields.get("window_size"):
-        case [height, width] if height == width:
-            fields["window_size"] = height
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    if not any(fields.get("pretrained_window_sizes", ())):
-        fields.pop("pretrained_window_sizes", None)
+    if scale := args.take("init_values", settings.number, 0.0):
+        fields["layer_scale"] = scale
+    if is_swin:
+        fields["pad_after_shift"] = True
+    if found := re.match(
+        r"swinv2_[a-z]+_window(\d+)(?:to(\d+)_(\d+)to)?", architecture
+    ):
+        window, larger, image_size = found.groups()
+        fields["window_size"] = int(larger or window)
+        fields["pretrained_window_sizes"] = ()
+        if larger:
+            learned, grid = int(window), int(image_size) // 4
+            fields["pretrained_window_sizes"] = tuple(
+                min(learned, grid // 2**stage) for stage in range(4)
+            )
+    if "window_size" in args:
+        height, width = args.take("window_size", settings.pair)
+        if height != width:
+            raise args.refusal("window_size", [height, width], "our windows are square")
+        fields["window_size"] = height
+    if "pretrained_window_sizes" in args:
+        windows = args.take("pretrained_window_sizes", settings.sizes_or_zeros)
+        fields["pretrained_window_sizes"] = windows if any(windows) else ()
+    args.expect("act_layer", "gelu", False, reason="our MLPs use the exact 'gelu'")
+    for name in _OFF:
+        args.expect(name, False, reason="our models have no such variant")
+    args.ignore(_IGNORED)
     return fields
 
 
-def _data_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    if "input_size" in config:
-        data["image_size"] = tuple(config["input_size"][1:])
-    for ours, theirs in (("mean", "mean"), ("std", "std"), ("eval_crop", "crop_pct")):
-        if theirs in config:
-            value = config[theirs]
-            data[ours] = tuple(value) if isinstance(value, list) else value
-    if config.get("interpolation") in ("bilinear", "bicubic"):
-        data["interpolation"] = config["interpolation"]
+def _data_fields(config: Settings) -> dict[str, Any]:
+    """Fields of config.data with which evaluation gives the pixels of timm's."""
+    _, *size = config.take("input_size", _input_size, _INPUT_SIZE)
+    share = config.take("crop_pct", settings.share_or_zero, 0) or _CROP_PCT
+    fit = config.take("crop_mode", settings.one_of(_FITS), "cover")
+    filters = settings.one_of({name: name for name in FILTERS})
+    data = {
+        "image_size": tuple(size),
+        "eval_crop": share,
+        "interpolation": config.take("interpolation", filters, "bicubic"),
+    }
+    if fit != _official_fit(share, data["image_size"]):
+        data["eval_fit"] = fit
+    for name, parse in (("mean", settings.numbers), ("std", settings.deviations)):
+        if name in config:
+            data[name] = config.take(name, parse)
     return data
+
+
+def _official_fit(share: float, size: tuple[int, ...]) -> str:
+    """Return what eval_fit="official" does, if timm has it, or ""."""
+    if share == 1:
+        return "squash"
+    return "cover" if size[0] == size[1] else ""
+
+
+def _input_size(value: Any) -> tuple[int, int, int]:
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise ValueError("channels, height and width")
+    channels, height, width = map(settings.size, value)
+    return channels, height, width
+
+
+def _check_windows(model: Model) -> None:
+    """Raise UserError if timm's windows differ: it fits them to each side alone."""
+    if model.model["name"] == "vit":
+        return
+    for stage in model.stages():
+        if not _is_fitted_alike(stage):
+            grid, size = (
+                "x".join(map(str, x)) for x in (stage.grid, model.data["image_size"])
+            )
+            raise UserError(
+                f"img_size {size} gives a grid of {grid}, to which timm fits windows "
+                f"that are not square; ours are {stage.window}x{stage.window}. This "
+                "model cannot be converted."
+            )
+
+
+def _is_fitted_alike(stage: Stage) -> bool:
+    height, width = stage.grid
+    return stage.window < min(height, width) or height == width
 
 
 def _kind(model: Model) -> str:
@@ -225,12 +349,7 @@ def _unsupported(model: Model, kind: str) -> str:
     if fields["norm_eps"] != _NORM_EPS[kind]:
         return f"its norms have eps={_NORM_EPS[kind]}, not {fields['norm_eps']}"
     if fields["name"] != "vit":
-        height, width = model.data["image_size"]
-        if height != width:
-            return f"its Swin needs square images, not {height}x{width}"
-        if fields["use_abs_pos_emb"] or not fields["patch_norm"]:
-            return "its Swin has patch_norm=True and no absolute positions"
-        return ""
+        return _unsupported_swin(model)
     if model.kind == "classifier":
         order = (fields["pool"], fields["pool_norm"], fields["final_norm"])
         if order not in (("mean", True, False), ("cls", False, True)):
@@ -241,6 +360,31 @@ def _unsupported(model: Model, kind: str) -> str:
     elif not fields["final_norm"]:
         return "its encoders have final_norm=True, not False"
     return ""
+
+
+def _unsupported_swin(model: Model) -> str:
+    fields = model.model
+    height, width = model.data["image_size"]
+    if height != width:
+        return f"its Swin needs square images, not {height}x{width}"
+    if fields["use_abs_pos_emb"] or not fields["patch_norm"]:
+        return "its Swin has patch_norm=True and no absolute positions"
+    if fields.get("pool_norm"):
+        return "its Swin classifies with pool_norm=False"
+    if model.pads_shifted and not fields.get("pad_after_shift"):
+        return (
+            f"at {height}x{width}, windows of {fields['window_size']} do not divide "
+            "the grid, and timm pads it after the shift (pad_after_shift=True)"
+        )
+    return ""
+
+
+def _crop_mode(data: Mapping[str, Any]) -> str:
+    """Return timm's name for how evaluation fits images."""
+    fit = data.get("eval_fit", "official")
+    if fit == "official":
+        fit = "squash" if data["eval_crop"] == 1 else "cover"
+    return next(theirs for theirs, ours in _FITS.items() if ours == fit)
 
 
 def _config(model: Model, kind: str) -> dict[str, Any]:
@@ -279,6 +423,7 @@ def _config(model: Model, kind: str) -> dict[str, Any]:
             "fixed_input_size": True,
             "interpolation": data["interpolation"],
             "crop_pct": data["eval_crop"],
+            "crop_mode": _crop_mode(data),
             "mean": data["mean"],
             "std": data["std"],
             "num_classes": len(model.class_names),

@@ -1,16 +1,22 @@
 """The convert command, official files, and checkpoints of ours."""
 
 import json
+import math
+import random
+import re
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from simmim_jax.checkpoints import store
-from simmim_jax.checkpoints.convert import files, infer, microsoft
+from simmim_jax.checkpoints import layout, store
+from simmim_jax.checkpoints.convert import files, formats, infer, microsoft
 from simmim_jax.checkpoints.convert.model import Model
 from simmim_jax.checkpoints.convert.official import to_official
+from simmim_jax.checkpoints.convert.overrides import OFFICIAL_DATA, Overrides
+from simmim_jax.checkpoints.convert.settings import Settings
+from simmim_jax.errors import UserError
 from simmim_jax.tasks.predict import Predictor
 from tests import commands
 from tests.commands import assert_same
@@ -191,7 +197,13 @@ def test_averages_are_left_out_and_reported(tmp_path, capsys):
     [
         ({"MODEL": {"TYPE": "swin"}}, "lacks the setting 'SWIN'"),
         ({"DATA": {}}, "lacks the setting 'IMG_SIZE'"),
-        ({"MODEL": []}, "of an unexpected type"),
+        ({"MODEL": {"TYPE": "swin_moe"}}, "TYPE='swin_moe': expected one of"),
+        ({"MODEL": []}, "in 'MODEL' is []. Expected an object"),
+        ({"MODEL": {"TYPE": "swin", "SWIN": {"QK_SCALE": 0.5}}}, "has QK_SCALE=0.5"),
+        ({"MODEL": {"TYPE": "swin", "SWIN": {"X": 1}}}, "has X=1, but this converter"),
+        ({"DATA": {"IMG_SIZE": 32, "CROP": 1}}, "has CROP=1, but this converter"),
+        ({"DATA": {"IMG_SIZE": 32, "INTERPOLATION": "random"}}, "INTERPOLATION="),
+        ([], "is []. Expected an object"),
         ("{", "not JSON"),
     ],
 )
@@ -213,6 +225,8 @@ def test_sizes_are_inferred_from_shapes(name, tmp_path):
     state = to_official(make(tmp_path / "ours", MODELS[name]))
     given = {"swin_v2": "window_size", "vit": "num_heads"}.get(MODELS[name]["name"])
     known = {given: MODELS[name][given]} if given else {}
+    if MODELS[name]["name"] == "swin_v2":
+        known["pretrained_window_sizes"] = MODELS[name]["pretrained_window_sizes"]
     fields = infer.model_fields(state, known)
     assert len(fields) >= 10
     for field, value in fields.items():
@@ -235,18 +249,28 @@ def test_fields_that_shapes_do_not_determine_are_required(tmp_path):
     file = convert(tmp_path / "v2", tmp_path / "v2.safetensors", "--to=official")
     bare = rewrite(file, tmp_path / "v2-bare.safetensors", lambda _: None)
     message = error_message(bare, tmp_path / "v2-back")
-    assert "['window_size']: add --model.window_size=" in message
-    message = error_message(bare, tmp_path / "v2-back", "--model.window_size=4")
+    assert "['window_size', 'pretrained_window_sizes']: add --model.win" in message
+    flags = ["--model.window_size=4", "--model.pretrained_window_sizes=(6, 6, 3)"]
+    message = error_message(bare, tmp_path / "v2-back", *flags)
     assert "image size: add --data.image_size=" in message
-    convert(bare, tmp_path / "v2-back", "--model.window_size=4", SIZE_FLAG)
+    convert(bare, tmp_path / "v2-back", *flags, SIZE_FLAG)
 
 
 @pytest.mark.parametrize(
     ("flag", "complaint"),
     [
         ("--model.head=2", "--model.head: expected one of attention, depth, drop"),
-        ("--data.size=2", "--data.size: expected one of eval_crop, image_size"),
-        ("--data.image_size=2", r"data.image_size=2: expected"),
+        ("--data.size=2", "--data.size: expected one of eval_center, eval_crop, eval"),
+        ("--data.image_size=2", r"data.image_size=2: expected a height and a width"),
+        ("--data.image_size=(33, 32)", r"\(33, 32\): expected multiples of the patch"),
+        (
+            "--data.mean=grey",
+            "data.mean='grey': expected a number, such as --data.mean=",
+        ),
+        ("--data.std=(1, 0, 1)", "data.std=.*: expected a number above 0"),
+        ("--data.eval_crop=2", "data.eval_crop=2: expected a share above 0, up to 1"),
+        ("--data.interpolation=cubic", "data.interpolation='cubic': expected one of"),
+        ("--model.num_heads=0", "model.num_heads=0: expected int, such as 12"),
         ("--data.mean=(0.5,)", r"data.mean=\(0.5,\): expected a number for each of 3"),
         ("--colour=2", "--colour=2: expected --model.FIELD=VALUE"),
         ("--model.depth", "--model.depth: expected --model.FIELD=VALUE"),
@@ -321,14 +345,253 @@ def test_sources_are_checked(tmp_path):
     assert "takes no flags but --to" in message
 
 
-def test_the_official_code_has_one_eps(tmp_path):
-    make(tmp_path / "ours", VIT | {"norm_eps": 1e-12})
+@pytest.mark.parametrize(
+    ("model", "data", "complaint"),
+    [
+        (VIT | {"norm_eps": 1e-12}, {}, "its model.norm_eps is 1e-06, not 1e-12"),
+        # The case of an official Swin that cannot be built.
+        (SWIN, {"image_size": (68, 100)}, "square images, not 68x100"),
+        (
+            SWIN | SWIN_HEAD,
+            {"image_size": (68, 100)},
+            "windows of 4 do not divide the grid of 17x25",
+        ),
+        (
+            SWIN_V2 | SWIN_HEAD | {"window_size": 3},
+            {"image_size": (36, 36)},
+            "images of 36x36 have an odd grid of 9x9 in stage 0",
+        ),
+        (SWIN | {"window_size": 8}, {"image_size": (48, 48)}, "of 8 .* grid of 12x12"),
+        (VIT, {"image_size": (32, 64)}, "pre-trains on square images, not 32x64"),
+        (VIT | {"patch_size": (4, 8)}, {}, "pre-trains on square patches, not 4x8"),
+        (VIT_CLASSIFIER | {"pool": "cls"}, {}, r"= \('cls', True, False\)"),
+        (SWIN | SWIN_HEAD | {"pool_norm": True}, {}, r"= \('mean', True, True\)"),
+        (VIT | {"final_norm": False}, {}, "final_norm=True, not False"),
+        (SWIN, {"interpolation": "box"}, "resize with data.interpolation='box'"),
+    ],
+)
+def test_models_that_the_official_code_lacks_raise(model, data, complaint, tmp_path):
+    make(tmp_path / "ours", model, **data)
     message = error_message(tmp_path / "ours", tmp_path / "x.pth", "--to=official")
-    assert "model.norm_eps=1e-12 does not exist in the official code" in message
-    assert "Expected 1e-06" in message
+    assert re.search(complaint, message)
+    assert "the official code has no such model" in message
+    assert "--to=huggingface or --to=timm" in message
+
+
+def test_a_swin_with_windows_that_divide_is_written_for_other_proportions(tmp_path):
+    make(tmp_path / "ours", SWIN | SWIN_HEAD, image_size=(32, 64))
+    convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+
+
+# ---- Prefixes ------------------------------------------------------------------------
+
+
+def prefixed(file, target, prefix, **others):
+    """Write a file whose tensors have a prefix, and other tensors."""
+
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[prefix + name] = tensors.pop(name)
+        tensors.update(others)
+
+    return rewrite(file, target, rename)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model._orig_mod.", "backbone.", "net."])
+@pytest.mark.parametrize("model", [SWIN, SWIN | SWIN_HEAD], ids=["pretrain", "classes"])
+def test_prefixes_are_removed(prefix, model, tmp_path, capsys):
+    params = make(tmp_path / "ours", model)
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+    other = prefixed(file, tmp_path / "y.safetensors", prefix)
+    assert_same(store.load(convert(other, tmp_path / "back", SIZE_FLAG))[0], params)
+    note = f"note: removed '{prefix}' from the names of tensors"
+    assert note in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("model", [PLAIN_VIT, SWIN], ids=["vit", "swin"])
+def test_a_decoder_may_be_left_out(prefix, model, tmp_path):
+    params = make(tmp_path / "ours", model)
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+    other = prefixed(file, tmp_path / "y.safetensors", prefix)
+    flags = [SIZE_FLAG, "--model.num_heads=2"] if model is PLAIN_VIT else [SIZE_FLAG]
+    for name, pattern in (("a", "^decoder"), ("b", rf"^{prefix}decoder\.")):
+        back = convert(other, tmp_path / name, f"--leave_out={pattern}", *flags)
+        assert_same(store.load(back)[0], {"encoder": params["encoder"]})
+
+
+def test_tensors_without_the_prefix_raise_with_the_flag_that_works(tmp_path):
+    params = make(tmp_path / "ours", SWIN, encoder_only=True)
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+    probe = {"head.weight": np.zeros((5, 16), np.float32), "step": np.zeros(1)}
+    other = prefixed(file, tmp_path / "y.safetensors", "backbone.", **probe)
+    message = error_message(other, tmp_path / "back", SIZE_FLAG)
+    assert "start with 'backbone.', but these do not: head.weight, step" in message
+    assert r"--leave_out='^(head|step)\b'" in message
+    flag = r"--leave_out=^(head|step)\b"
+    back = convert(other, tmp_path / "back", SIZE_FLAG, flag)
+    assert_same(store.load(back)[0], params)
+
+
+def test_two_encoders_raise_with_the_flag_that_works(tmp_path):
+    make(tmp_path / "ours", SWIN, encoder_only=True)
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+    tensors = files.read(file)[0]
+    both = {f"student.{n}": v for n, v in tensors.items()}
+    both |= {f"teacher.{n}": v for n, v in tensors.items()}
+    files.write(tmp_path / "both.safetensors", both)
+    message = error_message(tmp_path / "both.safetensors", tmp_path / "back")
+    assert "2 encoders, named student., teacher." in message
+    assert r"--leave_out='^teacher\.'" in message
+    flag = r"--leave_out=^teacher\."
+    convert(tmp_path / "both.safetensors", tmp_path / "back", SIZE_FLAG, flag)
+
+
+def test_names_of_mmpretrain_raise(tmp_path):
+    state = {"backbone.patch_embed.projection.weight": np.zeros((8, 3, 4, 4))}
+    files.write(tmp_path / "x.safetensors", state)
+    message = error_message(tmp_path / "x.safetensors", tmp_path / "back")
+    assert "of mmpretrain, which is not supported" in message
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_run_that_starts_from_foreign_weights_is_told_to_convert(kind, tmp_path):
+    files.write(tmp_path / "model.safetensors", {"x": np.zeros(1, np.float32)})
+    path = tmp_path if kind == "folder" else tmp_path / "model.safetensors"
+    with pytest.raises(FileNotFoundError) as error:
+        layout.find(path)
+    assert f"`simmim convert {path} runs/converted`" in str(error.value)
+
+
+# ---- Descriptions --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "config.json' is not JSON"),
+        ("[" * 100_000, "config.json' is not JSON"),
+        ("\xff", "config.json' is not JSON"),
+        ("[1]", "has neither 'model_type'"),
+        ('{"a": 1}', "has neither 'model_type'"),
+        ('{"model_type": 3}', "model_type=3: expected one of"),
+        ('{"architecture": []}', "architecture=.*: expected a text"),
+    ],
+)
+def test_malformed_descriptions_raise(text, complaint, tmp_path):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    assert re.search(complaint, error_message(tmp_path, tmp_path / "ours"))
+
+
+def test_a_folder_of_tensors_alone_raises_with_the_command(tmp_path):
+    files.write(tmp_path / "x.safetensors", {"x": np.zeros(1, np.float32)})
+    message = error_message(tmp_path, tmp_path / "ours")
+    assert f"`simmim convert {tmp_path / 'x.safetensors'} …`" in message
+
+
+VALUES = (
+    None, True, False, 0, 1, -1, 3, 10**30, 0.5, -2.5, 1e300, math.nan, math.inf, "",
+    "x", "\ud800", "224", [], [1], [0, 0], [4, 4], [1, 2, 3], [None], ["a", 1], {},
+    {"a": 1}, {"height": 32}, {"shortest_edge": -1}, {"0": "a", "1": 2}, {"x": "y"},
+)  # fmt: skip
+
+
+def mutated(value, rng: random.Random):
+    """The value with one of its parts replaced, removed or added."""
+    if isinstance(value, dict) and value and rng.random() < 0.9:
+        name = rng.choice(list(value))
+        changed = dict(value)
+        match rng.randrange(8):
+            case 0:
+                del changed[name]
+            case 1:
+                changed[name + "_"] = changed.pop(name)
+            case _:
+                changed[name] = mutated(value[name], rng)
+        return changed
+    if isinstance(value, list) and value and rng.random() < 0.5:
+        place = rng.randrange(len(value))
+        return [*value[:place], mutated(value[place], rng), *value[place + 1 :]]
+    return rng.choice(VALUES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [
+        ("huggingface", "config.json"),
+        ("huggingface", "preprocessor_config.json"),
+        ("timm", "config.json"),
+        ("official", ""),
+    ],
+)
+def test_mutated_descriptions_are_read_or_refused_in_a_sentence(to, name, tmp_path):
+    make(tmp_path / "ours", SWIN_V2 | SWIN_HEAD | {"pretrained_window_sizes": ()})
+    path = tmp_path / ("x" if name else "x.safetensors")
+    convert(tmp_path / "ours", path, f"--to={to}")
+    if name:
+        description = json.loads((path / name).read_text())
+    else:
+        tensors, rest = files.read(path)
+        description = json.loads(rest["config"])
+    messages = []
+    for seed in range(150):
+        changed = mutated(description, random.Random(seed))
+        if name:
+            (path / name).write_text(json.dumps(changed))
+        else:
+            path.unlink()
+            files.write(path, tensors, config=json.dumps(changed))
+        try:
+            formats.read(path, Overrides()).params()
+        except UserError as error:
+            messages.append(str(error))
+    assert 50 < len(messages) < 150
+    assert all("xpected" in text or "Remove it" in text for text in messages)
 
 
 # ---- Checkpoints of ours -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"eval_crop": 0.9, "eval_fit": "squash"},
+        {"eval_crop": 1.0, "eval_fit": "cover", "eval_center": "floor"},
+        {"eval_crop": 0.9, "interpolation": "lanczos"},
+    ],
+)
+def test_official_files_keep_how_evaluation_fits_images(data, tmp_path):
+    make(tmp_path / "ours", SWIN | SWIN_HEAD, **data)
+    params, meta = store.load(tmp_path / "ours")
+    meta["config"]["probabilities"] = "sigmoid"
+    store.write(tmp_path / "sigmoid", params, meta)
+    file = convert(tmp_path / "sigmoid", tmp_path / "x.safetensors", "--to=official")
+    config = store.load(convert(file, tmp_path / "back"))[1]["config"]
+    assert config["data"] == meta["config"]["data"]
+    assert config["probabilities"] == "sigmoid"
+
+
+@pytest.mark.parametrize(
+    ("official", "data"),
+    [
+        ({"IMG_SIZE": 224}, {"interpolation": "bicubic"}),
+        ({"IMG_SIZE": 192, "INTERPOLATION": "nearest"}, {"interpolation": "bilinear"}),
+        ({"IMG_SIZE": 192, "INTERPOLATION": "lanczos"}, {"interpolation": "lanczos"}),
+        # Images of CIFAR are neither resized nor cropped.
+        ({"IMG_SIZE": 32}, {"interpolation": "bicubic", "eval_crop": 1.0}),
+    ],
+)
+def test_official_preprocessing(official, data):
+    test = Settings({"CROP": True}, "TEST")
+    found = microsoft._data_fields(Settings(official, "DATA"), test)
+    assert found == data | {"image_size": (official["IMG_SIZE"],) * 2}
+
+
+def test_the_official_short_side_is_ours():
+    """Official: int((256 / 224) * size); ours: int(size / eval_crop)."""
+    for size in range(1, 1025):
+        assert int((256 / 224) * size) == int(size / OFFICIAL_DATA["eval_crop"]), size
 
 
 @pytest.fixture

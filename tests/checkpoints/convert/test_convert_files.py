@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import stat
 import sys
 from collections import OrderedDict
 
@@ -112,12 +113,21 @@ def test_names_that_coincide_raise():
         files.rename(TENSORS, lambda name: "x")
 
 
-@pytest.mark.parametrize("text", ['{"a": 1}', "a: 1", "[1]", None])
-def test_read_json(text, tmp_path):
-    path = tmp_path / "config.json"
-    if text:
-        path.write_text(text)
-    assert files.read_json(path) == ({"a": 1} if text and "{" in text else {})
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_files_have_the_mode_that_the_umask_says(umask, suffix, tmp_path):
+    if suffix == "pth":
+        pytest.importorskip("torch")
+    before = os.umask(umask)
+    try:
+        files.write(tmp_path / f"x.{suffix}", TENSORS)
+        files.write_folder(tmp_path / "folder", TENSORS, config={})
+    finally:
+        os.umask(before)
+    for path in (tmp_path / f"x.{suffix}", *(tmp_path / "folder").iterdir()):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask, path
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
+    assert {p.name for p in tmp_path.iterdir()} == {f"x.{suffix}", "folder"}
 
 
 # ---- PyTorch -------------------------------------------------------------------------
@@ -226,6 +236,43 @@ def test_code_in_files_is_not_executed(zipped, tmp_path, torch):
 def test_files_without_tensors_raise(content, complaint, tmp_path, torch):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=complaint):
+        files.read(tmp_path / "x.pth")
+
+
+def test_a_changed_byte_is_found_by_its_checksum(tmp_path, torch):
+    path = tmp_path / "x.pth"
+    torch.save({"model": state(torch)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(TENSORS["a.weight"].tobytes())] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)  # does not check
+    with pytest.raises(
+        ValueError, match=r"x\.pth' is not .* or corrupt: the checksum of x/data/0 does"
+    ):
+        files.read(path)
+
+
+def test_files_written_without_checksums_are_read(tmp_path, torch):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"model": state(torch)}, tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert_tensors(files.read(tmp_path / "x.pth")[0])
+
+
+@pytest.mark.parametrize("kind", ["complex", "sparse", "quantized"])
+def test_tensors_that_are_no_plain_numbers_raise(kind, tmp_path, torch):
+    make = {
+        "complex": lambda: torch.ones(2, dtype=torch.complex64),
+        "sparse": lambda: torch.eye(2).to_sparse(),
+        "quantized": lambda: torch.quantize_per_tensor(
+            torch.ones(2), 0.1, 0, torch.qint8
+        ),
+    }
+    torch.save({"x": make[kind]()}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=f"x is .*{kind}"):
         files.read(tmp_path / "x.pth")
 
 

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from simmim_jax.checkpoints import store
-from simmim_jax.checkpoints.convert.huggingface import _crop_fraction
 from simmim_jax.checkpoints.convert.huggingface_names import to_official
+from simmim_jax.checkpoints.convert.huggingface_processor import (
+    crop_share,
+    data_fields,
+)
 from simmim_jax.checkpoints.convert.model import Model
+from simmim_jax.checkpoints.convert.settings import Settings
 from simmim_jax.tasks.predict import Predictor
 from tests.commands import assert_same
 from tests.convert_cases import (
@@ -30,6 +34,8 @@ from tests.convert_cases import (
     make,
     mask,
     masked_loss,
+    picture,
+    prepared,
     run,
 )
 
@@ -219,22 +225,172 @@ def test_files_of_transformers_come_back_exactly(tmp_path):
         assert torch.equal(again[name], value), name
 
 
-@pytest.mark.parametrize("eval_crop", [0.875, 1.0])
-def test_image_processor_prepares_images_like_predict(eval_crop, tmp_path):
-    make(tmp_path / "ours", SWIN | SWIN_HEAD, eval_crop=eval_crop)
+# ---- Image processors ----------------------------------------------------------------
+
+SQUARE = {"size": {"height": SIZE, "width": SIZE}}
+COVER = {
+    "image_processor_type": "BitImageProcessor",
+    "size": {"shortest_edge": 37},
+    "crop_size": {"height": SIZE, "width": SIZE},
+}
+# preprocessor_config.json, and the `model_type` of its model.
+PROCESSORS = {
+    "defaults": ({}, "swin"),
+    "defaults of BEiT": ({"image_processor_type": "BeitImageProcessor"}, "beit"),
+    "defaults of DeiT": ({"image_processor_type": "DeiTImageProcessorFast"}, "vit"),
+    "defaults of CLIP": ({"image_processor_type": "CLIPImageProcessor"}, "vit"),
+    "defaults of BiT": ({"image_processor_type": "BitImageProcessor"}, "vit"),
+    "old file": (
+        {"feature_extractor_type": "ViTFeatureExtractor", "size": SIZE},
+        "vit",
+    ),
+    "not normalised": (SQUARE | {"do_normalize": False}, "vit"),
+    "not rescaled": (SQUARE | {"do_rescale": False, "image_mean": [99, 9, 9]}, "vit"),
+    "neither": (SQUARE | {"do_rescale": False, "do_normalize": False}, "vit"),
+    "other factor": (SQUARE | {"rescale_factor": 1 / 127.5}, "vit"),
+    "one mean": (SQUARE | {"image_mean": 0.4, "image_std": 0.3}, "vit"),
+    "height and width": ({"size": [24, 40]}, "swin"),
+    "crop": (COVER, "swin"),
+    "crop of all": (COVER | {"size": {"shortest_edge": SIZE}}, "swin"),
+    "crop of an int": (COVER | {"size": 40}, "swin"),
+    "crop of a square": (COVER | {"size": 40, "default_to_square": True}, "swin"),
+    "switched off": (SQUARE | {"do_center_crop": False, "do_pad": False}, "swin"),
+    **{f"filter {n}": (SQUARE | {"resample": n}, "swin") for n in range(6)},
+}
+
+
+@pytest.mark.parametrize("size", [(61, 47), (40, 75), (SIZE, SIZE)])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_evaluation_gives_the_pixels_of_the_image_processor(name, size):
+    config, model_type = PROCESSORS[name]
+    kind = config.get("image_processor_type", "ViTImageProcessor").removesuffix("Fast")
+    settings = {k: v for k, v in config.items() if not k.endswith("_type")}
+    theirs = getattr(transformers, f"{kind}Pil")(**settings)
+    image = picture(size)
+    expected = theirs(image, return_tensors="np")["pixel_values"][0]
+    data = data_fields(Settings(config, "the file"), model_type)
+    data |= {name: data[name] * 3 for name in ("mean", "std") if len(data[name]) == 1}
+    found = prepared(image, **data).transpose(2, 0, 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ({"do_resize": False}, "do_resize=False, but we resize every image"),
+        ({"do_pad": True}, "do_pad=True"),
+        ({"size": {"longest_edge": 32}}, "expected height and width, or shortest_edge"),
+        ({"size": {"shortest_edge": 32}}, "without a crop, images keep their shape"),
+        ({"resample": 6}, r"resample=6: expected one of \[0, 1"),
+        ({"rescale_factor": 0}, "rescale_factor=0: expected a number above 0"),
+        ({"image_std": [0.5, 0, 0.5]}, "image_std=.*: expected a number above 0"),
+        ({"do_normalize": "no"}, "do_normalize='no': expected true or false"),
+        ({"image_processor_type": "ConvNextImageProcessor"}, "image_processor_type="),
+        ({"rescale_offset": True}, "rescale_offset=True, .* does not know the setting"),
+        (COVER | {"crop_size": 40}, "crop_size=.*at most"),
+        (COVER | {"crop_size": [20, 30]}, "crop_size=.*we crop squares"),
+        (COVER | {"size": [40, 60]}, "crop_size=.*the same share of both sides"),
+    ],
+)
+def test_image_processors_that_we_lack_raise(setting, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        data_fields(Settings(setting, "the file"), "vit")
+
+
+def score_theirs(folder, path) -> dict[str, float]:
+    """Scores of their pipeline for a file, with Pillow's image processor."""
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    model = transformers.AutoModelForImageClassification.from_pretrained(folder)
+    classify = transformers.pipeline(
+        "image-classification", model=model, image_processor=processor
+    )
+    return {x["label"]: x["score"] for x in classify(str(path), top_k=None)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "processor"),
+    [
+        ({}, COVER),
+        ({}, SQUARE | {"do_normalize": False}),
+        ({"problem_type": "multi_label_classification"}, SQUARE),
+        ({"problem_type": "single_label_classification"}, SQUARE | {"resample": 0}),
+        ({"id2label": {0: "ant"}}, COVER | {"size": {"shortest_edge": SIZE}}),
+    ],
+    ids=["crop", "not normalised", "many labels", "one label", "one class"],
+)
+def test_from_a_file_to_scores(settings, processor, tmp_path):
+    """The whole pipeline of theirs, and ours of the converted folder."""
+    kind, config, sizes = THEIRS["swin-classifier"]
+    config = getattr(transformers, config)(**sizes | settings)
+    torch.manual_seed(0)
+    theirs = getattr(transformers, kind)(config)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(0, 0.3)
+    theirs.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf/preprocessor_config.json").write_text(json.dumps(processor))
+    path = tmp_path / "photo.png"
+    picture().save(path)
+    expected = score_theirs(tmp_path / "hf", path)
+    ours = Predictor.load(convert(tmp_path / "hf", tmp_path / "ours"))
+    [found] = ours.predict([path])
+    assert list(found) == list(expected)
+    np.testing.assert_allclose([*found.values()], [*expected.values()], atol=1e-5)
+    assert len(found) == 1 or max(found.values()) - min(found.values()) > 0.1
+    # And back.
+    again = convert(tmp_path / "ours", tmp_path / "again", "--to=huggingface")
+    assert score_theirs(again, path) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_nested_image_processor_takes_precedence(tmp_path):
+    their_model("swin-classifier").save_pretrained(tmp_path / "hf")
+    nested = {"image_processor": SQUARE | {"image_mean": 0.25}}
+    for name, content in (("processor", nested), ("preprocessor", SQUARE)):
+        (tmp_path / f"hf/{name}_config.json").write_text(json.dumps(content))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    assert processor.image_mean == 0.25
+    convert(tmp_path / "hf", tmp_path / "ours")
+    data = store.load(tmp_path / "ours")[1]["config"]["data"]
+    assert data["mean"] == [0.25] * 3
+
+
+def test_without_an_image_processor_a_note_says_what_is_assumed(tmp_path, capsys):
+    their_model("swin-classifier").save_pretrained(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "ours")
+    assert "note: the folder has no preprocessor_config.json: assumed" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"eval_crop": 0.875},
+        {"eval_crop": 1.0},
+        {"eval_crop": 1.0, "eval_fit": "cover"},
+        {"eval_crop": 0.8, "eval_fit": "squash", "interpolation": "lanczos"},
+    ],
+)
+def test_image_processor_prepares_images_like_predict(data, tmp_path, capsys):
+    make(tmp_path / "ours", SWIN | SWIN_HEAD, **data)
     hf = convert(tmp_path / "ours", tmp_path / "hf", "--to=huggingface")
-    predictor = Predictor.load(tmp_path / "ours")
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 47, 3), np.uint8)
-    ours = (predictor.prepare(pixels) / 255 - DATA["mean"]) / DATA["std"]
-    processor = transformers.AutoImageProcessor.from_pretrained(hf)
-    theirs = processor(pixels, return_tensors="np")["pixel_values"][0]
-    np.testing.assert_allclose(theirs.transpose(1, 2, 0), ours, rtol=0, atol=1e-6)
+    rounds = data["eval_crop"] < 1 or "eval_fit" in data
+    assert ("transformers rounds down" in capsys.readouterr().out) == rounds
+    image = picture((60, 47))  # no offset depends on rounding
+    processor = transformers.AutoImageProcessor.from_pretrained(hf, backend="pil")
+    theirs = processor(image, return_tensors="np")["pixel_values"][0]
+    ours = prepared(image, **DATA | data)
+    np.testing.assert_allclose(theirs.transpose(1, 2, 0), ours, rtol=1e-6, atol=1e-6)
+    convert(hf, tmp_path / "back")
+    back = store.load(tmp_path / "back")[1]["config"]["data"]
+    floor = {"eval_center": "floor"} if rounds else {}
+    assert back == json.loads(json.dumps(DATA | data | floor))
 
 
 @pytest.mark.parametrize("size", [32, 192, 224, 384])
 def test_crop_fractions_give_the_short_side_back(size):
     for short_side in range(size, 2 * size):
-        assert int(size / _crop_fraction(size, short_side)) == short_side
+        assert int(size / crop_share(size, short_side)) == short_side
 
 
 def test_pytorch_files_and_shards(tmp_path):
@@ -285,9 +441,14 @@ def test_unknown_names_are_kept():
         ({"hidden_act": "gelu_new"}, "gelu_new"),
         ({"layer_norm_eps": 1e-6}, "layer_norm_eps=1e-06"),
         ({"model_type": "dinov2"}, "'dinov2'"),
-        ({"image_size": {"shortest_edge": 32}}, "lacks the setting 'height'"),
-        ({"drop_path_rate": None}, "of an unexpected type"),
-        ({"window_size": [4, 4]}, "window_size=.* expected int"),
+        ({"image_size": {"shortest_edge": 32}}, "image_size=.*a whole number"),
+        ({"drop_path_rate": "high"}, "drop_path_rate='high': expected a number"),
+        ({"window_size": [4, 4]}, r"window_size=\[4, 4\]: expected a whole number"),
+        ({"problem_type": "regression"}, "problem_type='regression': expected one of"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads=.*no such variant"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map="),
+        ({"rope_theta": 1e4}, "rope_theta=10000.0, .* does not know the setting"),
+        ({"id2label": {"1": "ant", "2": "bee"}}, "id2label=.*ids that count from 0"),
     ],
 )
 def test_models_that_we_lack_raise(setting, complaint, tmp_path):
