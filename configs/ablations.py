@@ -1,6 +1,6 @@
 """The ablations of the SimMIM paper (section 4.1): one change each to its setting.
 
-    python -m simmim_jax.main --config=configs/ablations.py:l2 --workdir=runs/l2
+    simmim train --config=ablations:l2 --workdir=runs/l2
 
 The setting is configs/swin_base_100ep.py, to be fine-tuned with
 configs/swin_base_100ep_finetune192.py: 82.8 % top-1 (README of

@@ -1,6 +1,6 @@
 """Satellite images and their climate: the comparison in colour, on a CPU.
 
-    python -m simmim_jax.main --config=configs/climate.py
+    simmim train --config=climate
 
 Pre-trains a ViT with 1M parameters on 5,150 patches of NASA's Blue Marble without their
 labels, then fine-tunes it on 240 with their climate zone (Köppen), and the same model
@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.pretrain.data.train_split = "unlabelled"
     config.pretrain.duration = "150000 examples"
-    config.pretrain.eval_every = "25000 examples"
+    config.pretrain.eval_every = "25088 examples"  # six times
     config.finetune.data.num_labels = 240
     config.finetune.duration = "400 steps"
     config.finetune.optim.warmup = "40 steps"

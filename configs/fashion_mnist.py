@@ -1,6 +1,6 @@
 """Fashion-MNIST: 60,000 images without labels, then 600 with, on a CPU.
 
-    python -m simmim_jax.main --config=configs/fashion_mnist.py
+    simmim train --config=fashion_mnist
 
 Images: Fashion-MNIST (Zalando SE, MIT licence) through TFDS; or from a folder that
 holds its four .gz files, by --config.pretrain.data.dataset=FOLDER and
@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
         patch_size=(7, 7),
     )
     config.pretrain.duration = "500000 examples"
-    config.pretrain.eval_every = "100000 examples"
+    config.pretrain.eval_every = "100096 examples"  # five times
     config.finetune.data.num_labels = 600
     config.finetune.augment.mixup_alpha = 0.8
     config.finetune.augment.cutmix_alpha = 1.0

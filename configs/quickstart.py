@@ -1,6 +1,6 @@
 """Quick start: what pre-training is worth, measured in minutes on a laptop's CPU.
 
-    python -m simmim_jax.main --config=configs/quickstart.py
+    simmim train --config=quickstart
 
 Pre-trains a ViT with 0.8M parameters on 8,000 Fashion-MNIST images without labels
 (bundled; Zalando SE, MIT licence), then fine-tunes it on 1,000 labelled ones, and the

@@ -1,6 +1,6 @@
 """SimMIM pre-training of any encoder of configs/models.py by name: ViT-S to ViT-H, too.
 
-    python -m simmim_jax.main --config=configs/sizes.py:vit_huge --workdir=runs/vit_huge
+    simmim train --config=sizes:vit_huge --workdir=runs/vit_huge
 
 The official 800-epoch recipe, whose settings were found with base and large sizes; ViTs
 at 224 pixels, Swins at 192. ViT-H has patches of 14 pixels, and hides 28 together. What

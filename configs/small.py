@@ -39,11 +39,11 @@ def get_config(arg: str = "") -> ConfigDict:
         run.data.fast_decode = True
     config.pretrain.mask.unit_size = (16, 16)
     config.pretrain.duration = "100000 examples"
-    config.pretrain.eval_every = "20000 examples"
+    config.pretrain.eval_every = "20096 examples"  # five times
     config.finetune.data.crop_scale = (0.35, 1.0)
     config.finetune.duration = "30000 examples"
     config.finetune.optim.warmup = "3000 examples"
-    config.finetune.eval_every = "5000 examples"
+    config.finetune.eval_every = "5056 examples"  # six times
     if smoke:
         config = common.smoke_comparison(config)
         config.pretrain.data.batch_size = config.finetune.data.batch_size = 16

@@ -1,6 +1,6 @@
 """SimMIM pre-training of Swin-B at 192 pixels for 100 epochs: the official recipe.
 
-    python -m simmim_jax.main --config=configs/swin_base_100ep.py \
+    simmim train --config=swin_base_100ep \
         --workdir=runs/swin_base_100ep
 
 Images: ImageNet-1k through TFDS, labels unused. Hardware: the official code names one

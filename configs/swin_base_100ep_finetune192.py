@@ -1,6 +1,6 @@
 """Fine-tuning of a SimMIM Swin-B at 192 pixels: the official recipe for 100 epochs.
 
-    python -m simmim_jax.main --config=configs/swin_base_100ep_finetune192.py \
+    simmim train --config=swin_base_100ep_finetune192 \
         --config.init_from=runs/swin_base_100ep \
         --workdir=runs/swin_base_100ep_finetune192
 

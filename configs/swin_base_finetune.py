@@ -1,6 +1,6 @@
 """Fine-tuning of a SimMIM Swin-B at 224 pixels: the official recipe for 800 epochs.
 
-    python -m simmim_jax.main --config=configs/swin_base_finetune.py \
+    simmim train --config=swin_base_finetune \
         --config.init_from=runs/swin_base --workdir=runs/swin_base_finetune
 
 Images: ImageNet-1k through TFDS. Hardware: the official code names one DGX-2, 16 V100

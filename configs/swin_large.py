@@ -1,6 +1,6 @@
 """SimMIM pre-training of Swin-L at 192 pixels for 800 epochs: the official recipe.
 
-    python -m simmim_jax.main --config=configs/swin_large.py --workdir=runs/swin_large
+    simmim train --config=swin_large --workdir=runs/swin_large
 
 Images: ImageNet-1k through TFDS, labels unused. Hardware: the official code names one
 DGX-2, 16 V100 with 128 images each, for its batch of 2048. Expected after fine-tuning

@@ -1,6 +1,6 @@
 """SimMIM pre-training of Swin V2-B at 192 pixels for 800 epochs: the official recipe.
 
-    python -m simmim_jax.main --config=configs/swin_v2_base.py \
+    simmim train --config=swin_v2_base \
         --workdir=runs/swin_v2_base
 
 Images: ImageNet-1k through TFDS, labels unused. Hardware: none is named for its batch

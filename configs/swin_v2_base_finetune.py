@@ -1,6 +1,6 @@
 """Fine-tuning of a SimMIM Swin V2-B at 224 pixels: the official recipe.
 
-    python -m simmim_jax.main --config=configs/swin_v2_base_finetune.py \
+    simmim train --config=swin_v2_base_finetune \
         --config.init_from=runs/swin_v2_base --workdir=runs/swin_v2_base_finetune
 
 Images: ImageNet-1k through TFDS. Hardware: none is named for its batch of 2048.

@@ -1,6 +1,6 @@
 """SimMIM pre-training of ViT-B/16 on ImageNet-1k: the official 800-epoch recipe.
 
-    python -m simmim_jax.main --config=configs/vit_base.py --workdir=runs/vit_base
+    simmim train --config=vit_base --workdir=runs/vit_base
 
 Images: ImageNet-1k through TFDS, labels unused. Hardware: the official code names one
 DGX-2, 16 V100 with 128 images each, for its batch of 2048. Cost, estimated from the

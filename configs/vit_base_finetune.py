@@ -1,6 +1,6 @@
 """Fine-tuning of a SimMIM ViT-B/16 on ImageNet-1k: the official 100-epoch recipe.
 
-    python -m simmim_jax.main --config=configs/vit_base_finetune.py \
+    simmim train --config=vit_base_finetune \
         --config.init_from=runs/vit_base --workdir=runs/vit_base_finetune
 
 Images: ImageNet-1k through TFDS. Hardware: the official code names one DGX-2, 16 V100

@@ -1,6 +1,6 @@
 """Linear probe of a SimMIM ViT-B/16 on ImageNet-1k: the encoder stays as it is.
 
-    python -m simmim_jax.main --config=configs/vit_base_linear.py \
+    simmim train --config=vit_base_linear \
         --config.init_from=runs/vit_base --workdir=runs/vit_base_linear
 
 A norm and a linear layer learn on the mean of the patch tokens after block 8 of 12, the

@@ -37,6 +37,24 @@ def test_smoke_config_runs_on_bundled_data(name):
     check(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "arg", "images"),
+    [
+        ("quickstart", "", 8000),
+        ("small", "compare", 4610),
+        ("climate", "", 4610),
+        ("fashion_mnist", "", 60_000),
+    ],
+)
+def test_no_evaluation_comes_just_before_the_last_one(name, arg, images):
+    comparison = schema.parse(load(name, arg))
+    for run in (comparison.pretrain, comparison.finetune):
+        lengths = (schema.num_steps(run, x, images) for x in ("duration", "eval_every"))
+        total, interval = lengths
+        left = total % interval
+        assert left == 0 or left > interval / 2, (run.mode, total, interval)
+
+
 TABLE = "relative_position_bias_table"
 
 
