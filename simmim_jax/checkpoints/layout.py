@@ -53,8 +53,15 @@ def find(path: str | Path) -> Path:
         raise DamagedError(f"'{path}' has no undamaged checkpoint. {damaged}")
     raise NotFoundError(
         f"'{path}' has no checkpoint in it. Expected the workdir of a run, with "
-        f"checkpoints/<step>/, or one of those step folders.{_conversion(path)}"
+        f"checkpoints/<step>/, or one of those step folders."
+        f"{_runs_in(path)}{_conversion(path)}"
     )
+
+
+def _runs_in(path: Path) -> str:
+    """Return which workdirs a folder has, such as that of a comparison, or ""."""
+    runs = sorted(str(inner.parent) for inner in path.glob("*/checkpoints"))
+    return f" It has those of other runs: {', '.join(runs[:3])}." if runs else ""
 
 
 def _conversion(path: Path) -> str:

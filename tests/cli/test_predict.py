@@ -122,6 +122,12 @@ def test_a_table_that_cannot_be_written(folder, tmp_path):
     )
 
 
+def test_a_folder_of_runs_as_checkpoint_names_them(tmp_path):
+    said = run(tmp_path, f"--checkpoint={CHECKPOINT.parent}", status=1)
+    assert "has no checkpoint in it. Expected the workdir of a run" in said
+    assert f"It has those of other runs: {CHECKPOINT}, " in said
+
+
 def test_names_that_are_not_utf_8(drawn, tmp_path, capsys):
     path = tmp_path / "caf\udce9.png"  # é in Latin-1
     Image.new("L", (28, 28)).save(path)
