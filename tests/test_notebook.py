@@ -77,6 +77,15 @@ def test_it_installs_the_clone_that_it_is_in(install, monkeypatch):
     assert install(NOTEBOOK.parent).startswith(str(NOTEBOOK.parents[1]))
 
 
+def test_it_installs_the_clone_beside_it(install, monkeypatch, tmp_path):
+    """As in Colab, where the repository was unzipped into the working folder."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "unzipped" / "simmim_jax").mkdir(parents=True)
+    (tmp_path / "unzipped" / "pyproject.toml").touch()
+    assert install(tmp_path).startswith(str(tmp_path / "unzipped"))
+
+
 def test_elsewhere_it_installs_from_pypi(install, monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(Path, "exists", lambda path: False)
