@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import signal
+import time
 
 import commands
 import jax
@@ -80,6 +81,29 @@ def test_signal_before_the_first_step_ends_the_run_at_once(number, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == -number
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    "moment", ["images to train on", "resumed at step", "compiling the training step"]
+)
+@pytest.mark.slow
+def test_a_resumed_run_that_is_not_training_ends_at_once_with_75(
+    moment, uninterrupted, tmp_path
+):
+    commands.copy_run(uninterrupted, tmp_path, 4)
+    process = commands.start(*commands.tiny("pretrain", tmp_path))
+    for line in process.stdout:
+        if moment in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    before = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "SIGTERM: the same command resumes from the last checkpoint." in output
+    assert "Traceback" not in output
+    assert time.monotonic() - before < 5
+    commands.run(*commands.tiny("pretrain", tmp_path))
+    assert_equal_runs(tmp_path, uninterrupted)
 
 
 def test_sigterm_saves_exits_75_and_the_next_run_resumes(uninterrupted, tmp_path):
