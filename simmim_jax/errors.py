@@ -24,6 +24,10 @@ class MissingPackageError(UserError, ImportError):
     """An optional package that is not installed; the message has the pip command."""
 
 
+class StorageError(UserError, OSError):
+    """A folder that cannot be written to, or has too little space."""
+
+
 class NonFiniteError(UserError, ArithmeticError):
     """The loss or a gradient is NaN or infinite."""
 

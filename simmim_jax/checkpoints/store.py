@@ -21,20 +21,13 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from simmim_jax.checkpoints import checksums, layout
+from simmim_jax.checkpoints import checksums, layout, orbax_messages
 from simmim_jax.checkpoints.checksums import DamagedError
 from simmim_jax.checkpoints.layout import QUALITY, TO_RESUME, find
 from simmim_jax.errors import ExistsError, Interrupted
 from simmim_jax.runtime import distributed
 
-# Orbax warns about intended use: items that are read one by one.
-logging.getLogger("absl").addFilter(
-    lambda record: (
-        not record.getMessage().startswith(
-            ("Metadata file does not exist", "Global object size logging disabled")
-        )
-    )
-)
+orbax_messages.leave_out_known_ones()
 _log = logging.getLogger(__name__)
 
 # What Orbax needs to know of each array.
@@ -168,7 +161,11 @@ class Checkpointer:
 
     def finish(self) -> None:
         """Block until the checkpoint and all metrics are on disk."""
-        self._manager.wait_until_finished()
+        try:
+            self._manager.wait_until_finished()
+        except Exception:
+            self._unwritten.clear()  # their checkpoint is not there
+            raise
         while self._unwritten:
             step = min(self._unwritten)
             if jax.process_index() == 0:
@@ -222,6 +219,11 @@ class _LastAndBest(policies.PreservationPolicy):
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = self.kept(steps)
         return [step in kept for step in steps]
+
+
+def size_of(state: Any) -> int:
+    """Return what a checkpoint of a tree of arrays, or their shapes, takes [bytes]."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
 # ---- Open ----------------------------------------------------------------------------

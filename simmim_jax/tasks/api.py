@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from simmim_jax.checkpoints.disk import make_workdir
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Compare, Finetune, Pretrain
 from simmim_jax.data.sources import base
@@ -43,7 +44,7 @@ def pretrain(
     """
     parsed = _parse(config, Pretrain)
     sources = _sources(data, held_out)
-    folder = _folder(workdir)
+    folder = make_workdir(workdir)
     with workdir_lock.held(folder):
         run = pretraining.build(_marked(parsed, data), folder, **sources)
         return loop.train(run)
@@ -60,7 +61,7 @@ def finetune(
 
     data, held_out: with labels; a pair (images, labels) will do.
     """
-    folder = _folder(workdir)
+    folder = make_workdir(workdir)
     parsed, said = architecture.adopt(_parse(config, Finetune), workdir=folder)
     for line in said:
         print(line)
@@ -71,8 +72,8 @@ def finetune(
 
 def compare(config: ConfigDict | Compare, workdir: str | Path) -> dict[str, Any]:
     """Pre-train, then fine-tune with and without it; see `tasks.compare.compare`."""
-    parsed, folder = _parse(config, Compare), _folder(workdir)
-    parts = [_folder(folder / part) for part in comparison.PARTS]
+    parsed, folder = _parse(config, Compare), make_workdir(workdir)
+    parts = [make_workdir(folder / part) for part in comparison.PARTS]
     with workdir_lock.held(folder, *parts):
         return comparison.compare(parsed, folder)
 
@@ -89,12 +90,6 @@ def _parse(config: Any, kind: type) -> Any:
         mode = getattr(parsed, "mode", parsed)
         raise UserError(f"config.mode={mode!r}: expected a config of {kind.__name__}.")
     return parsed
-
-
-def _folder(workdir: str | Path) -> Path:
-    path = Path(workdir).expanduser().absolute()
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def _marked(config: Any, data: Any) -> Any:

@@ -19,7 +19,7 @@ import jax
 
 from simmim_jax.checkpoints import disk
 from simmim_jax.checkpoints.record import describe_software
-from simmim_jax.checkpoints.store import Checkpointer
+from simmim_jax.checkpoints.store import Checkpointer, size_of
 from simmim_jax.data.loader.bad_examples import REASONS
 from simmim_jax.data.loader.pipeline import TrainIterator
 from simmim_jax.errors import Interrupted
@@ -46,7 +46,8 @@ def train(run: Run) -> Trained:
     begin = time.perf_counter()
     plan = compilation.plan(run.learner, run.mesh)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(disk.explained(run.workdir, plan.state))
+        size = size_of(plan.state)
+        stack.enter_context(disk.explained(run.workdir, size))
         signals = stack.enter_context(interrupt.catching())
         checkpoints = stack.enter_context(
             Checkpointer(
@@ -91,8 +92,7 @@ def train(run: Run) -> Trained:
         if not is_evaluated:
             _evaluate(run, log, state, start)
         if start < total:
-            space = disk.check(run.workdir, plan.state, run.keep_checkpoints)
-            writer.message(space)
+            writer.message(disk.check(run.workdir, size, run.keep_checkpoints))
             step_fn = _compile(run, plan, log)
             profile = stack.enter_context(
                 contextlib.closing(_profile(run, total - start, writer))
