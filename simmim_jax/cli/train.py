@@ -18,12 +18,13 @@ from pathlib import Path
 from absl import logging
 from ml_collections import ConfigDict
 
+from simmim_jax.checkpoints.disk import make_workdir
 from simmim_jax.cli import arguments
 from simmim_jax.cli.endings import ending
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Compare, Config, Finetune
 from simmim_jax.data.sources.registry import check_source
-from simmim_jax.errors import Interrupted, NonFiniteError, UserError
+from simmim_jax.errors import Interrupted, NonFiniteError, StorageError, UserError
 from simmim_jax.monitoring.writer import import_wandb
 from simmim_jax.runtime import platforms
 from simmim_jax.tasks import architecture
@@ -95,7 +96,7 @@ def start(
     workdir = Path(args.workdir or default_workdir(args.config)).expanduser().absolute()
     try:
         config, said = check(fields, explicit, workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
+        make_workdir(workdir)
     except (UserError, OSError) as error:
         sys.exit(str(error))
 
@@ -140,7 +141,13 @@ def _run_or_explain(config: Config, name: str, workdir: Path, said: list[str]) -
         if config.mode != "bench_input":
             distributed.check_shared(workdir)
         # Elsewhere than in a step the main thread may be too busy to stop by itself.
-        with interrupt.catching(lambda it: distributed.fail(str(it), EXIT_INTERRUPTED)):
+        with interrupt.catching(
+            lambda it: distributed.fail(str(it), EXIT_INTERRUPTED)
+        ) as signals:
+            # Of this run, or of a part of a comparison.
+            checkpoints = ("checkpoints/*/params", "*/checkpoints/*/params")
+            if any(any(workdir.glob(pattern)) for pattern in checkpoints):
+                signals.listen()
             run(config, name, workdir)
     except Interrupted as interruption:
         if jax.process_count() > 1 and not interruption.agreed:
@@ -154,6 +161,8 @@ def _run_or_explain(config: Config, name: str, workdir: Path, said: list[str]) -
             lost = text and text.startswith(LOST)
             status = distributed.EXIT_LOST if lost else 1
             distributed.fail(text or traceback.format_exc(), status)
+        if isinstance(error, StorageError):
+            distributed.fail(str(text), 1)  # an orderly exit would write again
         if text:
             sys.exit(text)
         raise
@@ -163,6 +172,8 @@ def explanation(error: BaseException) -> str | None:
     """Return what to tell the user of an error; None where its traceback says more."""
     import jax
 
+    from simmim_jax.runtime import distributed
+
     if isinstance(error, NonFiniteError):
         return f"stopped: {error}"
     if isinstance(error, UserError):
@@ -170,19 +181,18 @@ def explanation(error: BaseException) -> str | None:
         added = getattr(error, "__notes__", [])
         notes = [note for note in added if not note.startswith("-----")]
         return "\n".join([str(error), *notes])
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        first_line = str(error).splitlines()[0]
-        if "RESOURCE_EXHAUSTED" in str(error):
-            return (
-                f"out of memory: {first_line}\nTry --config.model.remat=full, "
-                "then --config.optim.accumulation=4, or a smaller "
-                "--config.data.batch_size."
-            )
-        if jax.process_count() > 1:
-            return (
-                f"{LOST}, most likely because another process is gone: see its log. "
-                f"The same command resumes from the last checkpoint. {first_line}"
-            )
+    first_line = str(error).partition("\n")[0]
+    is_jax_error = isinstance(error, jax.errors.JaxRuntimeError)
+    if is_jax_error and "RESOURCE_EXHAUSTED" in str(error):
+        return (
+            f"out of memory: {first_line}\nTry --config.model.remat=full, then "
+            "--config.optim.accumulation=4, or a smaller --config.data.batch_size."
+        )
+    if distributed.is_loss(error):
+        return (
+            f"{LOST}, most likely because another process is gone: see its log. The "
+            f"same command resumes from the last checkpoint. {first_line}"
+        )
     return None
 
 

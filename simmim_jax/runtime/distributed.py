@@ -48,6 +48,12 @@ _BARRIER_TIMEOUT = 3600.0
 _BARRIERS = itertools.count()  # each barrier needs a unique key
 # Set when this process ends because of its own error.
 _failing = threading.Event()
+# XLA's status codes of a collective that failed; of a process's own errors, such as
+# INVALID_ARGUMENT, the text begins with others.
+_COLLECTIVE_ERRORS = tuple(
+    f"{code}: "
+    for code in ("ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "UNKNOWN")
+)
 # Called before a process ends without its exit handlers.
 before_exit: list[Callable[[], object]] = []
 
@@ -223,6 +229,23 @@ def total(counts: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
 
 
 # ---- Failure -------------------------------------------------------------------------
+
+
+def is_loss(error: BaseException | None) -> bool:
+    """Return whether an error of this process means that another one is gone.
+
+    A failed collective raises JaxRuntimeError, or ValueError where jit dispatches it,
+    and Orbax may raise TimeoutError from either.
+    """
+    if jax.process_count() == 1:
+        return False
+    while error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return True
+        if str(error).startswith(_COLLECTIVE_ERRORS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def fail(text: str, status: int) -> NoReturn:

@@ -363,6 +363,26 @@ def test_killing_the_first_process_ends_the_second(long, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_killing_one_while_the_others_save_ends_them_as_lost(count, long, tmp_path):
+    args = commands.tiny("pretrain", tmp_path, *long, "checkpoint_every=2 steps")
+    processes = commands.start_together(count, *args)
+    unfinished = "checkpoints/*.orbax-checkpoint-tmp"
+    commands.kill(
+        processes[-1],
+        lambda: (
+            (tmp_path / "checkpoints/2").exists() and any(tmp_path.glob(unfinished))
+        ),
+    )
+    lost = (distributed.EXIT_LOST,) * (count - 1)
+    said = commands.outputs(processes[:-1], *lost)
+    assert "most likely because another process is gone" in said[0]
+    assert not any("Traceback" in text for text in said)
+    outputs = commands.outputs(commands.start_together(count, *args))
+    assert "resumed at step" in outputs[0]
+
+
+@pytest.mark.slow
 def test_each_process_measures_its_own_input(tmp_path):
     args = commands.tiny("pretrain", tmp_path, "mode=bench_input")
     said = commands.outputs(commands.start_together(2, *args))
