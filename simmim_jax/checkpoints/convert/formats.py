@@ -30,8 +30,7 @@ def read(path: Path, overrides: Overrides) -> Model:
                 return reader(path, overrides)
         raise UserError(
             f"'{description}' has neither 'model_type', as those of transformers, nor "
-            "'architecture', as those of timm. Convert the tensors alone: pass the "
-            f"file {files.SUFFIX_LIST} in the folder."
+            f"'architecture', as those of timm. {_tensors_alone(path)}"
         )
     if overrides != Overrides() and path.exists():
         raise UserError(
@@ -39,10 +38,10 @@ def read(path: Path, overrides: Overrides) -> Model:
             "config.json of transformers or timm. A workdir of ours has all settings: "
             "remove the flags."
         )
-    if found := [p for p in path.glob("*") if p.suffix in files.SUFFIXES]:
+    if path.is_dir() and not _is_ours(path):
         raise NotFoundError(
-            f"'{path}' has no config.json and no checkpoint in it. Complete the "
-            f"download, or convert the tensors alone: `simmim convert {found[0]} …`."
+            f"'{path}' has no config.json and no checkpoint in it. "
+            f"{_tensors_alone(path)}"
         )
     return Model.load(path)
 
@@ -72,6 +71,15 @@ def notes(model: Model, to: str) -> list[str]:
     """Return what was assumed, and what format `to` cannot hold."""
     lost = {"timm": timm.notes, "huggingface": huggingface.notes}
     return [*model.notes, *(lost[to](model) if to in lost else [])]
+
+
+def _tensors_alone(folder: Path) -> str:
+    """Return what to do with a folder without a description."""
+    found = sorted(p for p in folder.glob("*") if p.suffix in files.SUFFIXES)
+    expected = "Expected a complete download"
+    if not found:
+        return f"{expected}, or the workdir of a run."
+    return f"{expected}; or convert the tensors alone, `simmim convert {found[0]} …`."
 
 
 def _is_ours(path: Path) -> bool:
