@@ -5,6 +5,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,9 @@ from simmim_jax.training.steps import TrainState
 # The order of operations that needs least memory: a sixth of a step's temporary arrays
 # less for a ViT-B, a fifth for a Swin-B, and no slower.
 _CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+# Activations are about 100 times as large as float32 pixels in our smallest models, 220
+# times in a ViT-B: smaller batches fit, and need not be traced to know it.
+_PER_PIXEL = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +116,48 @@ def check(learner: Learner, mesh: Mesh) -> Any:
 
     with sharding.on_mesh(mesh):
         jax.eval_shape(loss, params, dict(learner.batch), key)
+    if mesh.devices[0, 0].platform == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        check_memory(learner, params, memory)
     return params
+
+
+def check_memory(learner: Learner, params: Any, memory: int) -> None:
+    """Raise UserError where activations alone are twice as large as `memory` [bytes].
+
+    XLA would find out, too, but compiles first: up to minutes.
+    """
+    pixels = sum(x.size for x in learner.batch.values()) / learner.accumulation
+    if 4 * _PER_PIXEL * pixels < memory:
+        return
+    kept = activations(learner, params)
+    if kept > 2 * memory:
+        fits = max(int(learner.batch_size * memory / kept), 1)
+        raise UserError(
+            f"config.data.batch_size={learner.batch_size} needs {kept / 1e9:,.1f} GB "
+            f"for activations; this machine has {memory / 1e9:,.1f} GB of memory. Try "
+            f"--config.data.batch_size={1 << (fits.bit_length() - 1)}, "
+            "--config.optim.accumulation, or --config.model.remat=full."
+        )
+
+
+def activations(learner: Learner, params: Any) -> float:
+    """Return the size of what the backward pass keeps of a micro-batch [bytes].
+
+    XLA needs more: 53 GB for 50 in a small ViT, 377 for 269 in a ViT-B.
+    """
+    key = jax.random.key(learner.seed)
+    batch = jax.eval_shape(learner.prepare, dict(learner.batch), key)
+
+    def pullback(params: Any, batch: steps.Batch, key: jax.Array) -> Any:
+        def loss(learned: Any) -> Any:
+            return learner.loss(params | learned, batch, key)
+
+        learned = steps.learning(params, learner.frozen)
+        return jax.vjp(loss, learned, has_aux=True)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(pullback, params, batch, key))
+    return sum(x.size * x.dtype.itemsize for x in kept) / learner.accumulation
 
 
 def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
