@@ -78,7 +78,8 @@ def _reason(error: BaseException | None, workdir: Path) -> str:
     while error:
         if isinstance(error, OSError):
             is_ours = str(error.filename or "").startswith(str(workdir))
-            if is_ours or error.errno in _FULL:
+            # A failed write to an open file does not say which.
+            if is_ours or (error.filename is None and error.errno in _FULL):
                 name = f" ({error.filename})" if error.filename else ""
                 return f"{error.strerror}{name}"
         elif _UNFINISHED in (text := str(error)):

@@ -242,7 +242,10 @@ def _open_good(workdir: Path) -> dict[int, dict[str, float]]:
         end = time.monotonic() + _SHARED_TIMEOUT
         while _newest(folder) != newest and time.monotonic() < end:
             time.sleep(0.5)  # a mounted bucket caches what it lists
-    rated = {int(p.name): layout.read_metrics(p) for p in layout.steps(folder)}
+    rated = {}
+    for step in layout.steps(folder):
+        with contextlib.suppress(DamagedError):  # process 0 moved them
+            rated[int(step.name)] = layout.read_metrics(step)
     return {step: metrics for step, metrics in rated.items() if metrics}
 
 

@@ -119,6 +119,7 @@ def test_an_error_while_cleaning_up_does_not_hide_the_first(tmp_path):
     [
         ValueError("a bug"),
         FileNotFoundError(errno.ENOENT, "No such file", "/data/photo.jpg"),
+        OSError(errno.ENOSPC, "No space left on device", "/home/me/.cache/index"),
         OSError("cannot identify image file"),
     ],
 )

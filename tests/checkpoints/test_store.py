@@ -6,8 +6,10 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+from simmim_jax.checkpoints import layout
 from simmim_jax.checkpoints.layout import read_meta
 from simmim_jax.checkpoints.store import Checkpointer, load
 from simmim_jax.errors import NotFoundError
@@ -174,6 +176,60 @@ def test_retention_continues_after_resuming(tmp_path):
         checkpoints.wait()
         assert checkpoints.steps() == [4, 5]
         assert checkpoints.best_step() == 5
+
+
+# ---- Metrics after the checkpoint ----------------------------------------------------
+
+
+def test_a_saved_step_is_unrated_until_it_is_evaluated(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        assert not checkpoints.is_rated(1)
+    with opened(tmp_path) as checkpoints:  # the run ended before its evaluation
+        assert checkpoints.last_step() == 1
+        assert not checkpoints.is_rated(1)
+        checkpoints.rate(1, {"eval_loss": 0.5})
+        assert checkpoints.is_rated(1)
+        assert checkpoints.best_step() == 1
+        assert layout.find(tmp_path) == tmp_path / "checkpoints" / "1"
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.is_rated(1)
+        assert checkpoints.metrics(1) == {"eval_loss": 0.5}
+
+
+def test_rating_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        monkeypatch.setattr(checkpoints, "is_writing", lambda: True)
+        checkpoints.rate(1, {"eval_loss": 0.5})
+        assert checkpoints.best_step() == 1
+        metrics = tmp_path / "checkpoints/1/metrics/metrics"
+        assert not metrics.exists()
+        save(checkpoints, 2)
+        assert json.loads(metrics.read_text()) == {"eval_loss": 0.5, "quality": -0.5}
+
+
+def test_a_step_is_kept_until_it_is_rated(tmp_path):
+    with opened(tmp_path, keep=1) as checkpoints:
+        save(checkpoints, 1, {"eval_loss": 0.5})
+        save(checkpoints, 2)
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 2]
+        checkpoints.rate(2, {"eval_loss": 0.4})
+        checkpoints.wait()  # deletes the former best
+        assert checkpoints.steps() == [2]
+
+
+def test_orbax_reads_the_metrics_as_its_own(tmp_path):
+    """As older releases do: they ask Orbax for the best step."""
+    save_all(tmp_path, [0.5, 0.2, None], keep=3)
+    options = ocp.CheckpointManagerOptions(best_fn=lambda metrics: metrics["quality"])
+    names = ("params", "optimizer", "data", "meta")
+    folder = tmp_path / "checkpoints"
+    with ocp.CheckpointManager(folder, options=options, item_names=names) as manager:
+        assert manager.best_step() == 2
+        assert manager.metrics(2) == {"eval_loss": 0.2, "other": 7.0, "quality": -0.2}
+        assert manager.metrics(3) is None
 
 
 # ---- Load ----------------------------------------------------------------------------
