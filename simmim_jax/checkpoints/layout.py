@@ -125,6 +125,24 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     return read_json(find(path) / "meta" / "metadata")
 
 
+def read_record(workdir: Path) -> dict[str, Any]:
+    """Return <workdir>/config.json: what a run recorded when it last started.
+
+    Raises DamagedError if it cannot be read or has no config.
+    """
+    file = workdir / "config.json"
+    try:
+        record = read_json(file)
+        if not isinstance(record.get("config"), dict):
+            raise DamagedError(f"{workdir.name}/{file.name} has no config")
+    except DamagedError as error:
+        raise DamagedError(
+            f"'{file}' is damaged: {error}. Expected what the run recorded: copy it "
+            "from meta/metadata of the newest checkpoint."
+        ) from error
+    return record
+
+
 # ---- Metrics -------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -168,7 +169,7 @@ def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            record["step"]
+            operator.index(record["step"])
         except (ValueError, TypeError, KeyError) as error:
             if number == len(lines):
                 return

@@ -4,7 +4,6 @@ It is read before JAX starts, so that a contradiction is an error in the first s
 """
 
 import dataclasses
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,8 @@ def _recorded_model(workdir: Path | None) -> dict[str, Any]:
     """Return config.model of the run in a workdir, {} where there is none."""
     if workdir is None or not (workdir / "config.json").exists():
         return {}
-    return json.loads((workdir / "config.json").read_text())["config"]["model"]
+    model = layout.read_record(workdir)["config"].get("model")
+    return model if isinstance(model, dict) else {}
 
 
 def _are_first(wanted: int | tuple[int, ...], has: int | tuple[int, ...]) -> bool:

@@ -1,10 +1,10 @@
 """Whether a run in a workdir is the same one, and what changed in its config."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from simmim_jax.checkpoints import layout
 from simmim_jax.checkpoints.record import config_changes
 from simmim_jax.config import durations, schema
 from simmim_jax.config.schema import Finetune, Pretrain
@@ -29,7 +29,7 @@ def changes_of(
     """
 
     def changes(examples_seen: int) -> list[str]:
-        begun = json.loads((workdir / "config.json").read_text())
+        begun = layout.read_record(workdir)
         # A field that did not exist then had what is its default now.
         old = schema.single(schema.parse(begun["config"], stored=True))
         before = schema.to_dict(old)

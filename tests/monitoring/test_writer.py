@@ -97,10 +97,11 @@ def test_read_metrics_drops_a_truncated_last_line(tmp_path):
     assert read_metrics(path) == []
 
 
-def test_read_metrics_reports_an_invalid_line(tmp_path):
+@pytest.mark.parametrize("line", ['{"loss": 1}', "[1]", '{"step": "2"}', "nonsense"])
+def test_read_metrics_reports_an_invalid_line(line, tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\nrubbish\n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is 'rubbish'"):
+    path.write_text(f'{line}\n{{"step": 1}}\n')
+    with pytest.raises(ValueError, match=r"line 1 is .*Expected a JSON object"):
         read_metrics(path)
 
 

@@ -11,7 +11,7 @@ import pytest
 import tiny_config
 
 from simmim_jax.config import schema
-from simmim_jax.errors import Interrupted
+from simmim_jax.errors import Interrupted, UserError
 from simmim_jax.monitoring.writer import read_metrics, write_json
 from simmim_jax.tasks.api import pretrain
 from simmim_jax.tasks.resumed import changes_of, consequences
@@ -48,6 +48,15 @@ def test_harmless_changes_are_logged(field, before, after, finished, tmp_path):
 
 def test_same_config_logs_nothing(tmp_path):
     assert changes(tmp_path, "pretrain", {}, {}, finished=True) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b'{"config": 1}'])
+def test_damaged_record_is_refused_with_a_way_to_mend_it(content, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    config = tiny_config.typed("pretrain")
+    says = r"config.json' is damaged: .*copy it from meta/metadata of the newest"
+    with pytest.raises(UserError, match=says):
+        changes_of(tmp_path, config, {}, 8000)(0)
 
 
 def test_running_run_accepts_another_rate_and_a_finished_one_does_not(tmp_path):

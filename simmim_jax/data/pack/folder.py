@@ -67,12 +67,12 @@ def locked(out: str) -> Iterator[None]:
 def begin(out: str, plan: dict[str, Any], num_bytes: float) -> None:
     """Write the plan, or compare it with the existing one.
 
-    raises: UserError if it differs, OSError if there are fewer than `num_bytes` free.
+    raises: UserError if it differs or is damaged, OSError if there are fewer than
+    `num_bytes` free.
     """
     path = os.path.join(out, packed.UNFINISHED, packed.PLAN)
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            return compare(json.load(file), plan, out)
+        return compare(_read_plan(path, out), plan, out)
     free = shutil.disk_usage(out).free
     if num_bytes > free:
         raise OSError(
@@ -80,6 +80,17 @@ def begin(out: str, plan: dict[str, Any], num_bytes: float) -> None:
             "GB are free: make room, or choose a smaller --short_side or --quality."
         )
     return write_atomically(path, json.dumps(plan))
+
+
+def _read_plan(path: str, out: str) -> Any:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path!r} is damaged ({error}): expected the plan that packing resumes "
+            f"from. Remove {out!r}, and pack again."
+        ) from error
 
 
 def is_complete(out: str, shard: Shard) -> bool:

@@ -113,9 +113,13 @@ def _sample(
     return sum(sizes) / len(sizes), digest.hexdigest()
 
 
-def compare(stored: dict[str, Any], plan: dict[str, Any], out: str) -> None:
-    """Raise UserError, which lists differences, unless both plans are the same."""
-    then, now = dict(_leaves(stored)), dict(_leaves(plan))
+def compare(stored: Any, plan: dict[str, Any], out: str) -> None:
+    """Raise UserError, which lists differences, unless both plans are the same.
+
+    stored: read from a file, and maybe damaged.
+    """
+    then = dict(_leaves(stored)) if isinstance(stored, dict) else {}
+    now = dict(_leaves(plan))
     differences = [
         f"{key}: {then.get(key)!r} before, {now.get(key)!r} now"
         for key in dict.fromkeys((*then, *now))

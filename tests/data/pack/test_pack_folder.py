@@ -7,6 +7,7 @@ import pytest
 
 from simmim_jax.data.pack.folder import begin
 from simmim_jax.data.sources import packed
+from simmim_jax.errors import UserError
 from tests.images import write_photographs
 from tests.packing import fails
 
@@ -15,6 +16,21 @@ def test_a_set_that_does_not_fit_is_refused(tmp_path):
     (tmp_path / packed.UNFINISHED).mkdir()
     with pytest.raises(OSError, match=r"needs about 1000000000\.0 GB.*make room"):
         begin(str(tmp_path), {}, 1e18)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", r"plan.json' is damaged .*Remove .*, and pack again"),
+        (b"\xff", r"plan.json' is damaged"),
+        (b"[1]", "packed from other data or with other options: a: None before, 1 now"),
+    ],
+)
+def test_a_damaged_plan_is_refused(content, says, tmp_path):
+    (tmp_path / packed.UNFINISHED).mkdir()
+    (tmp_path / packed.UNFINISHED / packed.PLAN).write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        begin(str(tmp_path), {"a": 1}, 0)
 
 
 def test_unusable_folders_are_refused(tmp_path):
