@@ -31,38 +31,39 @@ def _record(mode: str) -> bytes:
     return json.dumps(record).encode()
 
 
+def _checkpoint(mode: str, step: int) -> dict[str, bytes]:
+    """Return what is read of a checkpoint, by path in its workdir."""
+    metrics = json.dumps({layout.QUALITY: 0.5}).encode()
+    files = {
+        "meta/metadata": _record(mode),
+        "metrics/metrics": metrics,
+        "params/x": b"",
+    }
+    return {f"checkpoints/{step}/{name}": content for name, content in files.items()}
+
+
 def _make_configs(folder: Path) -> None:
     for mode in ("pretrain", "finetune"):
         write(folder / mode, {"config.json": _record(mode)})
+        write(folder / mode / "from", _checkpoint("pretrain", 4))
 
 
 def _read_config(seed: Path) -> None:
     config = typed(seed.name)
-    changes_of(seed, config, {})(False)
     if seed.name == "finetune":
-        architecture.adopt(dataclasses.replace(config, init_from=""), workdir=seed)
+        config = dataclasses.replace(config, init_from=str(seed / "from"))
+        architecture.adopt(config, workdir=seed)
+    changes_of(seed, config, {}, num_examples=9500)(64)
 
 
 CONFIG = Target("config of a run", _make_configs, _read_config, damaged="config.json")
 
 
 def _make_metas(folder: Path) -> None:
-    for seed, steps in (
-        ("pretrain", (4, 8)),
-        ("pretrain once", (4,)),
-        ("finetune", (4,)),
-    ):
-        mode = seed.split()[0]
-        files = {
-            f"checkpoints/{step}/{name}": content
-            for step in steps
-            for name, content in (
-                ("meta/metadata", _record(mode)),
-                ("metrics/metrics", json.dumps({layout.QUALITY: 0.5}).encode()),
-                ("params/x", b""),
-            )
-        }
-        write(folder / seed, files)
+    for seed, steps in (("pretrain", (4, 8)), ("once", (4,)), ("finetune", (4,))):
+        mode = "finetune" if seed == "finetune" else "pretrain"
+        for step in steps:
+            write(folder / seed, _checkpoint(mode, step))
 
 
 def _read_meta(seed: Path) -> None:
