@@ -45,7 +45,7 @@ FINETUNE = "--config=tests/tiny_config.py:finetune"
         ([PRETRAIN, "--config.data.max_bad_fraction=5"], "expected 0 to 1"),
         ([PRETRAIN, "--config.data.num_threads=0"], "expected 1 or more, or -1"),
         ([PRETRAIN, "--config.ema_decay=1"], "config.ema_decay=1.0: expected 0 up to"),
-        ([PRETRAIN, "--config.data.interpolation=x"], "expected one of ('bilinear'"),
+        ([PRETRAIN, "--config.data.interpolation=x"], "expected one of ('nearest'"),
         ([PRETRAIN, "--config.mode=train"], "config.mode='train': expected one of"),
         ([FINETUNE, "--config.init_from=/none"], "'/none' has no checkpoint"),
         ([PRETRAIN, "--wrkdir=x"], 'Did you mean "--workdir"?'),

@@ -99,7 +99,7 @@ def test_contradiction_on_the_command_line_ends_the_run_at_once(tmp_path):
         "--config.model.embed_dim=32",
         status=1,
     )
-    assert output.startswith("config.model.embed_dim=32, but ")
+    assert "\nconfig.model.embed_dim=32, but " in output  # after a warning
     assert "has 16: leave the field out" in output
     assert "Traceback" not in output
     assert not (tmp_path / "run").exists()
