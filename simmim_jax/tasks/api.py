@@ -73,8 +73,7 @@ def finetune(
 def compare(config: ConfigDict | Compare, workdir: str | Path) -> dict[str, Any]:
     """Pre-train, then fine-tune with and without it; see `tasks.compare.compare`."""
     parsed, folder = _parse(config, Compare), make_workdir(workdir)
-    parts = [make_workdir(folder / part) for part in comparison.PARTS]
-    with workdir_lock.held(folder, *parts):
+    with workdir_lock.held(folder):
         return comparison.compare(parsed, folder)
 
 

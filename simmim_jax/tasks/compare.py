@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from simmim_jax.checkpoints.disk import make_workdir
 from simmim_jax.checkpoints.transfer import transfer
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Compare, Finetune
 from simmim_jax.monitoring import pictures
 from simmim_jax.monitoring.writer import read_metrics, write_json
+from simmim_jax.runtime import workdir_lock
 from simmim_jax.tasks import classify, inputs, pretrain
 from simmim_jax.tasks.accuracy import Accuracy, gain, last_and_best
 from simmim_jax.tasks.classify import patch_grid
@@ -46,14 +48,15 @@ def compare(config: Compare, workdir: Path) -> dict[str, Any]:
     check(config, runs["pretrain"], runs["scratch"])
     for notice in runs["scratch"].notices:  # in time to start again with other values
         say(notice)
-    announce("pre-training, without labels")
-    step = loop.train(runs.pop("pretrain")).step
-    announce("fine-tuning from scratch")
-    loop.train(runs.pop("scratch"))
-    announce("fine-tuning with SimMIM")
-    simmim = loop.train(
-        classify.build(restored, workdir / "simmim", path="config.finetune")
-    )
+    with workdir_lock.held(*(make_workdir(workdir / part) for part in PARTS)):
+        announce("pre-training, without labels")
+        step = loop.train(runs.pop("pretrain")).step
+        announce("fine-tuning from scratch")
+        loop.train(runs.pop("scratch"))
+        announce("fine-tuning with SimMIM")
+        simmim = loop.train(
+            classify.build(restored, workdir / "simmim", path="config.finetune")
+        )
     if jax.process_index():
         return {}
     images = len(inputs.open_split(restored.data, restored.data.eval_split))
