@@ -62,8 +62,8 @@ TERMINATED = {STOPPED, 143, -signal.SIGTERM, FINISHED}
 # Of processes that lost one of them: JAX may abort them.
 ABANDONED = {LOST, STOPPED, 134, -signal.SIGABRT, 143, -signal.SIGTERM, FINISHED}
 TOGETHER = 4
-# Events of a trial: then it may finish.
-MOST_KILLS, MOST_JOINT_KILLS, MOST_OTHERS = 8, 2, 3
+# Events of a trial, most often: then it may finish.
+MOST = {"kills": 8, "joint_kills": 2, "full_disks": 3, "read_only": 2, "damage": 3}
 DISK = 64 * 2**20  # [bytes]
 # Lines that a failure may have, after those of progress.
 SENTENCE = 12
@@ -78,9 +78,9 @@ class Setup:
 
     folder: Path
     ends: dict[str, End] = dataclasses.field(default_factory=dict)
-    # Of an uninterrupted run: until the training step is compiled, and in all.
-    compiled: float = 0.0
-    whole: float = 0.0
+    # Of an uninterrupted run: until it compiles, and from its first step on [seconds].
+    starting: float = 0.0
+    running: float = 0.0
 
     @property
     def cache(self) -> Path:
@@ -94,19 +94,19 @@ class Setup:
     def prepare(self, joint: bool) -> None:
         """Write the config, and run it without interruption."""
         (self.folder / "tiny.py").write_text(textwrap.dedent(CONFIG))
-        for name in MODES * 2:  # the first ones compile, the second ones are measured
-            workdir = self.folder / "uninterrupted" / name
-            shutil.rmtree(workdir, ignore_errors=True)
-            process = Process(self.args(name, workdir), self.cache)
-            process.wait(PATIENCE, lambda p=process: p.has_said("compiled"))
-            self.compiled = time.monotonic() - process.began
+        places = {mode: self.folder / "uninterrupted" / mode for mode in MODES}
+        processes = [
+            Process(self.args(mode, place), self.cache)
+            for mode, place in places.items()
+        ]
+        for process, (mode, place) in zip(processes, places.items(), strict=True):
             if process.end() != FINISHED:
                 raise Lost(f"an uninterrupted run fails: {process.tail()}")
-            self.whole = time.monotonic() - process.began
-            end = end_of(workdir)
-            if name in self.ends and difference(end, self.ends[name]):
-                raise Lost(f"two runs differ: {difference(end, self.ends[name])}")
-            self.ends[name] = end
+            self.ends[mode] = end_of(place)
+        # Later runs find the programs that these have compiled.
+        self.starting = process.seconds_until("compiling the training step")
+        compiled = process.seconds_until("compiled the training step")
+        self.running = process.seconds_until("") - compiled
         if joint:
             workdir = self.folder / "uninterrupted" / "joint"
             processes = start_together(self, workdir)
@@ -117,11 +117,12 @@ class Setup:
 
 @dataclasses.dataclass
 class Trial:
-    """One run with its events; `events` counts them by name."""
+    """One run with at most `most` events; `events` counts them by name."""
 
     setup: Setup
     rng: random.Random
     workdir: Path
+    most: int
     events: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter
     )
@@ -139,11 +140,11 @@ class Trial:
 
         Half of the moments are anywhere in a run, half after it has compiled.
         """
-        whole, compiled = self.setup.whole, self.setup.compiled
+        starting, running = self.setup.starting, self.setup.running
         if self.rng.random() < 0.5:
-            return process.wait(self.rng.uniform(0, whole))
+            return process.wait(self.rng.uniform(0, starting + running))
         process.wait(PATIENCE, lambda: process.has_said("compiled the training step"))
-        return process.wait(self.rng.uniform(0, whole - compiled))
+        return process.wait(self.rng.uniform(0, running))
 
     def note(self, event: str) -> None:
         """Count an event."""
@@ -182,7 +183,7 @@ def phase(process: Process, workdir: Path) -> str:
 
 def kills(trial: Trial) -> None:
     """Send signals at random moments."""
-    for _ in range(MOST_KILLS):
+    for _ in range(trial.most):
         process = trial.start()
         if not trial.moment(process):
             trial.expect(process, {FINISHED})
@@ -225,17 +226,17 @@ def start_together(setup: Setup, workdir: Path) -> list[Process]:
 
 def joint_kills(trial: Trial) -> None:
     """Send signals to one of four processes; the others end by themselves."""
-    whole = 3 * trial.setup.whole  # the processes share the cores
-    for _ in range(MOST_JOINT_KILLS):
-        processes = start_together(trial.setup, trial.workdir)
+    setup = trial.setup
+    for _ in range(trial.most):
+        processes = start_together(setup, trial.workdir)
         victim = trial.rng.choice(processes)
         try:
+            # The processes share the cores.
+            latest = 3 * (setup.starting + setup.running)
             if trial.rng.random() < 0.7:
-                processes[0].wait(
-                    PATIENCE, lambda p=processes[0]: p.has_said("compiled")
-                )
-                whole = trial.setup.whole
-            if victim.wait(trial.rng.uniform(0, whole)):
+                first, latest = processes[0], 2 * setup.running
+                first.wait(PATIENCE, functools.partial(first.has_said, "compiled"))
+            if victim.wait(trial.rng.uniform(0, latest)):
                 during = phase(processes[0], trial.workdir)
                 if trial.rng.random() < 0.5:
                     trial.note(f"SIGKILL during {during}")
@@ -248,7 +249,7 @@ def joint_kills(trial: Trial) -> None:
         finally:
             for process in processes:
                 process.kill()
-    processes = start_together(trial.setup, trial.workdir)
+    processes = start_together(setup, trial.workdir)
     for process in processes:
         trial.expect(process, {FINISHED})
     trial.compare("joint")
@@ -256,7 +257,7 @@ def joint_kills(trial: Trial) -> None:
 
 def damage(trial: Trial) -> None:
     """Damage the newest of several checkpoints after a kill."""
-    for _ in range(MOST_OTHERS):
+    for _ in range(trial.most):
         process = trial.start()
         process.wait(PATIENCE, lambda: len(complete_steps(trial.workdir)) > 1)
         if not process.wait(trial.rng.uniform(0, 1)):
@@ -322,7 +323,7 @@ def full_disks(trial: Trial) -> None:
     disk = trial.workdir.parent / f"{trial.workdir.name}-disk"
     with small_disk(disk) as mounted:
         trial.workdir = disk / "run"
-        for _ in range(MOST_OTHERS):
+        for _ in range(trial.most):
             process = trial.start()
             if not trial.moment(process):
                 trial.expect(process, {FINISHED})
@@ -364,7 +365,7 @@ def read_only(trial: Trial) -> None:
     with small_disk(disk) as mounted:
         trial.workdir = disk / "run"
         trial.workdir.mkdir()
-        for _ in range(2):
+        for _ in range(trial.most):
             process = trial.start()
             if not trial.moment(process):
                 trial.expect(process, {FINISHED})
@@ -475,30 +476,35 @@ def run(
     deadline = time.monotonic() + 60 * minutes
     lock = threading.Lock()
     again = {kind: list(map(int, a.lost)) for kind, a in ledger.kinds.items()}
+    under_way = collections.Counter[str]()  # events
 
-    def next_trial() -> tuple[str, int] | None:
-        with lock:
-            if time.monotonic() > deadline:
-                return None
-            for kind, count in wanted.items():
-                account = ledger.kinds[kind]
-                if count and again[kind]:
-                    return kind, again[kind].pop()
-                if account.tried < count:
-                    account.next += 1
-                    return kind, account.next - 1
+    def next_trial() -> tuple[str, int, int] | None:
+        """Return kind, number and most events of a trial."""
+        if time.monotonic() > deadline:
             return None
+        for kind, count in wanted.items():
+            account = ledger.kinds[kind]
+            if count and again[kind]:
+                return kind, again[kind].pop(), MOST[kind]
+            if (left := count - account.tried - under_way[kind]) > 0:
+                account.next += 1
+                return kind, account.next - 1, min(MOST[kind], left)
+        return None
 
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         setup = Setup(Path(folder))
         setup.prepare(joint=bool(wanted.get("joint_kills")))
 
         def lane() -> None:
-            while found := next_trial():
-                kind, number = found
+            while True:
+                with lock:
+                    if not (found := next_trial()):
+                        return
+                    kind, number, most = found
+                    under_way[kind] += most
                 workdir = setup.folder / f"{kind}-{number}"
                 rng = random.Random(f"{seed} {kind} {number}")
-                trial, lost = Trial(setup, rng, workdir), ""
+                trial, lost = Trial(setup, rng, workdir, most), ""
                 try:
                     KINDS[kind](trial)
                 except Lost as error:
@@ -506,6 +512,7 @@ def run(
                 except Exception:  # such as of a checkpoint that cannot be read
                     lost = traceback.format_exc()[-1500:]
                 with lock:
+                    under_way[kind] -= most
                     ledger.enter(kind, number, dict(trial.events), lost)
                     done = ledger.kinds[kind]
                     print(f"{kind} {number}: {lost or 'survived'}"[:300], flush=True)

@@ -71,7 +71,8 @@ class Process:
             "PYTHONUNBUFFERED": "1",
         }
         self.lines: list[str] = []
-        self.began = time.monotonic()
+        self._times: list[float] = []  # of the lines
+        self._began = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "simmim_jax.main", *args],
             cwd=ROOT,
@@ -87,6 +88,7 @@ class Process:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
+            self._times.append(time.monotonic())
             self.lines.append(line)
 
     @property
@@ -107,6 +109,11 @@ class Process:
     def has_said(self, text: str) -> bool:
         """Whether some line has this text."""
         return any(text in line for line in self.lines)
+
+    def seconds_until(self, text: str) -> float:
+        """Return when it printed its last line that has this text [seconds]."""
+        times = zip(self._times, self.lines, strict=False)
+        return max(at for at, line in times if text in line) - self._began
 
     def wait(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Wait until it has ended or something holds; return whether it still runs."""

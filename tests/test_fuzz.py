@@ -88,13 +88,13 @@ def make_harmless(folder):
 
 
 def seed_of(target, number, folder):
-    """Return the name of the seed that a case damages."""
+    """Return the seed that a case damages; "reads" where the damage has no effect."""
     valid = folder / "valid"
     if not valid.exists():
         target.make(valid)
     with Seeds(target, valid, folder).damaged(0, number) as damaged:
-        assert (damaged / "file").read_bytes() is not None
-        return damaged.name
+        unchanged = (damaged / "file").read_bytes() == VALID
+        return "reads" if unchanged else damaged.name
 
 
 @pytest.mark.slow
