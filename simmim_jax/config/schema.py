@@ -158,6 +158,21 @@ class Data:
         high=1,
         harmless=True,
     )
+    max_image_pixels: int = field(
+        64_000_000,
+        "Larger images are bad images and not decoded; docs/how-to/data.md has what "
+        "this means for each format. The default holds decoding to 1 GB of memory.",
+        unit="pixels",
+        low=1,
+        high=178_956_970,  # Pillow's own limit
+    )
+    max_file_mb: int = field(
+        256,
+        "Larger files are bad images and not read, also those in .tar and .zip files, "
+        "where their size after decompression counts.",
+        unit="MB",
+        low=1,
+    )
     num_workers: int = field(
         -1,
         "Processes that decode images; 0: threads of the main process; -1: as many as "
@@ -786,7 +801,7 @@ def _parse_run(cls: type, values: Mapping[str, Any], path: str, stored: bool) ->
     if not isinstance(model, Mapping):
         raise UserError(f"{path}.model={model!r}: expected fields, not a value.")
     encoder = model.get("name", "vit")
-    if encoder not in ENCODERS:
+    if not isinstance(encoder, str) or encoder not in ENCODERS:
         raise UserError(
             f"{path}.model.name={encoder!r}: expected one of {sorted(ENCODERS)}."
             + did_you_mean(str(encoder), ENCODERS)

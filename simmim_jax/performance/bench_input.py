@@ -140,7 +140,9 @@ def one_thread(
             example = source[int(index)]
             data = example["image"]
             read, cpu_read = time.perf_counter(), time.thread_time()
-            height, width, _ = decode(data, config.data.channels).shape
+            height, width, _ = decode(
+                data, config.data.channels, config.data.max_image_pixels
+            ).shape
             decoded = time.perf_counter()
             view(example, np.random.default_rng(int(index)))
         except (OSError, ValueError):

@@ -52,12 +52,14 @@ def _random_crops(data: Data) -> View:
             channels=data.channels,
             interpolation=data.interpolation,
             dtype=data.dtype,
+            max_pixels=data.max_image_pixels,
         )
     return RandomCropView(
         size=data.image_size,
         channels=data.channels,
         interpolation=data.interpolation,
         dtype=data.dtype,
+        max_pixels=data.max_image_pixels,
         scale=(data.crop_scale[0], data.crop_scale[1]),
         ratio=data.crop_ratio,
         fast=data.fast_decode,
@@ -70,6 +72,7 @@ def _center_crops(data: Data) -> View:
         channels=data.channels,
         interpolation=data.interpolation,
         dtype=data.dtype,
+        max_pixels=data.max_image_pixels,
         crop_fraction=data.eval_crop,
         fit=data.eval_fit,
         center=data.eval_center,

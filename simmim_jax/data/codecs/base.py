@@ -7,6 +7,8 @@ import numpy as np
 
 from simmim_jax.errors import UserError
 
+# Largest image that is decoded, unless a config says otherwise [pixels].
+MAX_PIXELS = 64_000_000
 # What arrays may hold: images, and measured values.
 DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
 # float16 converts exactly, float64 is rounded to 7 digits.
@@ -23,7 +25,8 @@ class BadImage(UserError):
     filename = ""
 
     def __init__(self, reason: str, message: str):
-        super().__init__(f"{message} Remove or replace the file.")
+        remedy = "" if reason == "too large" else " Remove or replace the file."
+        super().__init__(message + remedy)
         self.reason = reason
 
 
@@ -32,18 +35,41 @@ class Codec:
     """One encoding of images.
 
     name: for messages; signature: the bytes, or one of several, that stand at `offset`
-    of every such file; decode(data, channels): returns [h, w, c], uint8 or float32, and
-    raises BadImage if the bytes are damaged, UserError if they can never be decoded so.
+    of every such file; decode(data, channels, max_pixels): returns [h, w, c], uint8 or
+    float32, and raises BadImage if the bytes are damaged or their header announces more
+    than `max_pixels` pixels, UserError if they can never be decoded so.
     """
 
     name: str
     signature: bytes | tuple[bytes, ...]
-    decode: Callable[[bytes, int], np.ndarray]
+    decode: Callable[[bytes, int, int], np.ndarray]
     offset: int = 0
 
     def matches(self, data: bytes) -> bool:
         """Whether the signature is there."""
         return data.startswith(self.signature, self.offset)
+
+
+def check_array_size(image: np.ndarray, max_pixels: int) -> None:
+    """Raise BadImage if an array [h, w, c] has more than `max_pixels` pixels."""
+    height, width, _ = image.shape
+    if height * width > max_pixels:
+        raise too_large(
+            f"An array has {width:,} x {height:,} pixels", f"{max_pixels:,}", max_pixels
+        )
+
+
+def too_large(what: str, allowed: str, max_pixels: int) -> BadImage:
+    """Return the error for an image that is not decoded.
+
+    what: its size, in words; allowed: what `max_pixels` allows such an image.
+    """
+    return BadImage(
+        "too large",
+        f"{what}: expected at most {allowed} with max_image_pixels={max_pixels:,}. "
+        "Raise --config.data.max_image_pixels (simmim pack: --max_image_pixels), or "
+        "shrink the image.",
+    )
 
 
 def check_array(image: np.ndarray, channels: int) -> np.ndarray:

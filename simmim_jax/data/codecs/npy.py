@@ -7,7 +7,14 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from simmim_jax.data.codecs.base import BadImage, Codec, array_dtype, check_array
+from simmim_jax.data.codecs.base import (
+    MAX_PIXELS,
+    BadImage,
+    Codec,
+    array_dtype,
+    check_array,
+    check_array_size,
+)
 from simmim_jax.errors import UserError
 
 MAGIC = b"\x93NUMPY"
@@ -50,13 +57,17 @@ def read_header(file: IO[bytes]) -> Header:
         ) from error
 
 
-def decode_npy(data: bytes, channels: int) -> np.ndarray:
+def decode_npy(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a .npy file that holds one array [h, w] or [h, w, c].
 
     returns: [h, w, c] in C order and native byte order, uint8 or float32.
-    raises: BadImage if the file is damaged, UserError for another shape or dtype.
+    raises: BadImage if the file is damaged or the image too large, UserError for
+    another shape or dtype.
     """
-    return check_array(decode_array(data), channels)
+    # Views the bytes, or converts them to at most twice their size.
+    image = check_array(decode_array(data), channels)
+    check_array_size(image, max_pixels)
+    return image
 
 
 def decode_array(data: bytes, where: str = "A .npy file") -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from simmim_jax.data.codecs.base import Codec, check_array
+from simmim_jax.data.codecs.base import MAX_PIXELS, Codec, check_array, check_array_size
 from simmim_jax.data.codecs.image import IMAGE
 from simmim_jax.data.codecs.npy import NPY
 
@@ -32,15 +32,20 @@ def codec_of(data: bytes) -> Codec:
     return next(matching)  # IMAGE matches all bytes
 
 
-def decode(data: bytes | np.ndarray, channels: int) -> np.ndarray:
+def decode(
+    data: bytes | np.ndarray, channels: int, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Decode an encoded image; check an array and return it unchanged.
 
     data: an encoded image, or an array [h, w, c] or [h, w], uint8 or float32;
-    channels: 1 (gray) or 3 (RGB) for photographs, what the data has for arrays.
+    channels: 1 (gray) or 3 (RGB) for photographs, what the data has for arrays;
+    max_pixels: largest image that is decoded; some codecs allow fewer.
     returns: [h, w, c], uint8 or float32.
-    raises: BadImage if the bytes are not a usable image; UserError for a wrong dtype or
-    number of channels.
+    raises: BadImage if the bytes are not a usable image, or one that is too large;
+    UserError for a wrong dtype or number of channels.
     """
     if isinstance(data, np.ndarray):
-        return check_array(data, channels)
-    return codec_of(data).decode(data, channels)
+        image = check_array(data, channels)
+        check_array_size(image, max_pixels)
+        return image
+    return codec_of(data).decode(data, channels, max_pixels)

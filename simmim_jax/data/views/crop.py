@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from simmim_jax.data.codecs.base import MAX_PIXELS
 from simmim_jax.data.codecs.image import IMAGE, decode_jpeg, read_jpeg_header
 from simmim_jax.data.codecs.registry import codec_of, decode
 from simmim_jax.errors import UserError
@@ -42,10 +43,11 @@ def random_crop(
     ratio: tuple[float, float],
     interpolation: str,
     fast: bool,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Decode, cut a random box and resize it, as torchvision's RandomResizedCrop does.
 
-    data, channels: as in `decode`; size: (height, width) of the result;
+    data, channels, max_pixels: as in `decode`; size: (height, width) of the result;
     scale: range of the box's share of the area; ratio: range of its width / height,
     drawn on a log scale; interpolation: a filter of Pillow, such as "bilinear"; fast:
     see above; the boxes are the same.
@@ -54,9 +56,9 @@ def random_crop(
     """
     jpeg = None
     if fast and not isinstance(data, np.ndarray) and codec_of(data) is IMAGE:
-        jpeg = read_jpeg_header(data)
+        jpeg = read_jpeg_header(data, max_pixels)
     if isinstance(data, np.ndarray) or jpeg is None:
-        image = decode(data, channels)
+        image = decode(data, channels, max_pixels)
         box = _random_box(image.shape[:2], rng, scale, ratio)
         return _resize(image, box, size, interpolation, fast)
     box = _random_box(jpeg.shape, rng, scale, ratio)
@@ -65,7 +67,7 @@ def random_crop(
     try:
         image = decode_jpeg(data, jpeg, channels, reduction)
     except ValueError:
-        image, reduction = decode(data, channels), 1
+        image, reduction = decode(data, channels, max_pixels), 1
     top, left, height, width = (side / reduction for side in box)
     return _resize(image, (top, left, height, width), size, interpolation, fast)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from simmim_jax.data.codecs.base import MAX_PIXELS
 from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.views.base import Spec, View
 from simmim_jax.data.views.crop import random_crop, resize_center_crop
@@ -16,13 +17,15 @@ class ImageView(View):
     """An image of `size` and its label.
 
     size: (height, width) [pixels]; interpolation: a filter of Pillow; dtype: "uint8"
-    for images, "float32" for arrays of measured values.
+    for images, "float32" for arrays of measured values; max_pixels: larger images are
+    bad images.
     """
 
     size: tuple[int, int]
     channels: int
     interpolation: str
     dtype: str = "uint8"
+    max_pixels: int = MAX_PIXELS
 
     @property
     def spec(self) -> dict[str, Spec]:
@@ -49,7 +52,7 @@ class ImageView(View):
         """Return [h w c]: the whole image, resized exactly."""
         del rng
         return resize_center_crop(
-            decode(image, self.channels),
+            decode(image, self.channels, self.max_pixels),
             self.size,
             1.0,
             self.interpolation,
@@ -85,6 +88,7 @@ class RandomCropView(ImageView):
             ratio=self.ratio,
             interpolation=self.interpolation,
             fast=self.fast,
+            max_pixels=self.max_pixels,
         )
 
     def is_identity(self, images: np.ndarray) -> bool:

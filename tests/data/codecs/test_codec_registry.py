@@ -16,7 +16,7 @@ def _own_registry(monkeypatch):
     monkeypatch.setattr(registry, "_registered", [])
 
 
-def decode_levels(data, channels):
+def decode_levels(data, channels, max_pixels):
     """Decode a height, a width and one byte per pixel."""
     height, width = data[4:6]
     if len(data) < 6 + height * width:
@@ -51,7 +51,7 @@ def test_a_registered_codec_decodes():
 
 
 def test_registered_codecs_come_first_and_replace_their_namesakes():
-    register_codec(Codec("png", b"\x89PNG", lambda data, channels: np.zeros((1, 1, 1))))
+    register_codec(Codec("png", b"\x89PNG", lambda *_: np.zeros((1, 1, 1))))
     register_codec(LEVELS)
     register_codec(Codec("levels", (b"lvls", b"LVLS"), decode_levels))
     assert len(registered_codecs()) == 2
@@ -60,9 +60,7 @@ def test_registered_codecs_come_first_and_replace_their_namesakes():
 
 
 def test_signatures_may_stand_behind_a_preamble():
-    register_codec(
-        Codec("late", b"DICM", lambda data, channels: np.ones((1, 1, 1)), offset=128)
-    )
+    register_codec(Codec("late", b"DICM", lambda *_: np.ones((1, 1, 1)), offset=128))
     assert decode(bytes(128) + b"DICM", 1).tolist() == [[[1]]]
     with pytest.raises(BadImage):
         decode(bytes(127) + b"DICM", 1)

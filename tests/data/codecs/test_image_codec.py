@@ -208,7 +208,7 @@ def test_decompression_bombs_are_refused_before_they_are_decoded():
     png[16:24] = struct.pack(">II", 65_500, 65_500)
     png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
     for bomb in (bytes(jpeg), bytes(png)):
-        with pytest.raises(BadImage, match="178,956,970 pixels") as raised:
+        with pytest.raises(BadImage, match=r"65,500 x|exceeds") as raised:
             decode(bomb, 3)
         assert raised.value.reason == "too large"
 
