@@ -20,9 +20,13 @@ REASONS = (
 )  # fmt: skip
 # (counts by reason, REASONS) -> their sums over all processes.
 Total = Callable[[Mapping[str, int], Sequence[str]], Mapping[str, int]]
+_TOO_LARGE = (
+    " config.data.max_image_pixels and config.data.max_file_mb say what is too large."
+)
 # Bad examples that are logged one by one.
 _LOGGED = 20
 _HEADER = "reason\tsplit\tindex\tpath\n"
+_MAX_DIGITS = 18  # of an index
 # Names may contain the separators of the list.
 _ESCAPES = {ord("\\"): r"\\", ord("\t"): r"\t", ord("\n"): r"\n", ord("\r"): r"\r"}
 
@@ -125,13 +129,13 @@ class BadImages:
 
     def too_many(self, number: str, reasons: Iterable[str]) -> UserError:
         """Return the error that ends a run; number: of images, in words."""
-        counts = sorted(collections.Counter(reasons).items())
-        by_reason = ", ".join(f"{n} {reason}" for reason, n in counts)
+        counts = collections.Counter(reasons)
+        by_reason = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
         return UserError(
             f"{number} of the {self._split or 'data'} split have no usable image "
             f"({by_reason}){self._listed()}. Expected at most config.data."
             f"max_bad_fraction={self._max_fraction}: repair or remove the files, or "
-            "raise it."
+            f"raise it.{_TOO_LARGE if counts.get('too large') else ''}"
         )
 
     def _listed(self) -> str:
@@ -139,15 +143,34 @@ class BadImages:
 
 
 def _read_list(path: Path, split: str) -> set[int]:
-    """Return the indices in the list; cut off a line that a crash left unfinished."""
+    """Return the indices in the list; cut off a line that a crash left unfinished.
+
+    raises: UserError if the file is not such a list.
+    """
     if not path.exists():
         return set()
-    content = path.read_bytes()
+    content, header = path.read_bytes(), _HEADER.encode()
+    if not header.startswith(content[: len(header)]):
+        raise _no_list(path, 1)
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         os.truncate(path, len(whole))
-    rows = [row.split(b"\t") for row in whole.splitlines()[1:]]
-    return {int(row[2]) for row in rows if row[1] == split.encode()}
+    known = set()
+    for number, row in enumerate(whole.split(b"\n")[1:-1], start=2):
+        columns = row.split(b"\t")
+        if len(columns) != _HEADER.count("\t") + 1 or not columns[2].isdigit():
+            raise _no_list(path, number)
+        if columns[1] == split.encode():
+            known.add(int(columns[2][:_MAX_DIGITS]))
+    return known
+
+
+def _no_list(path: Path, line: int) -> UserError:
+    return UserError(
+        f"'{path}', line {line}, is damaged: expected a list of bad images, with the "
+        f"columns {', '.join(_HEADER.split())}. Remove the file: the run writes a new "
+        "one."
+    )
 
 
 def _append(path: Path, split: str, found: Sequence[BadExample]) -> None:

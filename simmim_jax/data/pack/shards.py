@@ -22,6 +22,7 @@ from simmim_jax.data.loader.bad_examples import reason_of
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.packed import (
     UNFINISHED,
+    WHAT_TO_DO,
     from_record,
     open_shard,
     to_record,
@@ -37,7 +38,6 @@ _WRITER_OPTIONS = "group_size:1,uncompressed"
 _MAX_JPEG_SIDE = 65_500  # limit of libjpeg
 _READ_AT_ONCE = 64
 _JPEG_CHANNELS = (1, 3)
-_WHAT_TO_DO = "Copy it again, or pack the data set again into another folder."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +263,7 @@ def verify_shard(shard: dict[str, Any]) -> np.ndarray:
     expected, found = shard["num_examples"], reader.num_records()
     if found != expected:
         raise UserError(
-            f"{path!r} has {found} records: expected {expected}. {_WHAT_TO_DO}"
+            f"{path!r} has {found} records: expected {expected}. {WHAT_TO_DO}"
         )
     digest = hashlib.blake2b(digest_size=16)
     labels = []
@@ -275,11 +275,11 @@ def verify_shard(shard: dict[str, Any]) -> np.ndarray:
                 digest.update(record)
                 labels.append(from_record(record)["label"])
     except RuntimeError as error:
-        raise OSError(f"{path!r} is corrupt: {error}. {_WHAT_TO_DO}") from error
+        raise OSError(f"{path!r} is corrupt: {error}. {WHAT_TO_DO}") from error
     if digest.hexdigest() != shard["blake2b"]:
         raise UserError(
             f"{path!r} has changed: its checksum is {digest.hexdigest()}, expected "
-            f"{shard['blake2b']}. {_WHAT_TO_DO}"
+            f"{shard['blake2b']}. {WHAT_TO_DO}"
         )
     with _process.progress.get_lock():
         _process.progress[0] += found

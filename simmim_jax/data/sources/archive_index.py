@@ -14,26 +14,31 @@ from typing import IO
 
 import numpy as np
 
+from simmim_jax.data.codecs.base import BadImage
 from simmim_jax.data.sources import cache
-from simmim_jax.data.sources.base import NO_LABEL
+from simmim_jax.data.sources.base import MAX_CLASSES, NO_LABEL
 from simmim_jax.data.sources.paths import is_hidden, is_image, pack, unpack
+from simmim_jax.data.sources.remote import MAX_BYTES, file_too_large
 from simmim_jax.errors import UserError
 
 _IMAGENET_VALIDATION = "ILSVRC2012_img_val.tar"
+_MAX_LABEL_BYTES = 1000
+_MAX_OFFSET = 2**62
+_COLUMNS = ("paths", "offsets", "sizes", "unpacked", "labels", "stamp")
 
 
 @dataclasses.dataclass
 class ArchiveIndex:
     """All images of one archive, in its order.
 
-    offsets, sizes int [n]: of the stored bytes; deflated bool [n]; labels int [n]: from
-    .cls files, -1 without one.
+    offsets, sizes int [n]: of the stored bytes; unpacked int [n]: bytes after
+    decompression, -1 for stored files; labels int [n]: from .cls files, -1 without one.
     """
 
     paths: list[bytes]
     offsets: np.ndarray
     sizes: np.ndarray
-    deflated: np.ndarray
+    unpacked: np.ndarray
     labels: np.ndarray
 
 
@@ -41,16 +46,16 @@ def index_archive(file: str) -> ArchiveIndex:
     """Index one archive, or load its index if the file has not changed."""
     status = os.stat(file)
     stamp = np.array([status.st_size, status.st_mtime_ns])
-    key = f"archive 2 {os.path.realpath(file)}"
-    arrays = cache.load(key)
-    if arrays is None or (arrays.pop("stamp") != stamp).any():
+    key = f"archive 3 {os.path.realpath(file)}"
+    arrays = cache.load(key, _COLUMNS)
+    if arrays is None or not np.array_equal(arrays.pop("stamp"), stamp):
         members = list(_labelled_members(file))
         table = np.array([place for _, *place in members], np.int64).reshape(-1, 4)
         arrays = {
             "paths": pack([path for path, *_ in members]),
             "offsets": table[:, 0],
             "sizes": table[:, 1],
-            "deflated": table[:, 2].astype(bool),
+            "unpacked": table[:, 2],
             "labels": table[:, 3].astype(np.int32),
         }
         cache.save(key, len(members), {**arrays, "stamp": stamp})
@@ -61,48 +66,73 @@ def index_archive(file: str) -> ArchiveIndex:
     return ArchiveIndex(paths, **arrays)
 
 
-def read_member(file: str, offset: int, size: int, deflated: bool) -> bytes:
-    """Read one file of an archive; raises OSError if the archive changed.
+def read_member(
+    file: str, offset: int, size: int, unpacked: int, max_bytes: int = MAX_BYTES
+) -> bytes:
+    """Read one file of an archive.
 
     The archive is opened for every read (10 us): threads and workers then share no file
     position, and a thousand shards need no open files.
+
+    size: of the stored bytes; unpacked: bytes after decompression as the archive says,
+    -1 for a stored file.
+    raises: OSError if the archive changed, BadImage for more than `max_bytes`.
     """
+    if max(size, unpacked) > max_bytes:
+        raise file_too_large("A file of an archive", max_bytes)
     with open(file, "rb", buffering=0) as opened:
         data = os.pread(opened.fileno(), size, offset)
     if len(data) != size:
         raise OSError(
             f"{file!r} is truncated: {len(data)} bytes at {offset}, expected {size}"
         )
-    if not deflated:
+    if unpacked < 0:
         return data
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        return zlib.decompress(data, wbits=-zlib.MAX_WBITS)
+        # The archive may say less than there is: 400 MB fit into 400 kB.
+        content = inflate.decompress(data, max_bytes + 1)
     except zlib.error as error:
         raise OSError(f"{file!r} is corrupt at byte {offset}: {error}") from error
+    if len(content) > max_bytes:
+        raise file_too_large("A file of an archive", max_bytes)
+    if not inflate.eof:
+        raise OSError(f"{file!r} is corrupt at byte {offset}: incomplete data")
+    return content
 
 
-# Path, offset, size, is deflated.
-_Member = tuple[bytes, int, int, bool]
+# Path, offset, size, unpacked size.
+_Member = tuple[bytes, int, int, int]
 
 
-def _labelled_members(file: str) -> Iterator[tuple[bytes, int, int, bool, int]]:
+def _labelled_members(file: str) -> Iterator[tuple[bytes, int, int, int, int]]:
     """Yield the images of an archive with the labels from their .cls files."""
-    find = _zip_members if file.lower().endswith(".zip") else tar_members
-    with open(file, "rb") as opened:
-        members = list(find(opened, file))
+    members = list(archive_members(file))
     labels = {}
-    for path, offset, size, deflated in members:
+    for path, offset, size, unpacked in members:
         if path.endswith(b".cls"):
-            text = read_member(file, offset, size, deflated)
-            if not text.strip().isdigit():
+            text = _read_label(file, offset, size, unpacked)
+            if not text.isdigit() or int(text) >= MAX_CLASSES:
                 raise UserError(
-                    f"{os.fsdecode(path)!r} in {file!r} contains "
-                    f"{text[:40]!r}: expected the number of the class, 0 or more."
+                    f"{os.fsdecode(path)!r} in {file!r} contains {text[:40]!r}: "
+                    "expected the number of the class, from 0 and less than "
+                    f"{MAX_CLASSES:,}. Write the archive again, or leave out all .cls "
+                    "files and use class folders."
                 )
             labels[_key(path)] = int(text)
-    for path, offset, size, deflated in members:
+    for path, offset, size, unpacked in members:
         if is_image(path):
-            yield path, offset, size, deflated, labels.get(_key(path), NO_LABEL)
+            yield path, offset, size, unpacked, labels.get(_key(path), NO_LABEL)
+
+
+def _read_label(file: str, offset: int, size: int, unpacked: int) -> bytes:
+    """Return the text of a .cls file, b"" if it is longer than any number."""
+    try:
+        return read_member(file, offset, size, unpacked, _MAX_LABEL_BYTES).strip()
+    except BadImage:
+        return b""
+    except OSError as error:
+        raise broken(file, f"cannot be read ({error})") from error
 
 
 def _key(path: bytes) -> bytes:
@@ -117,48 +147,68 @@ def _is_wanted(path: bytes) -> bool:
     )
 
 
-def tar_members(
-    opened: IO[bytes], file: str, folder: bytes = b"", start: int = 0
+def archive_members(file: str) -> Iterator[_Member]:
+    """Yield the images and .cls files of an archive; a tar in a tar is a folder.
+
+    raises: UserError if it is damaged.
+    """
+    is_zip = file.lower().endswith(".zip")
+    with open(file, "rb") as opened:
+        try:
+            found = _zip_members(opened, file) if is_zip else _tar_members(opened)
+            for member in found:
+                path, *place = member
+                if b"\0" in path or not all(-1 <= at < _MAX_OFFSET for at in place):
+                    raise ValueError(f"{path[:80]!r} has an impossible name or size")
+                yield member
+        except UserError:
+            raise
+        except Exception as error:  # tarfile and zipfile raise exceptions of many types
+            kind = "zip" if is_zip else "tar"
+            what = f"is not a {kind} file, or is corrupt ({error})"
+            raise broken(file, what) from error
+
+
+def check_zip(file: str) -> None:
+    """Raise UserError if a file does not end like a zip file."""
+    with open(file, "rb") as opened:
+        if not zipfile.is_zipfile(opened):
+            raise broken(file, "is not a zip file")
+
+
+def _tar_members(
+    opened: IO[bytes], folder: bytes = b"", start: int = 0
 ) -> Iterator[_Member]:
-    """Yield images and .cls files; a tar inside counts as a folder of its name."""
     places: dict[bytes, tuple[int, int]] = {}
-    try:
-        tar = tarfile.TarFile(fileobj=opened)
-        while member := tar.next():
-            # tarfile would keep all members, 1 GB for a million.
-            tar.members = []  # type: ignore[attr-defined]
-            path = folder + os.fsencode(member.name).removeprefix(b"./")
-            if member.islnk():  # a hard link to an earlier file
-                target = folder + os.fsencode(member.linkname).removeprefix(b"./")
-                if _is_wanted(path) and target in places:
-                    yield path, *places[target], False
-                continue
-            if not member.isreg():
-                continue
-            if path.endswith(b".tar") and not folder:
-                inner = tar.extractfile(member)
-                assert inner is not None  # a regular file
-                yield from tar_members(
-                    inner, file, path.removesuffix(b".tar") + b"/", member.offset_data
-                )
-            elif _is_wanted(path):
-                places[path] = start + member.offset_data, member.size
-                yield path, *places[path], False
-        # tarfile stops at a corrupt header; the true end is a block of zeros.
-        opened.seek(tar.offset)
-        if opened.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError(f"bad header at byte {start + tar.offset}")
-    except tarfile.ReadError as error:
-        raise broken(file, f"is not a tar file, or is corrupt ({error})") from error
+    tar = tarfile.TarFile(fileobj=opened)
+    while member := tar.next():
+        # tarfile would keep all members, 1 GB for a million.
+        tar.members = []  # type: ignore[attr-defined]
+        path = folder + os.fsencode(member.name).removeprefix(b"./")
+        if member.islnk():  # a hard link to an earlier file
+            target = folder + os.fsencode(member.linkname).removeprefix(b"./")
+            if _is_wanted(path) and target in places:
+                yield path, *places[target], -1
+            continue
+        if not member.isreg():
+            continue
+        if path.endswith(b".tar") and not folder:
+            inner = tar.extractfile(member)
+            assert inner is not None  # a regular file
+            yield from _tar_members(
+                inner, path.removesuffix(b".tar") + b"/", member.offset_data
+            )
+        elif _is_wanted(path):
+            places[path] = start + member.offset_data, member.size
+            yield path, *places[path], -1
+    # tarfile stops at a corrupt header; the true end is a block of zeros.
+    opened.seek(tar.offset)
+    if opened.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise tarfile.ReadError(f"bad header at byte {start + tar.offset}")
 
 
 def _zip_members(opened: IO[bytes], file: str) -> Iterator[_Member]:
-    """Yield images and .cls files."""
-    try:
-        members = zipfile.ZipFile(opened).infolist()
-    except zipfile.BadZipFile as error:
-        raise broken(file, f"is not a zip file, or is corrupt ({error})") from error
-    for member in members:
+    for member in zipfile.ZipFile(opened).infolist():
         path = os.fsencode(member.filename).removeprefix(b"./")
         if not _is_wanted(path):
             continue
@@ -172,10 +222,10 @@ def _zip_members(opened: IO[bytes], file: str) -> Iterator[_Member]:
         # The local header may have other lengths of name and extra fields.
         header = os.pread(opened.fileno(), 30, member.header_offset)
         if len(header) < 30 or header[:4] != b"PK\3\4":
-            raise broken(file, f"has no {member.filename!r} at the listed offset")
+            raise zipfile.BadZipFile(f"{member.filename!r} is not where it is listed")
         start = member.header_offset + 30 + sum(struct.unpack("<2H", header[26:]))
-        is_deflated = member.compress_type == deflated
-        yield path, start, member.compress_size, is_deflated
+        unpacked = member.file_size if member.compress_type == deflated else -1
+        yield path, start, member.compress_size, unpacked
 
 
 def broken(file: str, what: str) -> UserError:

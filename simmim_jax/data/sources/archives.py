@@ -4,22 +4,24 @@ import dataclasses
 import itertools
 import os
 import re
-import zipfile
 from typing import Any
 
 import numpy as np
 
+from simmim_jax.data.codecs.base import BadImage
 from simmim_jax.data.sources.archive_index import (
-    broken,
+    archive_members,
+    check_zip,
     index_archive,
     read_member,
-    tar_members,
 )
 from simmim_jax.data.sources.base import NO_LABEL, numbered_classes
 from simmim_jax.data.sources.folders import is_folder
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import (
     SPLIT_FOLDERS,
+    TRAIN,
+    Classes,
     Paths,
     find_split,
     hashed_split,
@@ -27,9 +29,10 @@ from simmim_jax.data.sources.paths import (
     is_image,
     label_by_folder,
     no_images,
+    nothing_to_learn_from,
     split_paths,
 )
-from simmim_jax.data.sources.remote import is_url
+from simmim_jax.data.sources.remote import MAX_BYTES, is_url
 from simmim_jax.errors import UserError
 
 _ARCHIVE_ENDINGS = (".tar", ".zip")
@@ -40,8 +43,9 @@ _COMPRESSED_ENDINGS = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 class ArchiveSource:
     """Images in archives, with the archive, offset and size of each.
 
-    archive int [n]: position in `archives`; offsets, sizes int [n]: of stored bytes;
-    deflated bool [n]; paths: within the archive; labels int [n] or None.
+    archive int [n]: position in `archives`; offsets, sizes, unpacked int [n]: as in
+    `ArchiveIndex`; paths: within the archive; labels int [n] or None; unlabelled,
+    max_bytes: as in `FolderSource`.
     """
 
     archives: tuple[str, ...]
@@ -49,27 +53,36 @@ class ArchiveSource:
     paths: Paths = dataclasses.field(repr=False)
     offsets: np.ndarray = dataclasses.field(repr=False)
     sizes: np.ndarray = dataclasses.field(repr=False)
-    deflated: np.ndarray = dataclasses.field(repr=False)
+    unpacked: np.ndarray = dataclasses.field(repr=False)
     labels: np.ndarray | None = dataclasses.field(repr=False)
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
+    unlabelled: str = ""
+    max_bytes: int = MAX_BYTES
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         archive = self.archives[self.archive[index]]
-        data = read_member(
-            archive,
-            int(self.offsets[index]),
-            int(self.sizes[index]),
-            bool(self.deflated[index]),
-        )
         path = f"{archive}/{self.paths[index]}"
+        try:
+            data = read_member(
+                archive,
+                int(self.offsets[index]),
+                int(self.sizes[index]),
+                int(self.unpacked[index]),
+                self.max_bytes,
+            )
+        except BadImage as error:
+            error.filename = path
+            raise
         label = NO_LABEL if self.labels is None else int(self.labels[index])
         return {"image": data, "label": label, "path": path}
 
 
-def open_archives(files: list[str], split: str, place: str) -> ArchiveSource:
+def open_archives(
+    files: list[str], split: str, place: str, *, max_bytes: int = MAX_BYTES
+) -> ArchiveSource:
     """Open one split of one or more .tar or .zip files, taken as one data set.
 
     place: their name in errors. See `open_source` for the layouts.
@@ -93,27 +106,25 @@ def open_archives(files: list[str], split: str, place: str) -> ArchiveSource:
     def column(name: str) -> np.ndarray:
         return np.concatenate([getattr(part, name) for part in parts])
 
-    labels, class_names = _labels(paths, column("labels"), chosen, place)
+    classes = _classes(paths, column("labels"), chosen, name, place)
     return ArchiveSource(
         tuple(files),
         archive[chosen],
         Paths([members[i] for i in chosen]),
         column("offsets")[chosen],
         column("sizes")[chosen],
-        column("deflated")[chosen],
-        labels,
-        class_names,
+        column("unpacked")[chosen],
+        *classes,
+        max_bytes,
     )
 
 
 def check_archive(file: str) -> None:
     """Raise the error of `open_archives` for a file that is not an archive."""
-    with open(file, "rb") as opened:
-        if file.lower().endswith(".zip"):
-            if not zipfile.is_zipfile(opened):
-                raise broken(file, "is not a zip file")
-        elif next(tar_members(opened, file), None) is None:
-            raise no_images(file)
+    if file.lower().endswith(".zip"):
+        check_zip(file)  # listing it takes seconds for a million files
+    elif next(archive_members(file), None) is None:
+        raise no_images(file)
 
 
 def find_shards(folder: str) -> list[str]:
@@ -166,20 +177,29 @@ def _splits(
         paths = inner
 
 
-def _labels(
-    paths: list[bytes], numbers: np.ndarray, chosen: np.ndarray, place: str
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Return labels int [m] of the chosen images, and the names of all classes."""
+def _classes(
+    paths: list[bytes],
+    numbers: np.ndarray,
+    chosen: np.ndarray,
+    split: str | None,
+    place: str,
+) -> Classes:
+    """Return the classes of the chosen images; other images also name classes."""
     if (numbers[chosen] != NO_LABEL).any():
         lacking = chosen[numbers[chosen] == NO_LABEL]
         if len(lacking):
             raise UserError(
                 f"{os.fsdecode(paths[lacking[0]])!r} in {place!r} has no .cls file "
                 "beside it, but other images have: expected one for each image, or "
-                "none."
+                "none. Write the archive again."
             )
-        return numbers[chosen], numbered_classes(numbers)
-    return label_by_folder(paths, chosen)
+        used = np.setdiff1d(numbers, NO_LABEL)
+        lacking = np.setdiff1d(used, numbers[chosen])
+        if len(lacking) and split == TRAIN:
+            listed = list(map(str, lacking))
+            return Classes(unlabelled=nothing_to_learn_from(listed, place))
+        return Classes(numbers[chosen], numbered_classes(numbers))
+    return label_by_folder(paths, chosen, split, place)
 
 
 # ---- Formats -------------------------------------------------------------------------
@@ -196,9 +216,9 @@ def _check_archive(place: str, split: str) -> None:
     check_archive(place)
 
 
-def _open_archive(place: str, split: str) -> ArchiveSource:
+def _open_archive(place: str, split: str, *, max_bytes: int) -> ArchiveSource:
     _check_readable(place)
-    return open_archives([place], split, place)
+    return open_archives([place], split, place, max_bytes=max_bytes)
 
 
 def _check_readable(place: str) -> None:
@@ -226,11 +246,21 @@ def _check_shards(place: str, split: str) -> None:
     check_archive(find_shards(place)[0])
 
 
-def _open_shards(place: str, split: str) -> ArchiveSource:
-    return open_archives(find_shards(place), split, place)
+def _open_shards(place: str, split: str, *, max_bytes: int) -> ArchiveSource:
+    return open_archives(find_shards(place), split, place, max_bytes=max_bytes)
 
 
-ARCHIVE = Format("a .tar or .zip of images", _is_archive, _check_archive, _open_archive)
+ARCHIVE = Format(
+    "a .tar or .zip of images",
+    _is_archive,
+    _check_archive,
+    _open_archive,
+    takes_max_bytes=True,
+)
 SHARDS = Format(
-    "a folder of .tar shards", _is_shard_folder, _check_shards, _open_shards
+    "a folder of .tar shards",
+    _is_shard_folder,
+    _check_shards,
+    _open_shards,
+    takes_max_bytes=True,
 )

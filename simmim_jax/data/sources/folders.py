@@ -17,6 +17,7 @@ from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import (
     IMAGE_ENDINGS,
     SPLIT_FOLDERS,
+    TRAIN,
     Paths,
     class_folders,
     find_split,
@@ -26,11 +27,19 @@ from simmim_jax.data.sources.paths import (
     is_image,
     label_by_folder,
     no_images,
+    nothing_to_learn_from,
     pack,
     split_paths,
+    stray_image,
     unpack,
 )
-from simmim_jax.data.sources.remote import check_url, is_url, list_url, read_file
+from simmim_jax.data.sources.remote import (
+    MAX_BYTES,
+    check_url,
+    is_url,
+    list_url,
+    read_file,
+)
 from simmim_jax.errors import UserError
 
 # A folder that changed this recently may change again without a new modification time:
@@ -59,7 +68,8 @@ IMAGE_FILES = Files(is_image, IMAGE_ENDINGS, "folder 2")
 class FolderSource:
     """Files under `root`, a folder or URL; paths are relative to it, or absolute.
 
-    labels int [n] or None; unlabelled: why there are none, if that may be a mistake.
+    labels int [n] or None; unlabelled: why there are none, if that may be a mistake;
+    max_bytes: of a file.
     """
 
     root: str
@@ -67,6 +77,7 @@ class FolderSource:
     labels: np.ndarray | None = dataclasses.field(repr=False)
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
     unlabelled: str = ""
+    max_bytes: int = MAX_BYTES
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -76,10 +87,12 @@ class FolderSource:
         if not is_url(path):
             path = os.path.join(self.root, path)
         label = NO_LABEL if self.labels is None else int(self.labels[index])
-        return {"image": read_file(path), "label": label, "path": path}
+        return {"image": read_file(path, self.max_bytes), "label": label, "path": path}
 
 
-def open_folder(root: str, split: str, files: Files = IMAGE_FILES) -> FolderSource:
+def open_folder(
+    root: str, split: str, files: Files = IMAGE_FILES, *, max_bytes: int = MAX_BYTES
+) -> FolderSource:
     """Open one split of a local folder; see `open_source` for the layouts.
 
     raises: NotFoundError without files, UserError for a split that does not exist.
@@ -98,28 +111,25 @@ def open_folder(root: str, split: str, files: Files = IMAGE_FILES) -> FolderSour
         places = [os.path.join(root, split) for split in splits]
         class_names = sorted({name for place in places for name in subfolders(place)})
         empty = set(class_names) - set(map(os.fsdecode, set(folders)))
-        if empty and (name is None or split == "train"):
+        if empty and name in (None, TRAIN):
             found = [os.path.join(place, name) for place in places for name in empty]
+            lacking = sorted(filter(os.path.isdir, found))
+            expected = f"{'/'.join(files.endings)} files"
             unlabelled = (
-                "There are class folders without images to learn from: "
-                f"{', '.join(sorted(filter(os.path.isdir, found)))}. Expected "
-                f"{'/'.join(files.endings)} files in folders of these names in "
-                f"{folder!r}: convert other formats, or remove the folders. Put images "
+                f"{nothing_to_learn_from(lacking, folder, expected)} Put images "
                 "without a class directly into the folder of their split."
             )
             folders, class_names = None, []
-    elif any(b"/" in path for path in paths):
-        stray = next(os.fsdecode(path) for path in paths if b"/" not in path)
-        unlabelled = (
-            f"{os.path.join(folder, stray)!r} is in no class folder, but other images "
-            "are: move it into one, or remove it."
-        )
+    else:
+        unlabelled = stray_image(paths, folder)
     labels = None if folders is None else folder_labels(folders, class_names)
     if name is None:
         chosen = hashed_split(paths, split, root)
         paths = [paths[i] for i in chosen]
         labels = None if labels is None else labels[chosen]
-    return FolderSource(folder, Paths(paths), labels, tuple(class_names), unlabelled)
+    return FolderSource(
+        folder, Paths(paths), labels, tuple(class_names), unlabelled, max_bytes
+    )
 
 
 def check_folder(root: str, split: str, files: Files = IMAGE_FILES) -> str:
@@ -131,7 +141,7 @@ def check_folder(root: str, split: str, files: Files = IMAGE_FILES) -> str:
     return first
 
 
-def open_url(url: str, split: str) -> FolderSource:
+def open_url(url: str, split: str, *, max_bytes: int = MAX_BYTES) -> FolderSource:
     """Open one split of a folder of images at a URL, which is listed every time.
 
     raises: NotFoundError without images, UserError for a split that does not exist.
@@ -147,8 +157,8 @@ def open_url(url: str, split: str) -> FolderSource:
         chosen = hashed_split(paths, split, url)
     else:
         chosen = np.array([i for i, s in enumerate(splits) if s == name])
-    labels, class_names = label_by_folder(below, chosen)
-    return FolderSource(url, Paths([paths[i] for i in chosen]), labels, class_names)
+    classes = label_by_folder(below, chosen, name, url)
+    return FolderSource(url, Paths([paths[i] for i in chosen]), *classes, max_bytes)
 
 
 def subfolders(folder: str) -> list[str]:
@@ -254,7 +264,7 @@ def list_files(root: str, files: Files = IMAGE_FILES) -> list[bytes]:
 
 
 def _load(key: str) -> dict[bytes, _Folder]:
-    index = cache.load(key)
+    index = cache.load(key, ("folders", "mtimes", "images"))
     if index is None:
         return {}
     names = unpack(index["folders"])
@@ -320,5 +330,11 @@ def _check_url(url: str, split: str) -> None:
     check_url(url)
 
 
-FOLDER = Format("a folder of images", os.path.isdir, check_folder, open_folder)
-URL = Format("a folder at a URL", is_url, _check_url, open_url)
+FOLDER = Format(
+    "a folder of images",
+    os.path.isdir,
+    check_folder,
+    open_folder,
+    takes_max_bytes=True,
+)
+URL = Format("a folder at a URL", is_url, _check_url, open_url, takes_max_bytes=True)

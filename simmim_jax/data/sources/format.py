@@ -18,7 +18,8 @@ class Format:
     milliseconds and without heavy imports;
     open(place, split): returns one split as a source, and raises UserError;
     prefix: of names such as "tfds:NAME", for suggestions after a typo;
-    takes_data_dir: whether `check` and `open` also take `data_dir`.
+    takes_data_dir: whether `check` and `open` also take `data_dir`;
+    takes_max_bytes: whether `open` also takes `max_bytes` of an image's file.
     """
 
     name: str
@@ -27,3 +28,4 @@ class Format:
     open: Callable[..., Source]
     prefix: str = ""
     takes_data_dir: bool = False
+    takes_max_bytes: bool = False

@@ -1,7 +1,10 @@
 """Folders of four idx files, as MNIST has them."""
 
 import gzip
+import math
 import os
+import struct
+import zlib
 
 import numpy as np
 
@@ -45,8 +48,8 @@ def idx_paths(folder: str, split: str) -> tuple[str, str]:
 def open_idx(folder: str, split: str) -> ArraySource:
     """Read one split: train-* for "train", t10k-* for "validation" and "test"."""
     images_path, labels_path = idx_paths(folder, split)
-    images = _read_idx(images_path)[..., None]
-    labels = _read_idx(labels_path).astype(np.int32)
+    images = _read_idx(images_path, 3)[..., None]
+    labels = _read_idx(labels_path, 1).astype(np.int32)
     if len(images) != len(labels):
         raise UserError(
             f"{images_path!r} has {len(images)} images but {labels_path!r} has "
@@ -55,18 +58,31 @@ def open_idx(folder: str, split: str) -> ArraySource:
     return ArraySource(images, labels, numbered_classes(labels))
 
 
-def _read_idx(path: str) -> np.ndarray:
+def _read_idx(path: str, num_axes: int) -> np.ndarray:
     """Read uint8 [...] (format: end of http://yann.lecun.com/exdb/mnist)."""
-    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
-        data = file.read()
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            data = file.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path!r} is not a complete gzip file ({error}): expected an idx file, "
+            "compressed. Download it again."
+        ) from error
     # Two zero bytes, 8 for uint8, the number of axes, then their sizes in big-endian.
-    if data[:3] != b"\0\0\x08":
+    header = struct.Struct(f">4s{num_axes}I")
+    start = bytes((0, 0, 8, num_axes))
+    if not data.startswith(start) or len(data) < header.size:
         raise UserError(
             f"{path!r} starts with {data[:4]!r}: expected an idx file of uint8, "
-            "00 00 08 and the number of axes. Download it again."
+            f"{start.hex(' ')} and the sizes of {num_axes} axes. Download it again."
         )
-    shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+    _, *shape = header.unpack_from(data)
+    if len(data) - header.size != math.prod(shape):
+        raise UserError(
+            f"{path!r} has {len(data) - header.size:,} bytes of values: expected "
+            f"{math.prod(shape):,} for the shape {shape}. Download it again."
+        )
+    return np.frombuffer(data, np.uint8, offset=header.size).reshape(shape)
 
 
 def _check_idx(folder: str, split: str) -> None:

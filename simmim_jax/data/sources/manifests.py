@@ -15,13 +15,16 @@ from simmim_jax.data.sources.base import MAX_CLASSES
 from simmim_jax.data.sources.folders import FolderSource
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import (
+    TRAIN,
+    Classes,
     Paths,
     find_split,
     hashed_split,
     is_array,
     is_image,
+    nothing_to_learn_from,
 )
-from simmim_jax.data.sources.remote import check_url, is_url, open_file
+from simmim_jax.data.sources.remote import MAX_BYTES, check_url, is_url, open_file
 from simmim_jax.errors import NotFoundError, UserError
 
 MANIFEST_ENDINGS = (".txt", ".csv", ".tsv", ".parquet")
@@ -38,7 +41,7 @@ class _Row(NamedTuple):
     split: str
 
 
-def open_manifest(file: str, split: str) -> FolderSource:
+def open_manifest(file: str, split: str, *, max_bytes: int = MAX_BYTES) -> FolderSource:
     """Open one split of a manifest; see `open_source` for its content.
 
     Images keep the order of the list. Labels that are all whole numbers are kept; names
@@ -52,25 +55,28 @@ def open_manifest(file: str, split: str) -> FolderSource:
     for row in rows:
         if not row.path or "\0" in row.path:
             raise UserError(
-                f"{file!r}, line {row.line}: {row.path[:40]!r} is not the "
-                "path of an image."
+                f"{file!r}, line {row.line}: {row.path[:40]!r} is not the path of an "
+                "image. Mend the row, or remove it."
             )
     paths = [os.fsencode(row.path) for row in rows]
     splits = sorted({row.split for row in rows} - {""})
     without = next((row.line for row in rows if not row.split), None)
     if splits and without:
-        raise UserError(f"{file!r}, line {without}: no split, but other rows have one.")
+        raise UserError(
+            f"{file!r}, line {without}: no split, but other rows have one. Expected a "
+            "split in each row, or in none."
+        )
     name = find_split(split, file, splits.__contains__, splits)
     if name is None:
-        labels, class_names = _labels(file, rows, rows)
+        classes = _classes(file, rows, rows, name)
         chosen = hashed_split(paths, split, file)
-        labels = None if labels is None else labels[chosen]
+        if classes.labels is not None:
+            classes = classes._replace(labels=classes.labels[chosen])
     else:
         chosen = np.array([i for i, row in enumerate(rows) if row.split == name])
-        labels, class_names = _labels(file, [rows[i] for i in chosen], rows)
-    return FolderSource(
-        os.path.dirname(file), Paths([paths[i] for i in chosen]), labels, class_names
-    )
+        classes = _classes(file, [rows[i] for i in chosen], rows, name)
+    root, chosen_paths = os.path.dirname(file), Paths([paths[i] for i in chosen])
+    return FolderSource(root, chosen_paths, *classes, max_bytes)
 
 
 def check_manifest(file: str, split: str) -> None:
@@ -83,7 +89,8 @@ def check_manifest(file: str, split: str) -> None:
     with open_file(file) as opened:
         if opened.read(4) != b"PAR1":
             raise UserError(
-                f"{file!r} is not a Parquet file: it does not start with PAR1."
+                f"{file!r} is not a Parquet file: it does not start with PAR1. Write "
+                "it again, or name a .csv, .tsv or .txt."
             )
 
 
@@ -99,7 +106,9 @@ def _check_first(file: str, row: _Row | None) -> None:
     if row is None:
         raise UserError(f"{file!r} lists no images: expected a path in each row.")
     path = os.path.join(os.path.dirname(file), row.path)
-    if not (is_url(path) or os.path.exists(path)):
+    if is_url(path):
+        check_url(row.path if is_url(row.path) else path)
+    elif not os.path.exists(path):
         raise NotFoundError(
             f"{file!r}, line {row.line}: {path!r} does not exist. Expected the path of "
             "an image, absolute or relative to the manifest's folder."
@@ -142,6 +151,7 @@ def _open_text(file: str) -> io.TextIOWrapper:
 
 def _csv_rows(file: str) -> Iterator[_Row]:
     delimiter = "\t" if file.lower().endswith(".tsv") else ","
+    between = "tabs" if delimiter == "\t" else "commas"
     with _open_text(file) as text:
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
@@ -159,36 +169,45 @@ def _csv_rows(file: str) -> Iterator[_Row]:
                     "" if split is None else row[split].strip(),
                 )
         except csv.Error as error:
-            raise UserError(f"{file!r}, line {reader.line_num}: {error}.") from error
+            raise UserError(
+                f"{file!r}, line {reader.line_num}: {error}. Expected "
+                f"{between} between columns, and "
+                "quotes around a value that contains one. Mend the line."
+            ) from error
 
 
 def _parquet_rows(file: str) -> Iterator[_Row]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        table = pyarrow.parquet.ParquetFile(open_file(file))
-        names = table.schema_arrow.names
-        columns = _columns(file, names)
-        kind = table.schema_arrow.field(columns[0]).type
-        types = pyarrow.types
-        if (
-            types.is_struct(kind)
-            or types.is_binary(kind)
-            or types.is_large_binary(kind)
-        ):
+    with open_file(file) as opened:
+        try:
+            table = pyarrow.parquet.ParquetFile(opened)
+            names = table.schema_arrow.names
+            columns = _columns(file, names)
+            kind = table.schema_arrow.field(columns[0]).type
+            types = pyarrow.types
+            if (
+                types.is_struct(kind)
+                or types.is_binary(kind)
+                or types.is_large_binary(kind)
+            ):
+                raise UserError(
+                    f"{file!r} holds images, not their paths: Parquet reads whole "
+                    "groups of rows, which is too slow for a random order. Write the "
+                    "images to files or to a .tar, with datasets.load_dataset for "
+                    "example."
+                )
+            wanted = [names[i] for i in columns if i is not None]
+            values = table.read(columns=wanted).to_pydict()
+            lists = [None if i is None else values[names[i]] for i in columns]
+        except UserError:
+            raise
+        except Exception as error:  # Arrow raises exceptions of many types
             raise UserError(
-                f"{file!r} holds images, not their paths: Parquet reads whole groups "
-                "of rows, which is too slow for a random order. Write the images to "
-                "files or to a .tar, with datasets.load_dataset for example."
-            )
-        wanted = [names[i] for i in columns if i is not None]
-        values = table.read(columns=wanted).to_pydict()
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(
-            f"{file!r} is not a Parquet file, or is corrupt: {error}"
-        ) from error
-    lists = [None if i is None else values[names[i]] for i in columns]
+                f"{file!r} is not a Parquet file, or is corrupt ({error}): expected a "
+                "list of images. Write it again, for example with pandas, or as a .csv."
+            ) from error
     for number, path in enumerate(lists[0] or [], start=1):
         label, split = (
             "" if column is None or column[number - 1] is None else column[number - 1]
@@ -213,33 +232,39 @@ def _columns(file: str, header: list[str]) -> tuple[int, int | None, int | None]
     return path, label, split
 
 
-def _labels(
-    file: str, rows: list[_Row], all_rows: list[_Row]
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Return labels int32 [n] of the rows of a split, and the names of all classes."""
-    lacking = [row.line for row in rows if not row.label]
-    if len(lacking) == len(rows):
-        return None, ()
-    if lacking:
+def _classes(
+    file: str, rows: list[_Row], all_rows: list[_Row], split: str | None
+) -> Classes:
+    """Return the classes of the rows of a split; all rows name classes."""
+    unlabelled = [row.line for row in rows if not row.label]
+    if len(unlabelled) == len(rows):
+        return Classes()
+    if unlabelled:
         raise UserError(
-            f"{file!r}, line {lacking[0]}: no label, but other rows have one. "
+            f"{file!r}, line {unlabelled[0]}: no label, but other rows have one. "
             "Expected a label for each image of a split, or for none."
         )
     every = {row.label for row in all_rows} - {""}
+    lacking = sorted(every - {row.label for row in rows})
+    if lacking and split == TRAIN:
+        return Classes(unlabelled=nothing_to_learn_from(lacking, file, "rows"))
     if all(label.isascii() and label.isdigit() for label in every):
-        number_of_classes = max(map(int, every)) + 1
-        if number_of_classes > MAX_CLASSES:
+        # Python refuses to convert thousands of digits.
+        last = max(every, key=lambda label: (len(label.lstrip("0")), label.lstrip("0")))
+        if len(last.lstrip("0")) > len(str(MAX_CLASSES)) or int(last) >= MAX_CLASSES:
             raise UserError(
-                f"{file!r} has the label {number_of_classes - 1}: expected names, or "
-                f"numbers counted from 0 and less than {MAX_CLASSES:,}."
+                f"{file!r} has the label {last[:20]}: expected names, or numbers "
+                f"counted from 0 and less than {MAX_CLASSES:,}. Write the names of the "
+                "classes as labels."
             )
+        number_of_classes = int(last) + 1
         class_names = list(map(str, range(number_of_classes)))
         numbers = {label: int(label) for label in every}
     else:
         class_names = sorted(every)
         numbers = {label: i for i, label in enumerate(class_names)}
     labels = np.array([numbers[row.label] for row in rows], np.int32)
-    return labels, tuple(class_names)
+    return Classes(labels, tuple(class_names))
 
 
 def _is_manifest(place: str) -> bool:
@@ -252,4 +277,5 @@ FORMAT = Format(
     _is_manifest,
     check_manifest,
     open_manifest,
+    takes_max_bytes=True,
 )

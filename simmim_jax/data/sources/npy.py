@@ -25,7 +25,7 @@ from simmim_jax.data.sources.paths import (
     is_array,
     is_image,
 )
-from simmim_jax.data.sources.remote import is_url
+from simmim_jax.data.sources.remote import MAX_BYTES, is_url
 from simmim_jax.errors import UserError
 
 ARRAY_FILES = Files(is_array, ARRAY_ENDINGS, "arrays 1")
@@ -58,15 +58,15 @@ def is_array_folder(place: str) -> bool:
     )
 
 
-def open_array_folder(root: str, split: str) -> ArrayFolderSource:
+def open_array_folder(
+    root: str, split: str, *, max_bytes: int = MAX_BYTES
+) -> ArrayFolderSource:
     """Open one split of a folder of .npy files, laid out like a folder of images.
 
     raises: NotFoundError without arrays, UserError for a split that does not exist.
     """
-    found = open_folder(root, split, ARRAY_FILES)
-    return ArrayFolderSource(
-        found.root, found.paths, found.labels, found.class_names, found.unlabelled
-    )
+    found = open_folder(root, split, ARRAY_FILES, max_bytes=max_bytes)
+    return ArrayFolderSource(**vars(found))
 
 
 def check_array_folder(root: str, split: str) -> None:
@@ -180,7 +180,7 @@ def _read_labels(file: str, num_images: int) -> np.ndarray | None:
         labels = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         return None
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # NumPy evaluates a literal: damage raises many types
         raise UserError(
             f"{path!r} cannot be read ({error}): expected integers [{num_images}]. "
             "Write it again with np.save."
@@ -189,7 +189,11 @@ def _read_labels(file: str, num_images: int) -> np.ndarray | None:
 
 
 ARRAY_FOLDER = Format(
-    "a folder of .npy arrays", is_array_folder, check_array_folder, open_array_folder
+    "a folder of .npy arrays",
+    is_array_folder,
+    check_array_folder,
+    open_array_folder,
+    takes_max_bytes=True,
 )
 ARRAY_FILE = Format(
     "a .npy array [n, h, w, c]", is_array_file, check_array_file, open_array_file

@@ -23,6 +23,7 @@ import dataclasses
 import errno
 import functools
 import json
+import operator
 import os
 import struct
 from typing import Any
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from simmim_jax.data.codecs.npy import encode_npy
+from simmim_jax.data.sources.base import check_labels
 from simmim_jax.data.sources.format import Format
 from simmim_jax.errors import NotFoundError, UserError
 
@@ -42,6 +44,10 @@ PLAN = "plan.json"
 # Shards of a split: a process may have all of them open, and is often limited to 1,024
 # open files.
 MAX_SHARDS = 512
+WHAT_TO_DO = (
+    "Copy it again from where it was packed, or pack the data set again into another "
+    "folder."
+)
 _MAX_CHANNELS = 255  # of raw pixels, in one byte
 
 _HEADER = struct.Struct("<iIIBH")
@@ -140,7 +146,21 @@ class PackedSource:
         """int32 [n], from a separate file."""
         if self.labels_file is None:
             return None
-        return np.load(os.path.join(self.folder, self.labels_file), allow_pickle=False)
+        path = os.path.join(self.folder, self.labels_file)
+        try:
+            labels = np.load(path, allow_pickle=False)
+        except Exception as error:  # NumPy's readers raise exceptions of many types
+            raise UserError(
+                f"{path!r} cannot be read ({error}): expected int32 [{len(self)}]. "
+                f"{WHAT_TO_DO}"
+            ) from error
+        labels = check_labels(labels, len(self), repr(path))
+        if labels.max(initial=0) >= len(self.class_names):
+            raise UserError(
+                f"{path!r} has the label {labels.max()}, but {INDEX} has "
+                f"{len(self.class_names)} classes. {WHAT_TO_DO}"
+            )
+        return labels
 
     @functools.cached_property
     def _open_shard(self) -> Any:
@@ -164,23 +184,52 @@ def is_packed(folder: str) -> bool:
 def read_index(folder: str) -> dict[str, Any]:
     """Read dataset.json.
 
-    raises: NotFoundError if the data set is not complete, UserError if a later version
-    of the format wrote it.
+    raises: NotFoundError if the data set is not complete, UserError if the file is
+    damaged or a later version of the format wrote it.
     """
+    path = os.path.join(folder, INDEX)
     try:
-        with open(os.path.join(folder, INDEX), encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             index = json.load(file)
+        version = operator.index(index["format_version"])
+        if version <= FORMAT_VERSION:
+            _check_index(index)
     except FileNotFoundError as error:
         raise NotFoundError(
             f"{folder!r} has no {INDEX}: packing it was interrupted. Run the same "
             "`simmim pack` command again to resume."
         ) from error
-    if index["format_version"] > FORMAT_VERSION:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{folder!r} has format_version={index['format_version']}: expected "
-            f"{FORMAT_VERSION} at most. Install a newer simmim_jax."
+            f"{path!r} is damaged ({type(error).__name__}: {error}): expected the "
+            f"index of a packed data set. {WHAT_TO_DO}"
+        ) from error
+    if version > FORMAT_VERSION:
+        raise UserError(
+            f"{folder!r} has format_version={version}: expected {FORMAT_VERSION} at "
+            "most. Install a newer simmim_jax."
         )
     return index
+
+
+def _check_index(index: dict[str, Any]) -> None:
+    """Raise KeyError, TypeError or ValueError unless dataset.json is complete."""
+    for name, split in index["splits"].items():
+        if not split["shards"] or split["num_examples"] < 1:
+            raise ValueError(f"split {name!r} is empty")
+        for shard in split["shards"]:
+            _check_name(shard["file"])
+            if min(operator.index(shard[key]) for key in ("num_examples", "bytes")) < 0:
+                raise ValueError(f"shard {shard['file']!r} has a negative size")
+        if split["labels"] is not None:
+            _check_name(split["labels"])
+        if not all(isinstance(each, str) for each in split["class_names"]):
+            raise TypeError("class_names are not strings")
+
+
+def _check_name(file: Any) -> None:
+    if not isinstance(file, str) or os.path.basename(file) != file or "\0" in file:
+        raise ValueError(f"{file!r} is not the name of a file beside {INDEX}")
 
 
 def open_packed(folder: str, split: str) -> PackedSource:
@@ -217,8 +266,7 @@ def check_size(folder: str, shard: dict[str, Any]) -> None:
     size = os.path.getsize(path) if os.path.exists(path) else 0
     if size != shard["bytes"]:
         raise NotFoundError(
-            f"{path!r} has {size:,} bytes: expected {shard['bytes']:,}. Copy it again "
-            "from where it was packed, or pack the data set again into another folder."
+            f"{path!r} has {size:,} bytes: expected {shard['bytes']:,}. {WHAT_TO_DO}"
         )
 
 

@@ -8,6 +8,7 @@ import collections
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,13 +16,15 @@ from simmim_jax.errors import NotFoundError, UserError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 ARRAY_ENDINGS = (".npy",)
-SPLIT_FOLDERS = ("train", "validation", "val", "test")
+TRAIN = "train"
+SPLIT_FOLDERS = (TRAIN, "validation", "val", "test")
 # Without splits, one image in 20 is held out for validation.
 _VALIDATION_SHARE = 20
 _IMAGE_ENDINGS = tuple(ending.encode() for ending in IMAGE_ENDINGS)
 _ARRAY_ENDINGS = tuple(ending.encode() for ending in ARRAY_ENDINGS)
 # Endings that an error lists, the most frequent ones.
 _LISTED_ENDINGS = 4
+_LISTED_CLASSES = 6
 
 
 class Paths(Sequence[str]):
@@ -201,13 +204,57 @@ def folder_labels(folders: Sequence[bytes], class_names: Sequence[str]) -> np.nd
     return np.array([label[folder] for folder in folders], np.int32)
 
 
+class Classes(NamedTuple):
+    """Labels int32 [n] or None, the names of all classes, and `unlabelled`.
+
+    unlabelled: why there are no labels, if that may be a mistake.
+    """
+
+    labels: np.ndarray | None = None
+    names: tuple[str, ...] = ()
+    unlabelled: str = ""
+
+
 def label_by_folder(
-    paths: Sequence[bytes], chosen: np.ndarray
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Return labels int32 [m] of the chosen paths, and the class names of all paths."""
-    folders = class_folders(paths[i] for i in chosen)
+    paths: Sequence[bytes], chosen: np.ndarray, split: str | None, place: str
+) -> Classes:
+    """Return the classes of the chosen paths; other paths also name classes.
+
+    split: the split folder that they are in, None without split folders.
+    """
+    mine = [paths[i] for i in chosen]
+    folders = class_folders(mine)
     if folders is None:
-        return None, ()
+        return Classes(unlabelled=stray_image(mine, place))
     names = {path.partition(b"/")[0] for path in paths if b"/" in path}
     class_names = sorted(map(os.fsdecode, names))
-    return folder_labels(folders, class_names), tuple(class_names)
+    lacking = sorted(map(os.fsdecode, names - set(folders)))
+    if lacking and split == TRAIN:
+        return Classes(unlabelled=nothing_to_learn_from(lacking, place))
+    return Classes(folder_labels(folders, class_names), tuple(class_names))
+
+
+def nothing_to_learn_from(
+    lacking: Sequence[str], place: str, expected: str = "images"
+) -> str:
+    """Return why a training split is unlabelled that lacks images of some classes.
+
+    lacking: their names or folders; expected: what each of them needs.
+    """
+    more = ", ..." if len(lacking) > _LISTED_CLASSES else ""
+    return (
+        f"{place!r} has classes without images to train on: "
+        f"{', '.join(lacking[:_LISTED_CLASSES])}{more}. Expected {expected} of each "
+        "class in the training split: add some, or remove the class from all splits."
+    )
+
+
+def stray_image(paths: Sequence[bytes], place: str) -> str:
+    """Return why images are unlabelled of which only some are in class folders."""
+    if not any(b"/" in path for path in paths):
+        return ""
+    stray = next(os.fsdecode(path) for path in paths if b"/" not in path)
+    return (
+        f"{os.path.join(place, stray)!r} is in no class folder, but other images are: "
+        "move it into one, or remove it."
+    )

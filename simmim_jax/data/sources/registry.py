@@ -7,6 +7,7 @@ answers in milliseconds.
 
 import difflib
 import os
+from typing import Any
 
 from simmim_jax.data.sources import (
     archives,
@@ -20,7 +21,7 @@ from simmim_jax.data.sources import (
 )
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.format import Format
-from simmim_jax.data.sources.remote import is_url
+from simmim_jax.data.sources.remote import MAX_BYTES, is_url
 from simmim_jax.errors import NotFoundError, UserError
 
 # The first match opens a data set: special folders stand before folders of images.
@@ -46,7 +47,9 @@ def register(format: Format) -> Format:
     return format
 
 
-def open_source(dataset: str, split: str, *, data_dir: str = "") -> Source:
+def open_source(
+    dataset: str, split: str, *, data_dir: str = "", max_bytes: int = MAX_BYTES
+) -> Source:
     """Open one split of a data set.
 
     dataset: "bundled:NAME", "tfds:NAME[/CONFIG][:VERSION]", or the path of
@@ -69,7 +72,7 @@ def open_source(dataset: str, split: str, *, data_dir: str = "") -> Source:
       relative to the manifest's folder, or URLs.
 
     A folder of images or a manifest may be at a URL that fsspec reads, such as gs:// or
-    s3://. `register` adds formats.
+    s3://; `PROTOCOLS` of `remote` has all. `register` adds formats.
 
     Splits are the folders train/, validation/ or val/, test/ in a folder or archive,
     the same words in the names of shards, or the column "split". Without them, images
@@ -83,12 +86,15 @@ def open_source(dataset: str, split: str, *, data_dir: str = "") -> Source:
     keep labels that are whole numbers, and number names in sorted order. Hidden files
     and folders are skipped.
 
-    data_dir: folder of TFDS data sets; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    data_dir: folder of TFDS data sets; default $TFDS_DATA_DIR or ~/tensorflow_datasets;
+    max_bytes: of an image's file; larger ones are bad images.
     raises: UserError for an unknown name or split and for files that are not of their
     format, NotFoundError for data that does not exist.
     """
     place, format = _find(dataset)
-    options = {"data_dir": data_dir} if format.takes_data_dir else {}
+    options: dict[str, Any] = {"data_dir": data_dir} if format.takes_data_dir else {}
+    if format.takes_max_bytes:
+        options["max_bytes"] = max_bytes
     return format.open(place, split, **options)
 
 

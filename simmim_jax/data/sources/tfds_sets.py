@@ -1,11 +1,13 @@
 """Prepared TFDS data sets, found with os alone; opening one imports TFDS."""
 
+import contextlib
 import dataclasses
 import errno
 import functools
 import json
 import operator
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +21,12 @@ from simmim_jax.data.sources.remote import is_url
 from simmim_jax.errors import NotFoundError, UserError
 
 _PREFIX = "tfds:"
+# Where TFDS keeps its kinds of features, and both of Protobuf's spellings of the field
+# that names them; older sets have "type" beside "content".
+_OWN_CLASS = re.compile(r"tensorflow_datasets\.core\.features(\.[A-Za-z]\w*)+")
+_CLASS_KEYS = ("pythonClassName", "python_class_name")
+_INFO = "dataset_info.json"
+_DESCRIPTIONS = (_INFO, "features.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +69,7 @@ class TfdsSource:
             return None
         key = f"tfds 1 {os.path.realpath(self.folder)} {self.split} {self.label_key}"
         info = os.stat(os.path.join(self.folder, "dataset_info.json"))
-        kept = cache.load(key)
+        kept = cache.load(key, ("labels", "stamp"))
         if kept is None or kept["stamp"] != info.st_mtime_ns:
             labels = np.array([self[i]["label"] for i in range(len(self))], np.int32)
             kept = {"labels": labels, "stamp": np.array(info.st_mtime_ns)}
@@ -79,7 +87,10 @@ def open_tfds(name: str, split: str, data_dir: str) -> TfdsSource:
     folder = find_prepared(name, split, data_dir)
     import tensorflow_datasets as tfds  # takes seconds: after the errors above
 
-    builder = tfds.builder_from_directory(folder)
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # from TFDS, Protobuf or etils
+        raise _damaged(folder, error) from error
     features = dict(_leaves(builder.info.features, tfds.features.FeaturesDict))
     encoded = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
     image_key = _choose(
@@ -104,7 +115,14 @@ def open_tfds(name: str, split: str, data_dir: str) -> TfdsSource:
         for key in outer:
             inner = inner.setdefault(key, {})
         inner[last] = tfds.decode.SkipDecoding()
-    records = builder.as_data_source(split, decoders=decoders)
+    try:
+        records = builder.as_data_source(split, decoders=decoders)
+    except Exception as error:  # from TFDS or ArrayRecord
+        raise UserError(
+            f"split={split!r} of {folder!r} cannot be opened ({error}): expected a "
+            f"split, or a slice such as 'train[:10%]'. Where files are missing, copy "
+            "or prepare the set again."
+        ) from error
     label_key = _choose(
         "label",
         [k for k, f in features.items() if isinstance(f, tfds.features.ClassLabel)],
@@ -166,8 +184,7 @@ def find_prepared(name: str, split: str, data_dir: str) -> str:
             f"{folder!r} is not in the array_record format. "
             + _how_to_prepare(name, version, data_dir)
         )
-    with open(os.path.join(folder, "dataset_info.json")) as file:
-        splits = [entry["name"] for entry in json.load(file)["splits"]]
+    splits = _read_description(folder)
     for part in split.split("+"):
         if part.partition("[")[0] not in splits:
             raise UserError(
@@ -175,6 +192,59 @@ def find_prepared(name: str, split: str, data_dir: str) -> str:
                 f"{', '.join(splits)}, or a slice of one such as '{splits[0]}[:10%]'."
             )
     return folder
+
+
+def _read_description(folder: str) -> list[str]:
+    """Return the names of the splits of a prepared data set.
+
+    raises: UserError if its description is damaged, or names a class that is not TFDS's
+    own: TFDS imports whatever module the description names.
+    """
+    splits = []
+    for name in _DESCRIPTIONS:
+        path = os.path.join(folder, name)
+        try:
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+            classes = list(_class_names(content))
+            if name == _INFO:
+                splits = [str(split["name"]) for split in content["splits"]]
+        except FileNotFoundError:  # TFDS has a better message
+            continue
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _damaged(path, error) from error
+        for each in classes:
+            if not _OWN_CLASS.fullmatch(each):
+                raise UserError(
+                    f"{path!r} names the class {each[:80]!r}, which TFDS would import: "
+                    "expected one of TFDS's own, tensorflow_datasets.core.features. "
+                    "Prepare the set again with those, or save its images as files."
+                )
+    return splits
+
+
+def _class_names(description: Any) -> Iterator[str]:
+    """Yield the names of classes in a description, also in JSON that it quotes."""
+    if isinstance(description, dict):
+        legacy = [description.get("type")] if "content" in description else []
+        for name in (*map(description.get, _CLASS_KEYS), *legacy):
+            if isinstance(name, str):
+                yield name
+        for value in description.values():
+            yield from _class_names(value)
+    elif isinstance(description, list):
+        for value in description:
+            yield from _class_names(value)
+    elif isinstance(description, str) and "{" in description:
+        with contextlib.suppress(ValueError):
+            yield from _class_names(json.loads(description))
+
+
+def _damaged(path: str, error: Exception) -> UserError:
+    return UserError(
+        f"{path!r} is damaged ({type(error).__name__}: {error}): expected the "
+        "description of a prepared TFDS set. Copy or prepare it again."
+    )
 
 
 def _versions(folder: str) -> list[str]:

@@ -68,7 +68,7 @@ def test_an_empty_class_folder_makes_the_set_unlabelled(prefix, tmp_path):
     (tmp_path / prefix / "dog").mkdir()
     (tmp_path / prefix / "dog" / "1.tif").touch()
     source = open_source(str(tmp_path), "train")
-    assert re.search(r"without images to learn from: /.*dog\. ", source.unlabelled)
+    assert re.search(r"without images to train on: /.*dog\. ", source.unlabelled)
     assert source.class_names == ()
     assert source.labels is None
     assert len(source) == (2 if prefix else 1)
@@ -78,7 +78,7 @@ def test_class_folders_of_other_splits_are_named_with_their_path(tmp_path):
     """As in Tiny ImageNet, whose validation images are unlabelled."""
     write_photographs(tmp_path, ["train/cat/images/1.jpg", "val/images/2.jpg"])
     source = open_source(str(tmp_path), "train")
-    assert f"learn from: {tmp_path}/val/images. " in source.unlabelled
+    assert f"train on: {tmp_path}/val/images. " in source.unlabelled
     assert source.labels is None
     (tmp_path / "val" / "images" / "2.jpg").rename(tmp_path / "val" / "2.jpg")
     (tmp_path / "val" / "images").rmdir()

@@ -27,7 +27,8 @@ from tests.images import write_image
     [
         ("tdfs:mnist", ValueError, r"tdfs:mnist.*Did you mean 'tfds:mnist'"),
         ("bundle:climate", ValueError, "Did you mean 'bundled:climate'"),
-        ("nosuch://bucket/x", ValueError, r"Protocol not known: nosuch.*gcsfuse"),
+        ("nosuch://bucket/x", ValueError, r"URL of nosuch://: expected one of https"),
+        ("memory::gs://x/y", ValueError, r"is a chain of URLs: expected one of"),
         ("gs://bucket/x.tar", ValueError, r"an archive at a URL.*gcsfuse"),
         ("s3:x", ValueError, r"expected a folder.*'tfds:NAME'"),
         ("fashion_mnist", FileNotFoundError, r"not exist.*'tfds:NAME'.*climate"),

@@ -7,6 +7,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from simmim_jax.data.sources import remote
 from simmim_jax.data.sources.registry import check_source, open_source
 from tests.images import PHOTOS, write_photographs
 
@@ -100,7 +101,8 @@ class Flaky(MemoryFileSystem):
         raise Refused("503, try again later")
 
 
-def test_errors_of_file_systems_become_os_errors(bucket):
+def test_errors_of_file_systems_become_os_errors(bucket, monkeypatch):
+    monkeypatch.setattr(remote, "PROTOCOLS", (*remote.PROTOCOLS, "flaky"))
     bucket({"train/1.jpg": CHINA})
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     source = open_source("flaky://bucket/set", "train")
