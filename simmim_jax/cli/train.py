@@ -150,7 +150,9 @@ def _run_or_explain(config: Config, name: str, workdir: Path, said: list[str]) -
                 signals.listen()
             run(config, name, workdir)
     except Interrupted as interruption:
-        if jax.process_count() > 1 and not interruption.agreed:
+        if not interruption.agreed:
+            # The other processes go on, and threads of XLA that an orderly exit would
+            # crash.
             distributed.fail(str(interruption), EXIT_INTERRUPTED)
         if jax.process_index() == 0:
             print(interruption)
