@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from simmim_jax.errors import StorageError
+from simmim_jax.errors import StorageError, UserError
 
 # The disk, the user's quota or the largest allowed file is full.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -58,10 +58,12 @@ def check(workdir: Path, each: int, keep: int) -> str:
 def explained(workdir: Path, each: int) -> Iterator[None]:
     """Raise StorageError, a sentence, where the workdir cannot be written to.
 
-    each: the size of a checkpoint [bytes].
+    each: the size of a checkpoint [bytes]. A UserError, which has its own, passes.
     """
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         if not (reason := _reason(error, workdir)):
             raise

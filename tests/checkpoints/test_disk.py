@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from simmim_jax.checkpoints import disk, store
+from simmim_jax.checkpoints import disk, layout, store
+from simmim_jax.checkpoints.checksums import DamagedError
 from simmim_jax.errors import StorageError
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -127,6 +128,11 @@ def test_other_errors_pass(error, tmp_path):
     with pytest.raises(type(error)) as raised, disk.explained(tmp_path, 1):
         raise error
     assert raised.value is error
+
+
+def test_a_damaged_file_is_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(DamagedError, match="damaged"), disk.explained(tmp_path, 1):
+        layout.read_record(tmp_path)  # it has no config.json
 
 
 def test_a_failed_save_leaves_earlier_checkpoints(tmp_path):
