@@ -169,6 +169,8 @@ def write_metrics(step: Path, metrics: Mapping[str, float]) -> None:
     partial.mkdir()
     (partial / "metrics").write_text(json.dumps(metrics))
     checksums.write(partial)
+    # They are there if a signal came between renaming and what follows it.
+    shutil.rmtree(step / "metrics", ignore_errors=True)
     partial.rename(step / "metrics")
 
 

@@ -10,6 +10,7 @@ latest parameters, to resume from. `checksums.json` has the checksums of all fil
 import contextlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ class Checkpointer:
         self._folder = workdir / "checkpoints"
         self._metrics = _open_good(workdir)
         self._unwritten: set[int] = set()  # rated steps whose metrics are not on disk
+        self._finishing = threading.Lock()  # a signal's thread finishes, too
         self._saving = 0  # the step that is written at the moment, or was last
         self._policy = _LastAndBest(keep, self._best_of)
         self._manager = ocp.CheckpointManager(
@@ -161,16 +163,17 @@ class Checkpointer:
 
     def finish(self) -> None:
         """Block until the checkpoint and all metrics are on disk."""
-        try:
-            self._manager.wait_until_finished()
-        except Exception:
-            self._unwritten.clear()  # their checkpoint is not there
-            raise
-        while self._unwritten:
-            step = min(self._unwritten)
-            if jax.process_index() == 0:
-                layout.write_metrics(self._folder / str(step), self._metrics[step])
-            self._unwritten.remove(step)
+        with self._finishing:
+            try:
+                self._manager.wait_until_finished()
+            except Exception:
+                self._unwritten.clear()  # their checkpoint is not there
+                raise
+            while self._unwritten:
+                step = min(self._unwritten)
+                if jax.process_index() == 0:
+                    layout.write_metrics(self._folder / str(step), self._metrics[step])
+                self._unwritten.remove(step)
 
     def _write_checksums(self) -> None:
         """Complete a checkpoint; Orbax calls it on process 0, before it commits."""

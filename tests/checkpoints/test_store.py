@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import pytest
 from simmim_jax.checkpoints import layout
 from simmim_jax.checkpoints.layout import read_meta
 from simmim_jax.checkpoints.store import Checkpointer, load
-from simmim_jax.errors import NotFoundError
+from simmim_jax.errors import Interrupted, NotFoundError
 from simmim_jax.training import optim
 
 PARAMS = {
@@ -294,3 +296,39 @@ def test_a_partial_checkpoint_is_ignored(run, tmp_path):
         checkpoints.wait()
         assert checkpoints.steps() == [2, 4, 9]
     assert not partial.exists()
+
+
+def test_metrics_are_whole_if_a_signal_follows_them_at_once(tmp_path, monkeypatch):
+    write = layout.write_metrics
+
+    def interrupted(*args):
+        write(*args)
+        monkeypatch.undo()
+        raise Interrupted("SIGTERM")
+
+    with opened(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+        checkpoints.wait()
+        monkeypatch.setattr(layout, "write_metrics", interrupted)
+        with pytest.raises(Interrupted):
+            checkpoints.rate(1, {"eval_loss": 0.5})
+    with opened(tmp_path) as checkpoints:
+        assert checkpoints.metrics(1) == {"eval_loss": 0.5}
+
+
+def test_two_threads_finish_a_checkpoint_together(tmp_path, monkeypatch):
+    write, written = layout.write_metrics, []
+
+    def slowly(step, metrics):
+        time.sleep(0.1)
+        written.append(step.name)
+        write(step, metrics)
+
+    monkeypatch.setattr(layout, "write_metrics", slowly)
+    with opened(tmp_path) as checkpoints, ThreadPoolExecutor(2) as pool:
+        save(checkpoints, 1)
+        monkeypatch.setattr(checkpoints, "is_writing", lambda: True)
+        checkpoints.rate(1, {"eval_loss": 0.5})
+        for finished in [pool.submit(checkpoints.finish) for _ in range(2)]:
+            finished.result()
+    assert written == ["1"]
