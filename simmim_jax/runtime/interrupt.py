@@ -73,11 +73,15 @@ class Signals:
         """
         self._is_postponed, self._finish = False, finish
         try:
-            if self.received:
-                raise _interrupted(self.received[0])
+            self.raise_received()
             yield
         finally:
             self._is_postponed, self._finish = True, lambda: None
+
+    def raise_received(self) -> None:
+        """Raise Interrupted for a signal that was recorded."""
+        if self.received:
+            raise _interrupted(self.received[0])
 
     def close(self) -> None:
         """Restore what signals did before."""
@@ -131,10 +135,12 @@ def catching(
 ) -> Iterator[Signals]:
     """Yield the signals of this process, which a caller further up may have made.
 
-    The outermost call restores the former handlers.
+    The outermost call restores the former handlers. An inner one raises Interrupted for
+    a signal that came too late for the run before it.
     """
     global _active
     if _active:
+        _active.raise_received()
         yield _active
         return
     _active = Signals(end)

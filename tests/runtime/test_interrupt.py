@@ -55,6 +55,15 @@ def test_postponed_signals_are_recorded_and_raise_where_nothing_would_be_lost():
             send()  # within a second: the same one, sent to process and group
 
 
+def test_a_signal_at_the_end_of_a_run_stops_the_next_one_before_it_begins():
+    with interrupt.catching() as signals:
+        signals.listen()
+        with signals.postponed():
+            send()
+        with pytest.raises(Interrupted, match="SIGTERM"), interrupt.catching():
+            pytest.fail("the signal came before")
+
+
 def run(body):
     """Return a process that runs `body` while it listens, after it prints a line."""
     begin = (
