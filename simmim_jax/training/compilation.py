@@ -118,12 +118,14 @@ def check(learner: Learner, mesh: Mesh) -> Any:
         jax.eval_shape(loss, params, dict(learner.batch), key)
     if mesh.devices[0, 0].platform == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        check_memory(learner, params, memory)
+        check_memory(learner, params, memory * jax.process_count())
     return params
 
 
 def check_memory(learner: Learner, params: Any, memory: int) -> None:
     """Raise UserError where activations alone are twice as large as `memory` [bytes].
+
+    memory: of all processes, which share the batch.
 
     XLA would find out, too, but compiles first: up to minutes.
     """
@@ -135,7 +137,7 @@ def check_memory(learner: Learner, params: Any, memory: int) -> None:
         fits = max(int(learner.batch_size * memory / kept), 1)
         raise UserError(
             f"config.data.batch_size={learner.batch_size} needs {kept / 1e9:,.1f} GB "
-            f"for activations; this machine has {memory / 1e9:,.1f} GB of memory. Try "
+            f"for activations; there are {memory / 1e9:,.1f} GB of memory. Try "
             f"--config.data.batch_size={1 << (fits.bit_length() - 1)}, "
             "--config.optim.accumulation, or --config.model.remat=full."
         )

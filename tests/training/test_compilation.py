@@ -45,5 +45,5 @@ def test_a_batch_that_is_twice_too_large_is_refused():
 def test_a_run_asks_before_it_compiles(monkeypatch):
     monkeypatch.setattr(compilation.os, "sysconf", lambda name: 10)
     _, learns, _ = bytes_kept()
-    with pytest.raises(UserError, match=r"this machine has 0\.0 GB of memory"):
+    with pytest.raises(UserError, match=r"there are 0\.0 GB of memory"):
         compilation.plan(learns, sharding.make_mesh())
