@@ -91,8 +91,10 @@ def train(run: Run) -> Trained:
         log = StepLog(writer, rate, checkpoints, run.learner.batch_size, start, begin)
         if not is_evaluated:
             _evaluate(run, log, state, start)
+            checkpoints.wait()
         if start < total:
-            writer.message(disk.check(run.workdir, size, run.keep_checkpoints))
+            if jax.process_index() == 0:
+                writer.message(disk.check(run.workdir, size, run.keep_checkpoints))
             step_fn = _compile(run, plan, log)
             profile = stack.enter_context(
                 contextlib.closing(_profile(run, total - start, writer))
