@@ -10,8 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from simmim_jax.config import schema
-from simmim_jax.config.parsing import did_you_mean
 from simmim_jax.configs import models
+from simmim_jax.errors import did_you_mean
 
 IMAGENET_MEAN, IMAGENET_STD = schema.IMAGENET_MEAN, schema.IMAGENET_STD
 

@@ -97,11 +97,13 @@ def test_read_metrics_drops_a_truncated_last_line(tmp_path):
     assert read_metrics(path) == []
 
 
-@pytest.mark.parametrize("line", ['{"loss": 1}', "[1]", '{"step": "2"}', "nonsense"])
+@pytest.mark.parametrize(
+    "line", ['{"loss": 1}', "[1]", '{"step": "2"}', "nonsense", 9999 * "["]
+)
 def test_read_metrics_reports_an_invalid_line(line, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{line}\n{{"step": 1}}\n')
-    with pytest.raises(ValueError, match=r"line 1 is .*Expected a JSON object"):
+    with pytest.raises(UserError, match=r"line 1 is .*Expected a JSON object"):
         read_metrics(path)
 
 
