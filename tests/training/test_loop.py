@@ -10,6 +10,7 @@ import jax
 import pytest
 import tiny_config
 
+from simmim_jax.checkpoints import layout
 from simmim_jax.errors import Interrupted
 from simmim_jax.monitoring.writer import read_metrics
 from simmim_jax.runtime import sharding
@@ -31,6 +32,13 @@ def assert_equal_runs(workdir, uninterrupted):
         commands.params(workdir, 12), commands.params(uninterrupted, 12)
     )
     assert commands.metrics(workdir) == commands.metrics(uninterrupted)
+    assert kept(workdir) == kept(uninterrupted)
+
+
+def kept(workdir):
+    """Names of the best checkpoint and of all."""
+    checkpoints = (workdir / "checkpoints").iterdir()
+    return layout.find(workdir).name, {path.name for path in checkpoints}
 
 
 @pytest.mark.parametrize(
