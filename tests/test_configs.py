@@ -1,6 +1,7 @@
 """Every config loads, and its runs fit together."""
 
 import importlib
+import re
 from pathlib import Path
 
 import jax
@@ -118,11 +119,7 @@ def test_unknown_argument_raises(name):
 @pytest.mark.parametrize("name", RUNS)
 def test_docstring_has_the_command(name):
     text = (CONFIGS / f"{name}.py").read_text()
-    commands = (
-        f"python -m simmim_jax.main --config=configs/{name}.py",
-        f"simmim train --config={name} ",
-    )
-    assert any(command in text for command in commands)
+    assert re.search(rf"simmim train --config={name}[\s:]", text)
 
 
 @pytest.mark.parametrize("mode", ["pretrain", "finetune"])
