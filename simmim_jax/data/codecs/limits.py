@@ -32,8 +32,8 @@ _SHARES = {
 _OTHER_SHARE = _Share(1, 4)
 # Pillow's decoders of text PPM and run-length BMP, for example.
 _PYTHON_SHARE = _Share(1 / 32, 1 / 4)
-# A JPEG of `max_pixels` may have this many scans; progressive ones usually have 10.
-_MAX_SCANS = 16
+# A JPEG of `max_pixels` may have this many scans; progressive ones have 10 to 18.
+_MAX_SCANS = 20
 _SCAN_BYTES = 10  # of the smallest scan
 _TIFF_TILE_SIDES = 322, 323  # tags
 

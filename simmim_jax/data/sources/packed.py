@@ -48,6 +48,7 @@ WHAT_TO_DO = (
     "Copy it again from where it was packed, or pack the data set again into another "
     "folder."
 )
+_MAX_SIZE = 2**48  # of a shard, in bytes or examples
 _MAX_CHANNELS = 255  # of raw pixels, in one byte
 
 _HEADER = struct.Struct("<iIIBH")
@@ -199,7 +200,13 @@ def read_index(folder: str) -> dict[str, Any]:
             f"{folder!r} has no {INDEX}: packing it was interrupted. Run the same "
             "`simmim pack` command again to resume."
         ) from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise UserError(
             f"{path!r} is damaged ({type(error).__name__}: {error}): expected the "
             f"index of a packed data set. {WHAT_TO_DO}"
@@ -213,14 +220,19 @@ def read_index(folder: str) -> dict[str, Any]:
 
 
 def _check_index(index: dict[str, Any]) -> None:
-    """Raise KeyError, TypeError or ValueError unless dataset.json is complete."""
+    """Raise what reading dataset.json would raise if it is not complete."""
+    if not isinstance(index["plan"], dict):
+        raise TypeError("the plan is not an object")
     for name, split in index["splits"].items():
         if not split["shards"] or split["num_examples"] < 1:
             raise ValueError(f"split {name!r} is empty")
         for shard in split["shards"]:
             _check_name(shard["file"])
-            if min(operator.index(shard[key]) for key in ("num_examples", "bytes")) < 0:
-                raise ValueError(f"shard {shard['file']!r} has a negative size")
+            sizes = [operator.index(shard[key]) for key in ("num_examples", "bytes")]
+            if min(sizes) < 0 or max(sizes) > _MAX_SIZE:
+                raise ValueError(f"shard {shard['file']!r} has impossible sizes")
+            if not isinstance(shard["blake2b"], str):
+                raise TypeError(f"shard {shard['file']!r} has no checksum")
         if split["labels"] is not None:
             _check_name(split["labels"])
         if not all(isinstance(each, str) for each in split["class_names"]):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, ImageOps
 
+from simmim_jax.data.codecs import image as image_codec
 from simmim_jax.data.codecs.image import BadImage, decode_jpeg, read_jpeg_header
 from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.views.crop import random_crop
@@ -230,6 +231,113 @@ def test_reasons():
         with pytest.raises(BadImage) as raised:
             decode(data, 3)
         assert raised.value.reason == reason, data[:8]
+
+
+# ---- Limits --------------------------------------------------------------------------
+
+SIDE = 64  # of images that are just small enough for a limit
+
+
+@pytest.mark.parametrize(
+    ("format", "share", "options"),
+    [
+        ("JPEG", 1, {}),
+        ("PNG", 1, {}),
+        ("BMP", 1, {}),
+        ("GIF", 1, {}),
+        ("TIFF", 1, {}),
+        ("TIFF", 1, {"compression": "tiff_lzw"}),
+        ("WEBP", 2, {}),
+        ("AVIF", 2, {}),
+        ("JPEG2000", 2, {}),
+    ],
+)
+def test_each_encoding_has_a_share_of_the_pixels(format, share, options):
+    data = encoded(Image.new("RGB", (SIDE, SIDE), "red"), format, **options)
+    limit = share * SIDE**2
+    assert decode(data, 3, limit).shape == (SIDE, SIDE, 3)
+    with pytest.raises(BadImage, match=r"64 x 64 pixels.*max_image_pixels=") as raised:
+        decode(data, 3, limit - 1)
+    assert raised.value.reason == "too large"
+    assert "--config.data.max_image_pixels" in str(raised.value)
+
+
+def test_decoders_in_python_have_a_small_share():
+    values = b" ".join([b"7"] * 3 * SIDE**2)
+    text = b"P3 %d %d 255 " % (SIDE, SIDE) + values
+    scaled = b"P6 %d %d 254\n" % (SIDE, SIDE) + bytes(3 * SIDE**2)
+    runs = b"".join([bytes([SIDE, 1, 0, 0])] * SIDE) + b"\0\1"
+    palette = bytes(4 * 256)
+    at = 54 + len(palette)
+    bmp = b"BM" + struct.pack("<IHHI", at + len(runs), 0, 0, at)
+    bmp += struct.pack("<IiiHHIIiiII", 40, SIDE, SIDE, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    for data in (text, scaled, bmp + palette + runs):
+        assert decode(data, 3, 32 * SIDE**2).shape == (SIDE, SIDE, 3)
+        with pytest.raises(BadImage, match=r"64 x 64"):
+            decode(data, 3, 32 * SIDE**2 - 1)
+
+
+def test_the_size_of_a_file_counts_too():
+    """JPEG 2000 and AVIF take as long for a byte as others for several pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), "JPEG2000")
+    assert len(data) > 2 * SIDE**2
+    with pytest.raises(BadImage, match=rf"in {len(data):,} bytes: expected at most"):
+        decode(data, 3, 4 * len(data) - 4)
+    assert decode(data, 3, 4 * len(data)).shape == noise.shape
+
+
+def test_a_jpeg_may_not_have_too_many_scans():
+    side = 256
+    for mode in ("RGB", "CMYK"):
+        data = encoded(Image.new(mode, (side, side)), "JPEG", progressive=True)
+        scans, last = data.count(b"\xff\xda"), data.rindex(b"\xff\xda")
+        many = data[:-2] + data[last:-2] * 20 + data[-2:]  # the last one, repeated
+        assert decode(data, 3, side**2).shape == (side, side, 3)
+        with pytest.raises(BadImage, match=rf"{scans + 20} scans: expected at most 20"):
+            decode(many, 3, side**2)
+        assert decode(many, 3, 4 * side**2).shape == (side, side, 3)
+
+
+def test_a_jpeg_with_one_scan_is_not_searched_for_more():
+    """Other parts of it, such as a thumbnail, may look like a scan."""
+    photo, comment = Image.open(PHOTOS[0]), b"\xff\xda" * 200
+    data = encoded(photo.resize((SIDE, SIDE)), "JPEG", comment=comment)
+    assert data.count(b"\xff\xda") > 200
+    assert decode(data, 3, SIDE**2).shape == (SIDE, SIDE, 3)
+
+
+def test_tiles_of_a_tiff_may_not_be_larger_than_an_image():
+    tags = {256: SIDE, 257: SIDE, 258: 8, 259: 5, 262: 1, 322: 128, 323: 128}
+    tags |= {324: 8, 325: 0}  # where the tile is, and how long
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in tags.items())
+    file = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    with pytest.raises(BadImage, match=r"tiles of a TIFF.*128 x 128") as raised:
+        decode(file, 1, SIDE**2)
+    assert raised.value.reason == "too large"
+    with pytest.raises(BadImage, match="not an image that Pillow can read"):
+        decode(file, 1)  # it has no pixels
+
+
+def test_large_images_are_converted_band_by_band(monkeypatch):
+    images = [
+        Image.open(PHOTOS[0]).resize((50, 41)),
+        Image.open(PHOTOS[0]).resize((50, 41)).convert("RGBA"),
+        Image.open(PHOTOS[0]).resize((50, 41)).convert("P"),
+        Image.fromarray(gradient(41, 50, 1)[..., 0].astype(np.uint16) * 200),
+        Image.open(PHOTOS[0]).resize((50, 41)).convert("1"),
+    ]
+    images[1].putalpha(Image.linear_gradient("L").resize((50, 41)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = [encoded(image, "PNG", exif=exif) for image in images]
+    files.append(encoded(images[2], "PNG", transparency=3))
+    whole = [decode(file, channels) for file in files for channels in (1, 3)]
+    monkeypatch.setattr(image_codec, "_BAND", 333)
+    bands = [decode(file, channels) for file in files for channels in (1, 3)]
+    for expected, got in zip(whole, bands, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    assert whole[0].shape == (50, 41, 1)
 
 
 # ---- JPEG ----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from PIL import Image
 from simmim_jax.data.loader.bad_examples import BadExample, BadImages
 from simmim_jax.data.sources.base import ArraySource
 from simmim_jax.data.sources.registry import check_source, open_source
+from simmim_jax.errors import UserError
 from tests.batches import eval_batches, train_iterator
 
 SIZE = {"image_size": (8, 8), "channels": 3, "interpolation": "bilinear"}
@@ -332,3 +333,37 @@ def test_some_are_told_and_the_rest_is_counted(tmp_path):
     assert told[-1].startswith("further bad images are not logged one by one, see ")
     assert bad.counts == {"empty": 100}
     assert len((tmp_path / "list.tsv").read_text().splitlines()) == 101
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"notes of mine\n", 1),
+        (b"reason\tsplit\tindex\tpath\ncorrupt\ttrain\tx\ta.jpg\n", 2),
+        (b"reason\tsplit\tindex\tpath\ncorrupt\ttrain\t7\ta\ncorrupt\ttrain\n", 3),
+    ],
+)
+def test_a_file_that_is_no_list_is_refused_and_kept(content, line, tmp_path):
+    path = tmp_path / "bad_images.tsv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"bad_images.tsv', line {line}, is damaged"):
+        BadImages("train", path=path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("length", range(30))
+def test_a_list_that_a_crash_cut_off_is_continued(length, tmp_path):
+    path = tmp_path / "bad_images.tsv"
+    BadImages("train", path=path).add([BadExample(3, "corrupt", "a.jpg")])
+    path.write_bytes(path.read_bytes()[:length])
+    BadImages("train", path=path).add([BadExample(4, "corrupt", "b.jpg")])
+    header, *rows = path.read_text().splitlines()
+    assert header == "reason\tsplit\tindex\tpath"
+    assert rows == ["corrupt\ttrain\t4\tb.jpg"]
+
+
+def test_too_many_large_images_name_the_limits():
+    bad = BadImages("train", max_fraction=0)
+    bad.add([BadExample(0, "too large", "a.jpg")])
+    with pytest.raises(UserError, match=r"1 too large.*config.data.max_image_pixels"):
+        bad.judge(10, enough=1)

@@ -1,17 +1,21 @@
 """Tar and zip files: layouts, exact reads, indexes, and damage."""
 
 import concurrent.futures
+import contextlib
 import io
 import multiprocessing
 import os
 import pickle
 import tarfile
+import tracemalloc
 import zipfile
 
 import pytest
 
+from simmim_jax.data.codecs.base import BadImage
 from simmim_jax.data.sources import archive_index, cache
 from simmim_jax.data.sources.registry import check_source, open_source
+from simmim_jax.errors import UserError
 from tests.images import PHOTOS, write_photographs
 
 CHINA, FLOWER = (photo.read_bytes() for photo in PHOTOS)
@@ -378,3 +382,109 @@ def test_archives_without_images(tmp_path):
         open_source(write_zip(tmp_path / "a.zip", {"a.txt": b""}), "train")
     with pytest.raises(ValueError, match=r"split='test'.*expected train or validation"):
         open_source(write_zip(tmp_path / "b.zip", {"1.jpg": CHINA}), "test")
+
+
+# ---- Limits and damage ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip", "stored zip"])
+def test_members_have_a_largest_size(kind, tmp_path):
+    contents = {f"train/{i}.jpg": bytes(1000) for i in range(2)}
+    contents |= {"train/large.jpg": bytes(1001), "val/a.jpg": b""}
+    if kind == "tar":
+        path = write_tar(tmp_path / "a.tar", contents)
+    else:
+        method = zipfile.ZIP_STORED if "stored" in kind else zipfile.ZIP_DEFLATED
+        path = write_zip(tmp_path / "a.zip", contents, method)
+    source = open_source(path, "train", max_bytes=1000)
+    assert [source[i]["image"] for i in range(2)] == [bytes(1000)] * 2
+    with pytest.raises(BadImage, match=r"more than 0\.001 MB.*max_file_mb") as raised:
+        source[2]
+    assert raised.value.reason == "too large"
+    assert raised.value.filename == f"{path}/train/large.jpg"
+    larger = open_source(path, "train", max_bytes=1001)
+    assert larger[2]["image"] == bytes(1001)
+
+
+def test_a_zip_that_lies_about_sizes_is_not_inflated(tmp_path):
+    """The listed size is 10 bytes, that of the content 2 MB."""
+    path = write_zip(tmp_path / "a.zip", {"train/a.jpg": bytes(2_000_000)})
+    data = (tmp_path / "a.zip").read_bytes()
+    size = (2_000_000).to_bytes(4, "little")
+    assert data.count(size) == 2  # at the file, and in the list of files
+    (tmp_path / "a.zip").write_bytes(data.replace(size, (10).to_bytes(4, "little")))
+    source = open_source(path, "train", max_bytes=1_000_000)
+    assert source.unpacked.tolist() == [10]
+    tracemalloc.start()
+    with pytest.raises(BadImage, match="more than 1 MB"):
+        source[0]
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+    # What an archive says less than the truth of is read up to the limit.
+    assert len(open_source(path, "train")[0]["image"]) == 2_000_000
+
+
+def test_a_cut_off_member_of_a_zip_is_unreadable(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"train/a.jpg": CHINA})
+    source = open_source(path, "train")
+    source.sizes[0] -= 100
+    with pytest.raises(OSError, match=r"a.zip' is corrupt at byte \d+: incomplete"):
+        source[0]
+
+
+@pytest.mark.parametrize("text", [b"x", b"-1", b"1000000", b"7" * 2000, b""])
+def test_numbers_of_classes_are_checked(text, tmp_path):
+    files = {"train/a.jpg": CHINA, "train/a.cls": text}
+    for path in (tmp_path / "a.tar", tmp_path / "a.zip"):
+        with pytest.raises(UserError, match=r"a\.cls' in '.*expected the number"):
+            open_source(write(path, files), "train")
+
+
+def test_a_class_without_images_to_train_on(tmp_path):
+    files = {"train/cat/1.jpg": CHINA, "val/cat/2.jpg": CHINA, "val/dog/3.jpg": CHINA}
+    for name in ("a.tar", "a.zip"):
+        train, val = (
+            open_source(write(tmp_path / name, files), split)
+            for split in ("train", "val")
+        )
+        assert (train.labels, train.class_names) == (None, ())
+        assert "without images to train on: dog. " in train.unlabelled
+        assert val.class_names == ("cat", "dog")
+    numbered = {f"{s}/{n}.jpg": CHINA for s, n in (("train", 0), ("val", 1))}
+    numbered |= {"train/0.cls": b"0", "val/1.cls": b"3"}
+    train = open_source(write_tar(tmp_path / "n.tar", numbered), "train")
+    assert train.labels is None
+    assert "without images to train on: 3. " in train.unlabelled
+    stray = {"train/cat/1.jpg": CHINA, "train/2.jpg": CHINA}
+    train = open_source(write_tar(tmp_path / "s.tar", stray), "train")
+    assert "2.jpg' is in no class folder" in train.unlabelled
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.zip"])
+def test_every_damaged_archive_is_refused_with_its_name(name, tmp_path):
+    """Each byte of the headers in turn."""
+    path = tmp_path / name
+    write(path, {"a/1.bmp": bytes(40), "b/2.bmp": bytes(40), "b/3.bmp": bytes(40)})
+    whole_file = path.read_bytes()
+    refused = 0
+    for at in range(len(whole_file)):
+        if whole_file[at] == 0:
+            continue
+        for value in (0, 0x7F, 0xFF):
+            damaged = bytearray(whole_file)
+            damaged[at] = value
+            path.write_bytes(damaged)
+            message = refusal(str(path))
+            assert message is None or str(path) in message
+            refused += message is not None
+    assert refused > 50
+
+
+def refusal(path):
+    """Return the error that opens or reads no archive, if it is the user's."""
+    try:
+        source = open_source(path, "train")
+        with contextlib.suppress(OSError):
+            source[0]
+    except UserError as error:
+        return str(error)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simmim_jax.data.codecs.base import BadImage
 from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.sources import cache, folders
 from simmim_jax.data.sources.paths import Paths
@@ -340,3 +341,30 @@ def test_small_folders_are_not_cached(tmp_path, monkeypatch):
     write_photographs(tmp_path, ["set/train/1.jpg"])
     paths_of(tmp_path / "set")
     assert not (tmp_path / "cache").exists()
+
+
+# ---- Files ---------------------------------------------------------------------------
+
+
+def test_files_have_a_largest_size(tmp_path):
+    write_image(tmp_path / "train" / "a.png")
+    size = (tmp_path / "train" / "a.png").stat().st_size
+    source = open_source(str(tmp_path), "train", max_bytes=size)
+    assert len(source[0]["image"]) == size
+    smaller = open_source(str(tmp_path), "train", max_bytes=size - 1)
+    with pytest.raises(BadImage, match=r"MB.*--config.data.max_file_mb") as raised:
+        smaller[0]
+    assert raised.value.reason == "too large"
+    assert raised.value.filename == f"{tmp_path}/train/a.png"
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.png").symlink_to(tmp_path / "pipe")
+    (tmp_path / "train" / "b.png").symlink_to("/dev/null")
+    source = open_source(str(tmp_path), "train")
+    assert len(source) == 2
+    for i in range(2):
+        with pytest.raises(OSError, match="Not a regular file"):
+            source[i]

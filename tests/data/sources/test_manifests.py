@@ -7,6 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from simmim_jax.data.sources.registry import check_source, open_source
+from simmim_jax.errors import UserError
 from tests.images import PHOTOS, write_photographs
 
 NAMES = ("img/a.jpg", "img/b c.jpg", "img/ü.jpg", "img/d.jpg")
@@ -205,3 +206,59 @@ def test_errors_of_later_lines(rows, message, folder):
     check_source(file, "train")
     with pytest.raises(ValueError, match=message):
         open_source(file, "train")
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_a_class_without_rows_to_train_on_is_refused_as_for_folders(kind, folder):
+    splits = ["train", "train", "validation", "validation"]
+    labels = ["cat", "dog", "cat", "owl"]
+    file = str(folder / f"list.{kind}")
+    if kind == "parquet":
+        table = {"path": NAMES, "label": labels, "split": splits}
+        pyarrow.parquet.write_table(pa.table(table), file)
+    else:
+        rows = [("path", "label", "split"), *zip(NAMES, labels, splits, strict=True)]
+        between = {"csv": ",", "tsv": "\t"}[kind]
+        write(folder, f"list.{kind}", "\n".join(map(between.join, rows)))
+    train = open_source(file, "train")
+    assert (train.labels, train.class_names) == (None, ())
+    assert f"{file!r} has classes without images to train on: owl." in train.unlabelled
+    assert "Expected rows of each class in the training split" in train.unlabelled
+    validation = open_source(file, "validation")
+    assert validation.class_names == ("cat", "dog", "owl")
+    assert validation.labels.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("label", ["1000000", "9" * 30, "9" * 5000])
+def test_huge_numbers_are_no_classes(label, folder):
+    file = write(folder, "list.csv", f"path,label\n{NAMES[0]},{label}\n{NAMES[1]},0")
+    with pytest.raises(UserError, match=r"list.csv' has the label \d+: expected names"):
+        open_source(file, "train")
+
+
+def test_every_damaged_parquet_file_is_refused_with_its_name(folder):
+    file = folder / "list.parquet"
+    table = {"path": NAMES, "label": ["a", "b", "a", "b"]}
+    pyarrow.parquet.write_table(pa.table(table), file)
+    whole_file = file.read_bytes()
+    refused = 0
+    for at in range(0, len(whole_file), 3):
+        for damaged in (
+            whole_file[:at],
+            whole_file[:at] + b"\xff\xff" + whole_file[at + 2 :],
+            whole_file[:at] + whole_file[at + 1 :],
+        ):
+            file.write_bytes(damaged)
+            message = refusal(str(file))
+            assert message is None or str(file) in message
+            refused += message is not None
+    assert refused > 500
+
+
+def refusal(file):
+    """Return the error that opens no list, if it is the user's."""
+    try:
+        check_source(file, "train")
+        open_source(file, "train")
+    except UserError as error:
+        return str(error)

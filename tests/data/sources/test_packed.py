@@ -13,6 +13,7 @@ import pytest
 from simmim_jax.cli.pack import main
 from simmim_jax.data.sources import packed
 from simmim_jax.data.sources.registry import check_source, open_source
+from simmim_jax.errors import UserError
 from tests.batches import train_iterator
 from tests.images import crops, write_photographs
 from tests.packing import fails
@@ -204,3 +205,48 @@ def test_an_incomplete_copy_is_an_error(damaged):
         packed.open_shard(str(shard))
     second.unlink()
     assert "has 1,000 bytes: expected" in fails(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index.pop("format_version"),
+        lambda index: index.pop("splits"),
+        lambda index: index.update(format_version="1"),
+        lambda index: index.update(splits=[]),
+        lambda index: index["splits"]["train"].pop("labels"),
+        lambda index: index["splits"]["train"].update(class_names=[1]),
+        lambda index: index["splits"]["train"].update(shards={}),
+        lambda index: index["splits"]["train"]["shards"][0].update(file="../x"),
+        lambda index: index["splits"]["train"]["shards"][0].update(bytes=10**30),
+        lambda index: index["splits"]["train"]["shards"][0].update(num_examples=-1),
+        lambda index: index["splits"]["train"]["shards"][0].pop("blake2b"),
+    ],
+)
+def test_a_damaged_index_is_refused(change, jpegs, tmp_path):
+    index = json.loads((jpegs / packed.INDEX).read_text())
+    change(index)
+    (tmp_path / packed.INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match=rf"{tmp_path}/dataset.json' is damaged .*Copy"):
+        packed.read_index(str(tmp_path))
+
+
+def test_an_index_that_is_no_json_is_refused(jpegs, tmp_path):
+    text = (jpegs / packed.INDEX).read_text()
+    for damaged in (text[:-2], text.replace(":", "", 2), text + "\0"):
+        (tmp_path / packed.INDEX).write_text(damaged)
+        with pytest.raises(UserError, match=r"dataset.json' is damaged \(JSONDecode"):
+            open_source(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x93NUMPY\1\0\4\0{({\n"])
+def test_damaged_labels_are_refused(content, jpegs, tmp_path):
+    shutil.copytree(jpegs, tmp_path / "copy")
+    (tmp_path / "copy" / "train-labels.npy").write_bytes(content)
+    source = open_source(str(tmp_path / "copy"), "train")
+    with pytest.raises(UserError, match=r"train-labels.npy' cannot be read.*Copy it"):
+        source.labels  # noqa: B018
+    np.save(tmp_path / "copy" / "train-labels.npy", np.full(len(source), 2, np.int32))
+    source = open_source(str(tmp_path / "copy"), "train")
+    with pytest.raises(UserError, match=r"the label 2, but dataset.json has 2 classes"):
+        source.labels  # noqa: B018

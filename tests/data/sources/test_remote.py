@@ -1,5 +1,6 @@
 """Folders and manifests at a URL, with the in-memory file system of fsspec."""
 
+import dataclasses
 import pickle
 from importlib.util import find_spec
 
@@ -7,8 +8,13 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from simmim_jax.data.codecs.base import BadImage
+from simmim_jax.data.loader.bad_examples import BadImages
 from simmim_jax.data.sources import remote
+from simmim_jax.data.sources.paths import Paths
 from simmim_jax.data.sources.registry import check_source, open_source
+from simmim_jax.errors import UserError
+from tests.batches import eval_batches
 from tests.images import PHOTOS, write_photographs
 
 CHINA, FLOWER = (photo.read_bytes() for photo in PHOTOS)
@@ -120,3 +126,70 @@ def test_missing_packages_are_named(protocol, package):
             ValueError, match=rf"{protocol}://bucket/x.*install {package}"
         ):
             function(f"{protocol}://bucket/x", "train")
+
+
+# ---- Protocols -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("file:///data", "a URL of file://"),
+        ("ssh://host/data", "a URL of ssh://"),
+        ("reference://x", "a URL of reference://"),
+        ("simplecache::memory://x/y", "a chain of URLs"),
+        ("memory://x/y::zip://z", "a chain of URLs"),
+        ("zip://a.jpg::memory://x", "a chain of URLs"),
+    ],
+)
+def test_other_protocols_and_chains_are_refused(url, what, tmp_path):
+    for function in (check_source, open_source):
+        for dataset in (url, f"{url}/list.csv"):
+            with pytest.raises(UserError, match=rf"is {what}: expected one of https"):
+                function(dataset, "train")
+    with pytest.raises(OSError, match=f"is {what}: expected one of https"):
+        remote.read_file(url)
+    (tmp_path / "list.txt").write_text(f"{url}/1.jpg\n")
+    for function in (check_source, open_source):
+        with pytest.raises(UserError, match=f"is {what}: expected one of https"):
+            function(str(tmp_path / "list.txt"), "train")
+
+
+def test_a_row_with_another_protocol_is_a_bad_image(bucket, tmp_path):
+    url = bucket({"img/1.jpg": CHINA})
+    others = ["ssh://host/1.jpg", "simplecache::memory://a/b.jpg", "ftp://host/1.jpg"]
+    rows = [f"{url}/img/1.jpg", *others, f"{url}/img/1.jpg"]
+    (tmp_path / "list.txt").write_text("\n".join(rows))
+    source = dataclasses.replace(
+        open_source(str(tmp_path / "list.txt"), "train"),
+        paths=Paths([row.encode() for row in rows]),
+    )
+    account = BadImages()
+    options = {"image_size": (8, 8), "channels": 3, "interpolation": "bilinear"}
+    (batch,) = eval_batches(
+        source, batch_size=5, crop_fraction=1.0, bad=account, **options
+    )
+    assert batch["weight"].tolist() == [1, 0, 0, 0, 1]
+    assert account.counts == {"unreadable": 3}
+
+
+def test_a_remote_file_has_a_largest_size(bucket):
+    source = open_source(bucket({"train/1.jpg": CHINA}), "train", max_bytes=len(CHINA))
+    assert source[0]["image"] == CHINA
+    smaller = dataclasses.replace(source, max_bytes=len(CHINA) - 1)
+    with pytest.raises(BadImage, match="max_file_mb") as raised:
+        smaller[0]
+    assert raised.value.filename == "memory://bucket/set/train/1.jpg"
+
+
+def test_a_list_of_another_place_that_fails_is_refused(bucket, monkeypatch):
+    def refuse(*args, **options):
+        raise Refused("401, who are you?")
+
+    bucket({"train/1.jpg": CHINA, "list.csv": b"path\n1.jpg"})
+    monkeypatch.setattr(MemoryFileSystem, "find", refuse)
+    with pytest.raises(UserError, match=r"set' cannot be listed: 401.*credentials"):
+        open_source("memory://bucket/set", "train")
+    monkeypatch.setattr(MemoryFileSystem, "_open", refuse)
+    with pytest.raises(UserError, match=r"list.csv' cannot be read: 401.*credentials"):
+        check_source("memory://bucket/set/list.csv", "train")

@@ -16,6 +16,7 @@ from simmim_jax.data.sources import cache
 from simmim_jax.data.sources.base import subset
 from simmim_jax.data.sources.registry import check_source, open_source
 from simmim_jax.data.sources.tfds_sets import TfdsSource, find_prepared
+from simmim_jax.errors import UserError
 
 # With encoded bytes, and a builder in its own folder, TFDS needs no TensorFlow.
 BUILDER = '''
@@ -288,3 +289,99 @@ def test_the_newest_version_and_the_only_config_are_opened(tmp_path):
         fake_prepared(tmp_path / "set" / "config" / version)
     found = find_prepared("set", "train", str(tmp_path))
     assert found == str(tmp_path / "set" / "config" / "10.0.0")
+
+
+# ---- Descriptions --------------------------------------------------------------------
+
+OWN = "tensorflow_datasets.core.features.image_feature.Image"
+HARMLESS = "colorsys.Feature"  # of the standard library; nothing else imports it
+
+
+@pytest.fixture
+def described(tfds_dir, tmp_path):
+    """Return a function that changes features.json, and check that it has an effect."""
+    shutil.copytree(f"{tfds_dir}/squares", tmp_path / "squares")
+    path = tmp_path / "squares" / "1.0.0" / "features.json"
+
+    def change(old, new):
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        return str(tmp_path), path
+
+    return change
+
+
+QUOTED = json.dumps({"feature": {"type": HARMLESS, "content": {}}, "length": None})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (OWN, HARMLESS),
+        (f'"pythonClassName": "{OWN}"', f'"python_class_name": "{HARMLESS}"'),
+        (f'"pythonClassName": "{OWN}"', f'"type": "{HARMLESS}", "content": {{}}'),
+        (OWN, "colorsys\\u002eFeature"),
+        (OWN, "tensorflow_datasets.core.features..colorsys.Feature"),
+        (OWN, "tensorflow_datasets.scripts.cli.main.Feature"),
+        (OWN, "tensorflow_datasets_more.core.features.Feature"),
+        (
+            '"image": {\n                    "dtype"',
+            f'"jsonFeature": {{"json": {json.dumps(QUOTED)}}}, '
+            '"image": {\n                    "dtype"',
+        ),
+    ],
+)
+def test_classes_of_others_are_refused_before_tfds_imports_them(old, new, described):
+    data_dir, path = described(old, new)
+    json.loads(path.read_text())  # still well-formed
+    sys.modules.pop("colorsys", None)
+    for function in (check_source, open_source):
+        with pytest.raises(UserError, match=rf"{path}' names the class '.*TFDS's own"):
+            function("tfds:squares", "train", data_dir=data_dir)
+    assert "colorsys" not in sys.modules
+
+
+def test_a_class_in_dataset_info_is_checked_too(tfds_dir, tmp_path):
+    shutil.copytree(f"{tfds_dir}/squares", tmp_path / "squares")
+    path = tmp_path / "squares" / "1.0.0" / "dataset_info.json"
+    info = json.loads(path.read_text()) | {"features": {"pythonClassName": HARMLESS}}
+    path.write_text(json.dumps(info))
+    with pytest.raises(
+        UserError, match=r"dataset_info.json' names the class 'colorsys"
+    ):
+        check_source("tfds:squares", "train", data_dir=str(tmp_path))
+
+
+def test_types_that_are_no_classes_are_kept(tfds_dir, tmp_path):
+    """Old descriptions have statistics, with types such as BYTES."""
+    shutil.copytree(f"{tfds_dir}/squares", tmp_path / "squares")
+    path = tmp_path / "squares" / "1.0.0" / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["schema"] = {"feature": [{"name": "image", "type": "BYTES"}]}
+    path.write_text(json.dumps(info))
+    check_source("tfds:squares", "train", data_dir=str(tmp_path))
+    assert len(open_source("tfds:squares", "train", data_dir=str(tmp_path))) == 20
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_every_damaged_description_is_refused_with_its_folder(name, tfds_dir, tmp_path):
+    shutil.copytree(f"{tfds_dir}/squares", tmp_path / "squares")
+    path = tmp_path / "squares" / "1.0.0" / name
+    whole = path.read_bytes()
+    refused = 0
+    for at in range(0, len(whole), 40):
+        for damaged in (whole[:at], whole[:at] + b"[}" + whole[at + 2 :]):
+            path.write_bytes(damaged)
+            message = refusal(str(tmp_path))
+            assert message is None or str(path.parent) in message
+            refused += message is not None
+    assert refused > 20
+
+
+def refusal(data_dir):
+    """Return the error that opens no set, if it is the user's."""
+    try:
+        open_source("tfds:squares", "train", data_dir=data_dir)
+    except UserError as error:
+        return str(error)
