@@ -34,7 +34,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.dataset,
             args.out,
             _named_splits(args.splits),
-            Options(args.short_side, args.format, args.quality, args.channels),
+            Options(
+                short_side=args.short_side,
+                format=args.format,
+                quality=args.quality,
+                channels=args.channels,
+                max_image_pixels=args.max_image_pixels,
+                max_file_mb=args.max_file_mb,
+            ),
             data_dir=args.data_dir,
             workers=args.workers,
             shard_mb=args.shard_mb,
@@ -80,6 +87,18 @@ def _parser() -> argparse.ArgumentParser:
         default=3,
         help="1 or 3; of arrays, any number (%(default)s)",
     )
+    add(
+        "--max_image_pixels",
+        type=int,
+        default=Options.max_image_pixels,
+        help="larger images are skipped (%(default)s)",
+    )
+    add(
+        "--max_file_mb",
+        type=int,
+        default=Options.max_file_mb,
+        help="larger files are skipped [MB] (%(default)s)",
+    )
     add("--workers", type=int, default=num_cpus(), help="processes (%(default)s)")
     add(
         "--shard_mb",
@@ -98,6 +117,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
         ("shard_mb", "more than 0", args.shard_mb > 0),
         ("workers", "1 or more", args.workers > 0),
         ("channels", "1 or more", args.channels > 0),
+        ("max_image_pixels", "1 or more", args.max_image_pixels > 0),
+        ("max_file_mb", "1 or more", args.max_file_mb > 0),
     ):
         if not valid:
             raise UserError(f"--{name}={getattr(args, name)} must be {expected}.")

@@ -53,7 +53,9 @@ def pack(
     if os.path.isfile(root):
         root = os.path.dirname(root)
     sources = {
-        name: open_source(dataset, split, data_dir=data_dir)
+        name: open_source(
+            dataset, split, data_dir=data_dir, max_bytes=options.max_file_mb * 10**6
+        )
         for name, split in splits.items()
     }
     for name, source in sources.items():

@@ -120,6 +120,10 @@ def compare(stored: Any, plan: dict[str, Any], out: str) -> None:
     """
     then = dict(_leaves(stored)) if isinstance(stored, dict) else {}
     now = dict(_leaves(plan))
+    # An option that did not exist then had what is its default now.
+    for option, default in _leaves({"options": dataclasses.asdict(Options())}):
+        if option in now:
+            then.setdefault(option, default)
     differences = [
         f"{key}: {then.get(key)!r} before, {now.get(key)!r} now"
         for key in dict.fromkeys((*then, *now))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from simmim_jax.data.codecs.base import BadImage, Codec
+from simmim_jax.data.codecs.base import MAX_PIXELS, BadImage, Codec
 from simmim_jax.data.codecs.image import IMAGE, decode_jpeg, read_jpeg_header
 from simmim_jax.data.codecs.registry import codec_of, decode, register_codec
 from simmim_jax.data.loader.bad_examples import reason_of
@@ -27,6 +27,7 @@ from simmim_jax.data.sources.packed import (
     open_shard,
     to_record,
 )
+from simmim_jax.data.sources.remote import MAX_BYTES
 from simmim_jax.data.views.crop import resize_center_crop
 from simmim_jax.errors import UserError
 
@@ -48,6 +49,8 @@ class Options:
     format: str = "jpeg"
     quality: int = 90
     channels: int = 3
+    max_image_pixels: int = MAX_PIXELS
+    max_file_mb: int = MAX_BYTES // 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +112,8 @@ def _decode(
     twice the short side.
     """
     if isinstance(image, bytes) and options.short_side:
-        jpeg = read_jpeg_header(image) if codec_of(image) is IMAGE else None
+        limit = options.max_image_pixels
+        jpeg = read_jpeg_header(image, limit) if codec_of(image) is IMAGE else None
         room = min(jpeg.shape) / (2 * options.short_side) if jpeg else 1
         reduction = next(n for n in (8, 4, 2, 1) if n <= room or n == 1)
         if jpeg and reduction > 1:
@@ -117,7 +121,7 @@ def _decode(
             with contextlib.suppress(ValueError):
                 pixels = decode_jpeg(image, jpeg, options.channels, reduction)
                 return pixels, jpeg.shape
-    pixels = decode(image, options.channels)
+    pixels = decode(image, options.channels, options.max_image_pixels)
     return pixels, pixels.shape[:2]
 
 

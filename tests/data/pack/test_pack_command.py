@@ -241,6 +241,8 @@ def test_packing_resumes_after_a_full_disk(photos, tmp_path):
         (["bundled:climate", "--quality=101"], "quality=101"),
         (["bundled:climate", "--short_side=-1"], "short_side=-1"),
         (["bundled:climate", "--shard_mb=0"], "shard_mb=0"),
+        (["bundled:climate", "--max_image_pixels=0"], "max_image_pixels=0"),
+        (["bundled:climate", "--max_file_mb=0"], "max_file_mb=0"),
         (["nowhere"], "dataset='nowhere'"),
     ],
 )
@@ -248,6 +250,24 @@ def test_wrong_arguments(tmp_path, args, message):
     dataset, *flags = args
     assert message in fails(dataset, tmp_path / "out", *flags)
     assert not (tmp_path / "out").exists()
+
+
+def test_images_over_the_limits_are_skipped(tmp_path):
+    images = tmp_path / "images"
+    (images / "train").mkdir(parents=True)
+    for i in range(2):
+        Image.new("RGB", (30, 20 + i)).save(images / "train" / f"{i}.png")
+    (images / "train" / "2.png").write_bytes(bytes(1_000_001))
+    limits = ["--splits=train", "--max_image_pixels=600", "--max_file_mb=1"]
+    main([str(images), str(tmp_path / "out"), *limits])
+    assert len(open_source(str(tmp_path / "out"), "train")) == 1
+    skipped = (tmp_path / "out" / "skipped.tsv").read_text().splitlines()[1:]
+    assert [line.split("\t")[1:3] for line in skipped] == [
+        ["train/1.png", "too large"],
+        ["train/2.png", "too large"],
+    ]
+    assert "simmim pack: --max_image_pixels" in skipped[0]
+    assert "simmim pack: --max_file_mb" in skipped[1]
 
 
 def test_processes_that_pack_do_not_import_jax():

@@ -1,11 +1,15 @@
 """Number and content of the shards of a data set."""
 
-import numpy as np
+import dataclasses
 
-from simmim_jax.data.pack.plan import make_plan, shards_of
+import numpy as np
+import pytest
+
+from simmim_jax.data.pack.plan import compare, make_plan, shards_of
 from simmim_jax.data.pack.shards import Options
 from simmim_jax.data.sources import packed
 from simmim_jax.data.sources.registry import open_source
+from simmim_jax.errors import UserError
 
 
 def test_shards_contain_every_example_once():
@@ -21,3 +25,13 @@ def test_shards_contain_every_example_once():
             len(source) // count,
             len(source) // count + 1,
         }
+
+
+def test_options_of_an_older_release_had_their_defaults():
+    now = {"options": dataclasses.asdict(Options())}
+    before = {name: now["options"][name] for name in ("short_side", "format")}
+    compare({"options": before}, now, "out")
+    with pytest.raises(UserError, match=r"max_file_mb: 256 before, 7 now"):
+        compare(
+            {"options": before}, {"options": now["options"] | {"max_file_mb": 7}}, "out"
+        )
