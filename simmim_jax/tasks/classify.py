@@ -16,7 +16,12 @@ from simmim_jax.checkpoints.transfer import transfer
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Finetune
 from simmim_jax.data.loader.pipeline import EvalBatches
-from simmim_jax.data.sources.base import Source, SubsetSource, subset
+from simmim_jax.data.sources.base import (
+    Source,
+    SubsetSource,
+    absent_classes,
+    subset,
+)
 from simmim_jax.errors import UserError
 from simmim_jax.mim import losses
 from simmim_jax.models import build_classifier, plain
@@ -30,6 +35,9 @@ from simmim_jax.tasks.resumed import changes_of
 from simmim_jax.training import steps
 from simmim_jax.training.inputs import results_of_pass
 from simmim_jax.training.run import Evaluate, Learner, Run
+
+# Names of classes in a notice.
+_NAMES_SHOWN = 6
 
 
 def learner(
@@ -129,7 +137,10 @@ def build(
         mode="max",
         record=record,
         changes=changes_of(workdir, config, record, len(source)),
-        notices=notices(config, len(source), path),
+        notices=(
+            *notices(config, len(source), path),
+            *class_notices(source, held_out, path),
+        ),
         preview=functools.partial(
             draw_augmented, config, workdir, source, learns.prepare
         )
@@ -152,6 +163,23 @@ def _check_classes(data: schema.Data, source: Source) -> tuple[str, ...]:
             f"image beside them. {getattr(source, 'unlabelled', '')}".rstrip()
         )
     return source.class_names
+
+
+def class_notices(source: Source, held_out: Source, path: str) -> tuple[str, ...]:
+    """Return what is not learned or not measured, for lack of examples of a class."""
+    said = []
+    for split, each, effect in (
+        ("train_split", source, "are not learned"),
+        ("eval_split", held_out, "do not count in top1"),
+    ):
+        if absent := absent_classes(each):
+            names = ", ".join(absent[:_NAMES_SHOWN])
+            names += ", ..." if len(absent) > _NAMES_SHOWN else ""
+            said.append(
+                f"{path}.data.{split} has no example of {len(absent):,} of "
+                f"{len(each.class_names):,} classes, which {effect}: {names}"
+            )
+    return tuple(said)
 
 
 def draw_augmented(

@@ -256,6 +256,35 @@ def test_other_held_out_classes_raise(tmp_path):
         classify.build(config, tmp_path, **sources)
 
 
+def test_classes_without_examples_are_named(tmp_path):
+    images, names = np.zeros((4, 28, 28, 1), np.uint8), ("cat", "dog", "owl")
+    train = ArraySource(images, np.array([0, 1, 1, 0]), names)
+    held_out = ArraySource(images, np.array([1, 2, 1, 2]), names)
+    config = tiny_config.typed("finetune", **{"data.num_labels": 0})
+    run = classify.build(config, tmp_path, train=train, held_out=held_out)
+    assert run.notices[-2:] == (
+        "config.data.train_split has no example of 1 of 3 classes, which are not "
+        "learned: owl",
+        "config.data.eval_split has no example of 1 of 3 classes, which do not count "
+        "in top1: cat",
+    )
+    assert classify.class_notices(train, train, "config.finetune")[1].startswith(
+        "config.finetune.data.eval_split has no example of 1 of 3 classes"
+    )
+    whole = ArraySource(images, np.array([0, 1, 2, 0]), names)
+    assert classify.class_notices(whole, whole, "config") == ()
+
+
+def test_a_list_with_a_class_of_validation_alone_is_refused(tmp_path):
+    write_photographs(tmp_path, ["1.jpg", "2.jpg", "3.jpg"])
+    rows = ["path,label,split", "1.jpg,a,train", "2.jpg,b,train", "3.jpg,c,val"]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    config = tiny_config.get_config("finetune")
+    config.data.dataset = str(tmp_path / "list.csv")
+    with pytest.raises(ValueError, match=r"list.csv' has classes without .* on: c\."):
+        finetune(config, tmp_path / "run")
+
+
 def test_error_names_the_image_that_makes_a_folder_unlabelled(tmp_path):
     write_photographs(tmp_path, ["cat/1.jpg", "cat/2.jpg", "dog/3.jpg", "4.jpg"])
     config = tiny_config.get_config("finetune")

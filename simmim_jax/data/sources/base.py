@@ -111,6 +111,17 @@ def subset(source: Source, num_labels: int, seed: int) -> Source:
     return SubsetSource(source, indices)
 
 
+def absent_classes(source: Source) -> tuple[str, ...]:
+    """Return the names of the classes without an example; () if unlabelled.
+
+    TFDS sets have labels in their records, which would all have to be read: () as well.
+    """
+    if getattr(source, "reads_labels", False) or source.labels is None:
+        return ()
+    present = set(np.unique(source.labels).tolist())
+    return tuple(n for i, n in enumerate(source.class_names) if i not in present)
+
+
 # ---- Data from Python ----------------------------------------------------------------
 
 

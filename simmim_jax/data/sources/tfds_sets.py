@@ -9,7 +9,7 @@ import operator
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class TfdsSource:
     image_key: tuple[str, ...]
     label_key: tuple[str, ...] | None
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
+    reads_labels: ClassVar = True  # in `labels`, from every record
 
     def __len__(self) -> int:
         return len(self.records)

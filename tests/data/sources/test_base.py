@@ -8,7 +8,13 @@ import pytest
 from PIL import Image
 
 from simmim_jax.data.codecs.registry import decode
-from simmim_jax.data.sources.base import ArraySource, as_source, subset
+from simmim_jax.data.sources.base import (
+    ArraySource,
+    SubsetSource,
+    absent_classes,
+    as_source,
+    subset,
+)
 from simmim_jax.errors import UserError
 from tests.images import encoded
 
@@ -207,3 +213,10 @@ def test_the_names_of_elements_must_suffice():
     source = as_source([(PIXELS[0], 0), (PIXELS[1], 5)], class_names=("a", "b"))
     with pytest.raises(UserError, match="the largest label is 5"):
         _ = source.class_names
+
+
+def test_classes_without_examples():
+    source = ArraySource(np.zeros((3, 1, 1, 1), np.uint8), np.array([0, 2, 2]), "abcd")
+    assert absent_classes(source) == ("b", "d")
+    assert absent_classes(SubsetSource(source, np.array([1]))) == ("a", "b", "d")
+    assert absent_classes(ArraySource(source.images, None, ())) == ()
