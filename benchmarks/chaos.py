@@ -36,24 +36,24 @@ import socket
 import subprocess
 import sys
 import tempfile
-import textwrap
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.tiny_runs import (
-    CONFIG,
     FINISHED,
     MODES,
     PATIENCE,
+    STEPS,
     End,
     Lost,
     Process,
     complete_steps,
     difference,
     end_of,
+    write_files,
 )
 
 FAILED, LOST, STOPPED = 1, 69, 75
@@ -92,27 +92,39 @@ class Setup:
         return [f"--config={self.folder}/tiny.py:{mode}", f"--workdir={workdir}"]
 
     def prepare(self, joint: bool) -> None:
-        """Write the config, and run it without interruption."""
-        (self.folder / "tiny.py").write_text(textwrap.dedent(CONFIG))
-        places = {mode: self.folder / "uninterrupted" / mode for mode in MODES}
-        processes = [
-            Process(self.args(mode, place), self.cache)
-            for mode, place in places.items()
-        ]
-        for process, (mode, place) in zip(processes, places.items(), strict=True):
-            if process.end() != FINISHED:
-                raise Lost(f"an uninterrupted run fails: {process.tail()}")
-            self.ends[mode] = end_of(place)
-        # Later runs find the programs that these have compiled.
-        self.starting = process.seconds_until("compiling the training step")
-        compiled = process.seconds_until("compiled the training step")
-        self.running = process.seconds_until("") - compiled
+        """Write the files, and run without interruption."""
+        write_files(self.folder)
+        self._run_uninterrupted(MODES)
+        # Once more, with compiled programs: it takes as long as those of the trials.
+        self.measure(self._run_uninterrupted(MODES[:1]), first_step=0)
         if joint:
             workdir = self.folder / "uninterrupted" / "joint"
             processes = start_together(self, workdir)
             if any([process.end() for process in processes]):
                 raise Lost(f"an uninterrupted run fails: {processes[0].tail()}")
             self.ends["joint"] = end_of(workdir)
+
+    def measure(self, process: Process, first_step: int) -> None:
+        """Note how long a run took that was not killed: machines have other work."""
+        self.starting = process.seconds_until("compiling the training step")
+        compiled = process.seconds_until("compiled the training step")
+        steps = process.seconds_until("") - compiled
+        self.running = steps * STEPS / (STEPS - first_step)
+
+    def _run_uninterrupted(self, modes: Sequence[str]) -> Process:
+        """Run these modes at once, and record their ends; return one process."""
+        places = [self.folder / "uninterrupted" / mode for mode in modes]
+        processes = []
+        for mode, place in zip(modes, places, strict=True):
+            shutil.rmtree(place, ignore_errors=True)
+            processes.append(Process(self.args(mode, place), self.cache))
+        for mode, place, process in zip(modes, places, processes, strict=True):
+            if process.end() != FINISHED:
+                raise Lost(f"an uninterrupted run fails: {process.tail()}")
+            end = end_of(place)
+            if text := difference(end, self.ends.setdefault(mode, end)):
+                raise Lost(f"two uninterrupted runs differ: {text}")
+        return process
 
 
 @dataclasses.dataclass
@@ -140,11 +152,17 @@ class Trial:
 
         Half of the moments are anywhere in a run, half after it has compiled.
         """
-        starting, running = self.setup.starting, self.setup.running
+        first = max(complete_steps(self.workdir), default=0)
+        starting = self.setup.starting
+        running = self.setup.running * (1 - first / STEPS)
         if self.rng.random() < 0.5:
-            return process.wait(self.rng.uniform(0, starting + running))
-        process.wait(PATIENCE, lambda: process.has_said("compiled the training step"))
-        return process.wait(self.rng.uniform(0, running))
+            runs = process.wait(self.rng.uniform(0, starting + running))
+        else:
+            process.wait(PATIENCE, lambda: process.has_said("compiled the training"))
+            runs = process.wait(self.rng.uniform(0, running))
+        if not runs and first < STEPS and process.end() == FINISHED:
+            self.setup.measure(process, first)
+        return runs
 
     def note(self, event: str) -> None:
         """Count an event."""
