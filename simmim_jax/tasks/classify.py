@@ -108,7 +108,8 @@ def build(
         raise UserError(
             f"config.data.eval_split={data.eval_split!r} has the classes "
             f"{held_out.class_names}, config.data.train_split has {class_names}: "
-            f"expected the same. {getattr(held_out, 'unlabelled', '')}".rstrip()
+            "expected the same. Name two splits of one data set, or pass the names of "
+            f"the classes. {getattr(held_out, 'unlabelled', '')}".rstrip()
         )
     if config.freeze_encoder and not config.init_from:
         raise UserError(

@@ -83,8 +83,8 @@ def check_array(image: np.ndarray, channels: int) -> np.ndarray:
         dimensions = ", ".join(map(str, image.shape))
         raise UserError(
             f"An image is {image.dtype} [{dimensions}]: expected uint8 or float32 "
-            f"[h, w, {channels}] since channels={channels}. Set channels to what the "
-            "data has, or convert the data."
+            f"[h, w, {channels}] since channels={channels}. Set --config.data.channels "
+            "(simmim pack: --channels) to what the data has, or convert the data."
         )
     return image
 

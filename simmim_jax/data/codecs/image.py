@@ -192,7 +192,8 @@ def _check_channels(channels: int) -> None:
     if channels not in _MODES:
         raise UserError(
             f"channels={channels} cannot be decoded from an image file: expected 1 "
-            "(gray) or 3 (RGB). Store other channel counts as .npy arrays."
+            "(gray) or 3 (RGB). Set --config.data.channels (simmim pack: --channels) "
+            "to one of them, or store other channel counts as .npy arrays."
         )
 
 

@@ -44,7 +44,10 @@ class Batches(abc.ABC):
 
     def __post_init__(self) -> None:
         if len(self.source) == 0:
-            raise UserError("The source is empty: expected at least one example.")
+            raise UserError(
+                "The source is empty: expected at least one example. Name another "
+                "split in --config.data.train_split or eval_split, or pass other data."
+            )
 
     @property
     def global_batch_size(self) -> int:
@@ -124,7 +127,8 @@ class Batches(abc.ABC):
             ):
                 raise UserError(
                     f"{type(self.view).__name__} returned {name!r} as {value.dtype} "
-                    f"{list(value.shape)}: expected what its spec says, {spec}."
+                    f"{list(value.shape)}: expected what its spec says, {spec}. "
+                    "Change one of them."
                 )
 
     @abc.abstractmethod

@@ -159,7 +159,7 @@ class TrainIterator(Iterator[Batch]):
                 raise UserError(
                     f"The checkpoint's data position has {key}={state[key]}, this run "
                     f"has {key}={now[key]}: expected the same data and seed. Resume "
-                    "with those, or start a new run from the checkpoint's weights."
+                    "with those, or start a new run in another --workdir."
                 )
         self.close()
         self._bad.restart(state.get("bad_images", {}))

@@ -99,8 +99,8 @@ def verify(out: str, workers: int) -> None:
         if labels is not None and not np.array_equal(labels, found[name]):
             file = os.path.join(out, splits[name]["labels"])
             raise UserError(
-                f"{file!r} has other labels than the records: expected the same. Copy "
-                "it again."
+                f"{file!r} has other labels than the records: expected the same. "
+                f"{packed.WHAT_TO_DO}"
             )
 
 
@@ -155,7 +155,7 @@ def _finish(
         if not len(labels):
             raise UserError(
                 f"split={name!r} has no image that can be packed: expected at least "
-                "one."
+                f"one. Repair the images, or leave the split out with --splits."
             )
         split = splits[name]
         split["num_examples"] = len(labels)

@@ -87,7 +87,10 @@ def _sample(
 ) -> tuple[float, str]:
     """Return the mean size of packed images, and a checksum of a sample."""
     if not len(source):
-        raise UserError(f"split={name!r} is empty: expected at least one example.")
+        raise UserError(
+            f"split={name!r} is empty: expected at least one example. Add images, or "
+            "leave the split out with --splits."
+        )
     count = min(_SAMPLE, len(source))
     indices = np.linspace(0, len(source) - 1, count).astype(int)
     digest = hashlib.blake2b(digest_size=16)
@@ -108,7 +111,8 @@ def _sample(
     if not sizes:
         raise UserError(
             f"split={name!r}: none of {count} sampled images of {len(source)} can be "
-            f"packed. The last error: {error}"
+            f"packed. Repair them, or leave the split out with --splits. The last "
+            f"error: {error}"
         ) from error
     return sum(sizes) / len(sizes), digest.hexdigest()
 

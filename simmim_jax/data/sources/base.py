@@ -88,12 +88,13 @@ def subset(source: Source, num_labels: int, seed: int) -> Source:
     if labels is None:
         raise UserError(
             f"num_labels={num_labels} needs labels to choose from, but the source is "
-            "unlabelled: sort its images into class folders."
+            "unlabelled: sort its images into class folders, or name a list of images "
+            "with a column label."
         )
     if not 0 < num_labels <= len(labels):
         raise UserError(
             f"num_labels={num_labels} must be between 1 and {len(labels)}, the number "
-            "of examples in the split."
+            "of examples in the split; --config.data.num_labels=0 trains on all."
         )
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
@@ -214,12 +215,12 @@ def check_labels(labels: Any, num_examples: int, where: str) -> np.ndarray:
     if array.shape != (num_examples,) or array.dtype.kind not in "iu":
         raise UserError(
             f"{where} is {array.dtype} {list(array.shape)}: expected integers "
-            f"[{num_examples}], one for each image."
+            f"[{num_examples}], one for each image. Write or pass them so."
         )
     if num_examples and not (array.min() >= 0 and array.max() < MAX_CLASSES):
         raise UserError(
             f"{where} is from {array.min()} to {array.max()}: expected classes, "
-            f"counted from 0 and fewer than {MAX_CLASSES:,}."
+            f"counted from 0 and fewer than {MAX_CLASSES:,}. Number the classes anew."
         )
     return array.astype(np.int32)
 
@@ -251,7 +252,8 @@ def _names(labels: np.ndarray | None, given: tuple[str, ...]) -> tuple[str, ...]
     if given and len(given) < len(numbered):
         raise UserError(
             f"class_names has {len(given)} names, but the largest label is "
-            f"{len(numbered) - 1}: expected at least {len(numbered)} names."
+            f"{len(numbered) - 1}: expected at least {len(numbered)} names. Pass one "
+            "for each label."
         )
     return given or numbered
 

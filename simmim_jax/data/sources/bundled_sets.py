@@ -9,6 +9,7 @@ import numpy as np
 from simmim_jax.data.sources.base import ArraySource
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.idx import open_idx
+from simmim_jax.data.sources.paths import NAME_A_SPLIT
 from simmim_jax.errors import UserError
 
 _BUNDLED_DIR = pathlib.Path(__file__).parents[1] / "bundled"
@@ -81,7 +82,7 @@ def check_bundled(name: str, split: str) -> None:
     if split not in BUNDLED[name].splits:
         raise UserError(
             f"split={split!r} of 'bundled:{name}' does not exist: expected one of "
-            f"{', '.join(BUNDLED[name].splits)}."
+            f"{', '.join(BUNDLED[name].splits)}. {NAME_A_SPLIT}"
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from simmim_jax.data.sources.base import ArraySource, numbered_classes
 from simmim_jax.data.sources.format import Format
+from simmim_jax.data.sources.paths import NAME_A_SPLIT
 from simmim_jax.errors import NotFoundError, UserError
 
 
@@ -31,7 +32,7 @@ def idx_paths(folder: str, split: str) -> tuple[str, str]:
     if part is None:
         raise UserError(
             f"split={split!r} of the idx files in {folder!r} does not exist: expected "
-            "train (train-*) or validation or test (both t10k-*)."
+            f"train (train-*) or validation or test (both t10k-*). {NAME_A_SPLIT}"
         )
     paths = []
     for content in ("images-idx3", "labels-idx1"):
@@ -39,7 +40,8 @@ def idx_paths(folder: str, split: str) -> tuple[str, str]:
         existing = [p for p in (f"{path}.gz", path) if os.path.exists(p)]
         if not existing:
             raise NotFoundError(
-                f"{path}.gz does not exist: split={split!r} needs it. Copy it there."
+                f"{path}.gz does not exist: split={split!r} needs it. Copy it there, "
+                "or use another split."
             )
         paths.append(existing[0])
     return paths[0], paths[1]

@@ -64,7 +64,7 @@ def open_manifest(file: str, split: str, *, max_bytes: int = MAX_BYTES) -> Folde
     if splits and without:
         raise UserError(
             f"{file!r}, line {without}: no split, but other rows have one. Expected a "
-            "split in each row, or in none."
+            "split in each row, or in none. Mend the row."
         )
     name = find_split(split, file, splits.__contains__, splits)
     if name is None:
@@ -104,14 +104,17 @@ def _located(file: str) -> str:
 
 def _check_first(file: str, row: _Row | None) -> None:
     if row is None:
-        raise UserError(f"{file!r} lists no images: expected a path in each row.")
+        raise UserError(
+            f"{file!r} lists no images: expected a path in each row. Add some."
+        )
     path = os.path.join(os.path.dirname(file), row.path)
     if is_url(path):
         check_url(row.path if is_url(row.path) else path)
     elif not os.path.exists(path):
         raise NotFoundError(
             f"{file!r}, line {row.line}: {path!r} does not exist. Expected the path of "
-            "an image, absolute or relative to the manifest's folder."
+            "an image, absolute or relative to the manifest's folder. Mend the paths, "
+            "or move the list."
         )
 
 
@@ -242,7 +245,7 @@ def _classes(
     if unlabelled:
         raise UserError(
             f"{file!r}, line {unlabelled[0]}: no label, but other rows have one. "
-            "Expected a label for each image of a split, or for none."
+            "Expected a label for each image of a split, or for none. Mend the row."
         )
     every = {row.label for row in all_rows} - {""}
     lacking = sorted(every - {row.label for row in rows})

@@ -33,6 +33,7 @@ import numpy as np
 from simmim_jax.data.codecs.npy import encode_npy
 from simmim_jax.data.sources.base import check_labels
 from simmim_jax.data.sources.format import Format
+from simmim_jax.data.sources.paths import NAME_A_SPLIT
 from simmim_jax.errors import NotFoundError, UserError
 
 INDEX = "dataset.json"
@@ -257,7 +258,7 @@ def open_packed(folder: str, split: str) -> PackedSource:
     if name is None:
         raise UserError(
             f"split={split!r} of {folder!r} does not exist: expected one of "
-            f"{', '.join(found)}."
+            f"{', '.join(found)}. {NAME_A_SPLIT}"
         )
     shards = found[name]["shards"]
     for shard in shards:

@@ -25,6 +25,11 @@ _ARRAY_ENDINGS = tuple(ending.encode() for ending in ARRAY_ENDINGS)
 # Endings that an error lists, the most frequent ones.
 _LISTED_ENDINGS = 4
 _LISTED_CLASSES = 6
+# What to do about a split that does not exist.
+NAME_A_SPLIT = (
+    "Name it in --config.data.train_split or --config.data.eval_split (simmim pack: "
+    "--splits)."
+)
 
 
 class Paths(Sequence[str]):
@@ -161,7 +166,7 @@ def hashed_split(paths: Sequence[bytes], split: str, place: str) -> np.ndarray:
     if not len(chosen):
         raise NotFoundError(
             f"{place!r} has a single image, which is in the validation split: "
-            "expected at least two."
+            "expected at least two. Add images, or make folders train/ and validation/."
         )
     return chosen
 

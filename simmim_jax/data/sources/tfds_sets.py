@@ -17,6 +17,7 @@ from simmim_jax.data.sources import cache
 from simmim_jax.data.sources.base import NO_LABEL
 from simmim_jax.data.sources.folders import subfolders
 from simmim_jax.data.sources.format import Format
+from simmim_jax.data.sources.paths import NAME_A_SPLIT
 from simmim_jax.data.sources.remote import is_url
 from simmim_jax.errors import NotFoundError, UserError
 
@@ -103,7 +104,8 @@ def open_tfds(name: str, split: str, data_dir: str) -> TfdsSource:
         names = sorted(map("/".join, features))
         raise UserError(
             f"{folder!r} has the features {', '.join(names)}: "
-            "expected one image, named 'image' if there are several."
+            "expected one image, named 'image' if there are several. Save the ones "
+            "that you want as files in a folder."
         )
     if not np.issubdtype(features[image_key].np_dtype, np.integer):
         raise UserError(
@@ -190,7 +192,8 @@ def find_prepared(name: str, split: str, data_dir: str) -> str:
         if part.partition("[")[0] not in splits:
             raise UserError(
                 f"split={split!r} of 'tfds:{name}' does not exist: expected one of "
-                f"{', '.join(splits)}, or a slice of one such as '{splits[0]}[:10%]'."
+                f"{', '.join(splits)}, or a slice of one such as '{splits[0]}[:10%]'. "
+                f"{NAME_A_SPLIT}"
             )
     return folder
 

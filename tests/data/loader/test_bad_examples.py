@@ -192,7 +192,9 @@ def test_files_without_permission(open_folder, without_root):
 def test_raw_images_that_do_not_fit_end_the_run(num_workers):
     source = ArraySource(np.zeros((9, 8, 8, 1), np.uint8), None, ())
     iterator = train_iterator(source, batch_size=4, num_workers=num_workers, **STREAM)
-    with pytest.raises(ValueError, match=r"channels=3.*Set channels") as caught:
+    with pytest.raises(
+        ValueError, match=r"channels=3.*Set --config.data.channels"
+    ) as caught:
         next(iterator)
     assert "Example " in caught.value.__notes__[0]
     iterator.close()
