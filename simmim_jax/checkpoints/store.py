@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from simmim_jax.checkpoints import checksums, layout, orbax_messages
@@ -235,21 +234,23 @@ def size_of(state: Any) -> int:
 def _open_good(workdir: Path) -> dict[int, dict[str, float]]:
     """Set damaged checkpoints aside; return the metrics of those that have some.
 
-    Process 0 decides, the others wait until they see its decision.
+    Process 0 decides, and reads the metrics: a file system may show the others what was
+    there before. They wait until they see the newest checkpoint.
     """
     folder = workdir / "checkpoints"
-    newest = _set_damaged_aside(workdir) if jax.process_index() == 0 else -1
+    newest, metrics = -1, dict[str, dict[str, float]]()
+    if jax.process_index() == 0:
+        newest = _set_damaged_aside(workdir)
+        metrics = {
+            step.name: layout.read_metrics(step) for step in layout.steps(folder)
+        }
     if jax.process_count() > 1:
         distributed.meet()
-        newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
+        newest, metrics = distributed.of_first_process((newest, metrics))
         end = time.monotonic() + _SHARED_TIMEOUT
         while _newest(folder) != newest and time.monotonic() < end:
             time.sleep(0.5)  # a mounted bucket caches what it lists
-    rated = {}
-    for step in layout.steps(folder):
-        with contextlib.suppress(DamagedError):  # process 0 moved them
-            rated[int(step.name)] = layout.read_metrics(step)
-    return {step: metrics for step, metrics in rated.items() if metrics}
+    return {int(step): rated for step, rated in metrics.items() if rated}
 
 
 def _newest(folder: Path) -> int:

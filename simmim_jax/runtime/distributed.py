@@ -19,6 +19,7 @@ equivalent:
 import atexit
 import contextlib
 import itertools
+import json
 import os
 import sys
 import threading
@@ -226,6 +227,14 @@ def total(counts: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
     ours = np.array([counts.get(name, 0) for name in names], np.int32)
     sums = multihost_utils.process_allgather(ours).sum(0)
     return {name: int(n) for name, n in zip(names, sums, strict=True) if n}
+
+
+def of_first_process(content: Any) -> Any:
+    """Return the JSON content of process 0 in all processes. A collective."""
+    text = np.frombuffer(json.dumps(content).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    text = np.resize(text, size)  # of the same shape everywhere
+    return json.loads(multihost_utils.broadcast_one_to_all(text).tobytes())
 
 
 # ---- Failure -------------------------------------------------------------------------

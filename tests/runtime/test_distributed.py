@@ -150,7 +150,8 @@ distributed.meet()
 voting = distributed.AnyProcess()
 print([voting.ask(process == 1 and step >= 2) for step in range(5)])
 counts = {"empty": process + 1, "missing": process}
-print(distributed.total(counts, ("missing", "empty", "corrupt")), flush=True)
+print(distributed.total(counts, ("missing", "empty", "corrupt")))
+print(distributed.of_first_process({"steps": [process] * (3 - process)}), flush=True)
 if failing == process:
     distributed.fail("ValueError: no good", 1)
 time.sleep(600 if failing >= 0 else 0)
@@ -176,6 +177,7 @@ def test_processes_agree_and_learn_of_a_failure(failing):
     for process, output in enumerate(said):
         assert "[False, False, False, True, True]" in output
         assert "{'missing': 1, 'empty': 3}" in output
+        assert "{'steps': [0, 0, 0]}" in output
         if failing >= 0:
             assert "ValueError: no good" in output
             notice = f"stopped, because another process failed. process {failing}: "
@@ -240,6 +242,7 @@ def test_launchers_of_a_single_process(env, alone):
 
 def test_one_process_needs_no_agreement():
     assert distributed.total({"empty": 2}, ("empty", "corrupt")) == {"empty": 2}
+    assert distributed.of_first_process([1, "a"]) == [1, "a"]
     voting = distributed.AnyProcess()
     assert [voting.ask(says) for says in (False, True)] == [False, True]
 
