@@ -79,7 +79,8 @@ def _conversion(path: Path) -> str:
 def check(step: Path, items: tuple[str, ...]) -> None:
     """Raise DamagedError if these items of a checkpoint are not what was written.
 
-    Those of older releases have no checksums: the items must exist, with a warning.
+    Those of older releases have no checksums: the items must exist, and the meta must
+    have a config, with a warning.
     """
     try:
         for item in items:
@@ -89,7 +90,7 @@ def check(step: Path, items: tuple[str, ...]) -> None:
             checksums.verify(step, items)
         else:
             _warn_unverified(step)
-        read_json(step / "meta" / "metadata")
+            _read_config(step / "meta" / "metadata")
     except DamagedError as error:
         raise DamagedError(f"The checkpoint '{step}' is damaged: {error}.") from error
 
@@ -132,14 +133,22 @@ def read_record(workdir: Path) -> dict[str, Any]:
     """
     file = workdir / "config.json"
     try:
-        record = read_json(file)
-        if not isinstance(record.get("config"), dict):
-            raise DamagedError(f"{workdir.name}/{file.name} has no config")
+        return _read_config(file)
     except DamagedError as error:
         raise DamagedError(
             f"'{file}' is damaged: {error}. Expected what the run recorded: copy it "
             "from meta/metadata of the newest checkpoint."
         ) from error
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file that has a run's config."""
+    record = read_json(file)
+    config = record.get("config")
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(part), dict) for part in ("model", "data")
+    ):
+        raise DamagedError(f"{file.parent.name}/{file.name} has no whole config")
     return record
 
 

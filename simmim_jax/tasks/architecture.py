@@ -47,11 +47,11 @@ def adopt(
     where = f"config.init_from='{config.init_from}'"
     learned = layout.read_meta(config.init_from)["config"]
     model: dict[str, Any] = learned["model"]
-    if model["name"] != config.model.name:
+    if (encoder := model.get("name")) != config.model.name:
         raise UserError(
             f"config.model.name={config.model.name!r}, but {where} has a "
-            f"{model['name']!r}: fine-tune with a config of that encoder, such as "
-            f"{model['name']}_base_finetune."
+            f"{encoder!r}: fine-tune with a config of that encoder, such as "
+            f"{encoder}_base_finetune."
         )
     channels = learned["data"].get("channels", config.data.channels)
     if channels != config.data.channels:
@@ -103,8 +103,7 @@ def _recorded_model(workdir: Path | None) -> dict[str, Any]:
     """Return config.model of the run in a workdir, {} where there is none."""
     if workdir is None or not (workdir / "config.json").exists():
         return {}
-    model = layout.read_record(workdir)["config"].get("model")
-    return model if isinstance(model, dict) else {}
+    return layout.read_record(workdir)["config"]["model"]
 
 
 def _are_first(wanted: int | tuple[int, ...], has: int | tuple[int, ...]) -> bool:

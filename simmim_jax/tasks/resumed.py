@@ -38,7 +38,13 @@ def changes_of(
             schema.to_dict(config) | {"encoder": record.get("restored_from")},
         )
         said = [f"{name} {change}" for name, change in changed.items()]
-        said += consequences(old, config, num_examples, examples_seen)
+        try:
+            said += consequences(old, config, num_examples, examples_seen)
+        except (ArithmeticError, TypeError) as error:  # `old` is not checked
+            raise UserError(
+                f"'{workdir / 'config.json'}' has values that no run had ({error}). "
+                "Copy it from meta/metadata of the newest checkpoint."
+            ) from error
         finished = not _steps_left(config, num_examples, examples_seen)
         learned = [name for name in changed if name not in schema.harmless(config)]
         other_state = any(name.startswith(_MODEL) for name in learned) or any(

@@ -256,3 +256,13 @@ def test_a_run_keeps_the_fields_that_it_began_with(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert adopt(begun, workdir=tmp_path) == (begun, [])
     assert adopt(begun)[0] == finetune()
+
+
+@pytest.mark.parametrize("meta", ["{}", '{"config": 1}', '{"config": {"model": {}}}'])
+def test_checkpoint_without_a_config_is_damaged(meta, tmp_path):
+    checkpoint_of(tiny_config.get_config("pretrain"), tmp_path)
+    (tmp_path / "meta" / "metadata").write_text(meta)
+    with pytest.raises(
+        UserError, match="is damaged: meta/metadata has no whole config"
+    ):
+        adopt(finetune(tmp_path))

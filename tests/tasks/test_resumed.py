@@ -50,7 +50,9 @@ def test_same_config_logs_nothing(tmp_path):
     assert changes(tmp_path, "pretrain", {}, {}, finished=True) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff", b'{"config": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"[1]", b"\xff", b'{"config": {"mode": "pretrain"}}']
+)
 def test_damaged_record_is_refused_with_a_way_to_mend_it(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
     config = tiny_config.typed("pretrain")
