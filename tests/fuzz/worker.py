@@ -120,10 +120,6 @@ def outcome(target: Target, folder: Path, watch: "Watch") -> Outcome:
 
 def _refusal(error: Exception) -> Outcome:
     text = str(error)
-    chain: BaseException | None = error
-    while chain := chain and (chain.__cause__ or chain.__context__):
-        if isinstance(chain, MemoryError):
-            return Outcome("memory", text)
     lines = text.splitlines()
     if not text.strip() or len(lines) > _MAX_LINES or len(text) > _MAX_TEXT:
         return Outcome("text", f"{len(lines)} lines: {text[:_MAX_TEXT]}")
