@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 from simmim_jax.data.codecs.base import too_large
 
 
-class _Share(NamedTuple):
+class Share(NamedTuple):
     """What an encoding may have of `max_pixels`: pixels, and bytes of the file."""
 
     pixels: float
@@ -21,17 +21,17 @@ class _Share(NamedTuple):
 
 
 # By Pillow's name of the format or the decoder. They hold the most expensive valid
-# files to less than 1 GB and about 5 s at MAX_PIXELS: docs/measurements/input.md.
+# files to less than 1 GB and 5 s at MAX_PIXELS: docs/measurements/input.md.
 _SHARES = {
-    "jpeg": _Share(1, 1),
-    "libtiff": _Share(1, 1),  # compressed TIFF
-    "WEBP": _Share(1 / 2, 1),
-    "AVIF": _Share(1 / 2, 1 / 4),
-    "jpeg2k": _Share(1 / 2, 1 / 4),
+    "jpeg": Share(1, 1),
+    "libtiff": Share(1, 1),  # compressed TIFF
+    "WEBP": Share(1 / 2, 1),
+    "AVIF": Share(1 / 2, 1 / 4),
+    "jpeg2k": Share(1 / 2, 1 / 4),
 }
-_OTHER_SHARE = _Share(1, 4)
+_OTHER_SHARE = Share(1, 4)
 # Pillow's decoders of text PPM and run-length BMP, for example.
-_PYTHON_SHARE = _Share(1 / 32, 1 / 4)
+_PYTHON_SHARE = Share(1 / 32, 1 / 4)
 # A JPEG of `max_pixels` may have this many scans; progressive ones have 10 to 18.
 _MAX_SCANS = 20
 _SCAN_BYTES = 10  # of the smallest scan
@@ -56,21 +56,30 @@ def check_jpeg_size(data: bytes, height: int, width: int, max_pixels: int) -> No
 
 def check_file_size(file: ImageFile.ImageFile, data: bytes, max_pixels: int) -> None:
     """Raise BadImage if an image that Pillow has opened is too large to decode."""
-    kind, decoder = file.format or "", file.tile[0].codec_name if file.tile else ""
-    share = _SHARES.get(kind, _SHARES.get(decoder, _OTHER_SHARE))
-    if decoder in Image.DECODERS:  # in Python
-        share = _PYTHON_SHARE
+    kind, share = file.format or "", share_of(file)
     _check(kind, share, file.size, len(data), max_pixels)
     if kind == "TIFF":
         # A tile may be larger than the image.
         width, height = (file.tag_v2.get(tag, 0) for tag in _TIFF_TILE_SIDES)  # type: ignore[attr-defined]
         _check("tiles of a TIFF", share, (width, height), len(data), max_pixels)
-    if decoder == "jpeg":
+    if _decoder(file) == "jpeg":
         check_jpeg_size(data, file.height, file.width, max_pixels)
 
 
+def share_of(file: ImageFile.ImageFile) -> Share:
+    """Return what an image that Pillow has opened may have of `max_pixels`."""
+    decoder = _decoder(file)
+    if decoder in Image.DECODERS:  # in Python
+        return _PYTHON_SHARE
+    return _SHARES.get(file.format or "", _SHARES.get(decoder, _OTHER_SHARE))
+
+
+def _decoder(file: ImageFile.ImageFile) -> str:
+    return file.tile[0].codec_name if file.tile else ""
+
+
 def _check(
-    kind: str, share: _Share, size: tuple[int, int], num_bytes: int, max_pixels: int
+    kind: str, share: Share, size: tuple[int, int], num_bytes: int, max_pixels: int
 ) -> None:
     """Raise BadImage if an image has more pixels or bytes than its share allows."""
     width, height = size
