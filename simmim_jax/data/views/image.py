@@ -112,7 +112,7 @@ class CenterCropView(ImageView):
         """Return [h w c]: resized to fit size / crop_fraction, then cut out."""
         del rng
         return resize_center_crop(
-            decode(image, self.channels),
+            decode(image, self.channels, self.max_pixels),
             self.size,
             self.crop_fraction,
             self.interpolation,
