@@ -55,7 +55,7 @@ def name_and_smoke(arg: str, names: Iterable[str]) -> tuple[str, bool]:
     if name not in ("", *names) or smoke not in ("", "smoke"):
         raise ValueError(
             f"config argument {arg!r}: expected 'smoke' or nothing, or one of "
-            f"{', '.join(names)}; with ',smoke' after it to try it in ten steps."
+            f"{', '.join(names)}; with ',smoke' after it to try it in seconds."
             + _meant(arg, *names)
         )
     return name, bool(smoke)

@@ -150,6 +150,7 @@ def config_complaints(file: str, source: str) -> Iterator[str]:
         "ml_collections",
         "simmim_jax.configs",
         "simmim_jax.config",
+        "simmim_jax.errors",
         "typing",
         "collections.abc",
     )
@@ -157,8 +158,8 @@ def config_complaints(file: str, source: str) -> Iterator[str]:
         if not found.is_of(*allowed):
             yield (
                 f"{file}:{found.line}: imports {found.name}: a config holds plain "
-                "values and imports ml_collections, other configs, simmim_jax.config "
-                "and types alone"
+                "values and imports ml_collections, other configs, simmim_jax.config, "
+                "errors and types alone"
             )
 
 

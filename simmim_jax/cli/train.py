@@ -228,6 +228,11 @@ def check(
             check_source(run.data.dataset, split, data_dir=run.data.data_dir)
     if isinstance(config, Finetune):
         config, said = architecture.adopt(config, explicit, workdir=workdir)
+        if not config.init_from and not of_bench:
+            said = [
+                "from scratch: config.init_from is empty; --config.init_from=WORKDIR "
+                "starts from a pre-training run"
+            ]
     return config, said
 
 

@@ -52,9 +52,9 @@ class Signals:
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._old_pipe = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        self._watcher.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._handle)
-        self._watcher.start()
 
     @contextlib.contextmanager
     def postponed(self) -> Iterator[list[str]]:
@@ -125,8 +125,10 @@ class Signals:
         if self._is_postponed or self._end is None:
             return
         self._is_ending = True
-        self._finish()
-        self._end(_interrupted(signal.Signals(number).name))
+        try:
+            self._finish()
+        finally:
+            self._end(_interrupted(signal.Signals(number).name))
 
 
 @contextlib.contextmanager

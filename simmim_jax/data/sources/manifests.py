@@ -248,10 +248,15 @@ def _classes(
             "Expected a label for each image of a split, or for none. Mend the row."
         )
     every = {row.label for row in all_rows} - {""}
-    lacking = sorted(every - {row.label for row in rows})
+    are_numbers = all(label.isascii() and label.isdigit() for label in every)
+
+    def same(label: str) -> str:  # 01 is 1
+        return label.lstrip("0") or "0" if are_numbers else label
+
+    lacking = sorted({*map(same, every)} - {same(row.label) for row in rows})
     if lacking and split == TRAIN:
         return Classes(unlabelled=nothing_to_learn_from(lacking, file, "rows"))
-    if all(label.isascii() and label.isdigit() for label in every):
+    if are_numbers:
         # Python refuses to convert thousands of digits.
         last = max(every, key=lambda label: (len(label.lstrip("0")), label.lstrip("0")))
         if len(last.lstrip("0")) > len(str(MAX_CLASSES)) or int(last) >= MAX_CLASSES:

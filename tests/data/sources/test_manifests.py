@@ -229,6 +229,16 @@ def test_a_class_without_rows_to_train_on_is_refused_as_for_folders(kind, folder
     assert validation.labels.tolist() == [0, 2]
 
 
+def test_numbers_with_leading_zeros_are_the_same_classes(folder):
+    splits, labels = ["train", "train", "val", "val"], ["0", "1", "00", "01"]
+    rows = [("path", "label", "split"), *zip(NAMES, labels, splits, strict=True)]
+    file = write(folder, "list.csv", "\n".join(map(",".join, rows)))
+    for split in ("train", "validation"):
+        source = open_source(file, split)
+        assert source.class_names == ("0", "1")
+        assert source.labels.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("label", ["1000000", "9" * 30, "9" * 5000])
 def test_huge_numbers_are_no_classes(label, folder):
     file = write(folder, "list.csv", f"path,label\n{NAMES[0]},{label}\n{NAMES[1]},0")
