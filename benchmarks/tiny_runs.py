@@ -234,6 +234,5 @@ def difference(found: End, expected: End) -> str:
 
 def complete_steps(workdir: Path) -> list[int]:
     """Return the steps of the checkpoints that are complete, sorted."""
-    folder = workdir / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if name.isdigit())
+    found = (workdir / "checkpoints").glob("*/params")
+    return sorted(int(path.parent.name) for path in found if path.parent.name.isdigit())

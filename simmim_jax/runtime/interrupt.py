@@ -15,8 +15,10 @@ from typing import Any
 
 from simmim_jax.errors import Interrupted
 
-# Time for the main thread to run its handler [seconds].
+# Time for the main thread to run its handler, and to leave what that interrupts: hooks
+# of JAX's garbage collection swallow exceptions [seconds].
 _PATIENCE = 0.5
+_LEAVING = 5.0
 # Launchers send a signal to the process and to its group: two within this time are
 # one [seconds].
 _ONE_SIGNAL = 1.0
@@ -39,6 +41,7 @@ class Signals:
         self._finish: Callable[[], object] = lambda: None
         self._is_postponed = False
         self._is_ending = False
+        self._is_closed = False
         self._previous: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None
         self._old_pipe = -1
@@ -85,6 +88,7 @@ class Signals:
 
     def close(self) -> None:
         """Restore what signals did before."""
+        self._is_closed = True
         if not self._pipe:
             return
         for number, old in self._previous.items():
@@ -118,11 +122,11 @@ class Signals:
     def _end_if_busy(self, number: int) -> None:
         """End the process unless the main thread handles its first signal in time."""
         end = time.monotonic() + _PATIENCE
-        while time.monotonic() < end:
-            if self.received:
-                return
+        while time.monotonic() < end and not self.received:
             time.sleep(0.01)
-        if self._is_postponed or self._end is None:
+        if self.received:
+            time.sleep(_LEAVING)
+        if self._is_postponed or self._is_closed or self._end is None:
             return
         self._is_ending = True
         try:

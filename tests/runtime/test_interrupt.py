@@ -109,6 +109,17 @@ def test_a_busy_main_thread_is_ended_within_a_second_or_two(body, said):
     )
 
 
+def test_an_interruption_that_a_library_swallows_ends_the_process_all_the_same():
+    process = run(
+        "    try:\n"
+        "        time.sleep(60)\n"
+        "    except BaseException:\n"
+        "        time.sleep(60)\n"
+    )
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 75
+
+
 def test_a_second_signal_ends_what_the_first_one_did_not():
     process = run(f"    with signals.postponed():\n        {BUSY}\n")
     process.send_signal(signal.SIGTERM)

@@ -267,13 +267,16 @@ def _load(key: str) -> dict[bytes, _Folder]:
     index = cache.load(key, ("folders", "mtimes", "images"))
     if index is None:
         return {}
-    names = unpack(index["folders"])
-    mtimes = index["mtimes"].tolist()
-    folders = {n: _Folder(m) for n, m in zip(names, mtimes, strict=True)}
-    for name in names[1:]:  # The first one is root.
-        folders[name.rpartition(b"/")[0]].folders.append(name)
-    for path in unpack(index["images"]):
-        folders[path.rpartition(b"/")[0]].files.append(path)
+    try:
+        names = unpack(index["folders"])
+        mtimes = index["mtimes"].tolist()
+        folders = {n: _Folder(m) for n, m in zip(names, mtimes, strict=True)}
+        for name in names[1:]:  # The first one is root.
+            folders[name.rpartition(b"/")[0]].folders.append(name)
+        for path in unpack(index["images"]):
+            folders[path.rpartition(b"/")[0]].files.append(path)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}  # arrays of another kind: only the index is lost
     return folders
 
 

@@ -65,7 +65,8 @@ class TfdsSource:
         """int [n]; None if there are none, as in the test split of ImageNet.
 
         The first time, this reads every record (0.1 ms each) without decoding images;
-        large results are cached like the indexes of folders.
+        large results are cached like the indexes of folders. Raises UserError for
+        damaged records.
         """
         if self.label_key is None:
             return None
@@ -73,10 +74,22 @@ class TfdsSource:
         info = os.stat(os.path.join(self.folder, "dataset_info.json"))
         kept = cache.load(key, ("labels", "stamp"))
         if kept is None or kept["stamp"] != info.st_mtime_ns:
-            labels = np.array([self[i]["label"] for i in range(len(self))], np.int32)
+            try:
+                labels = np.array([self[i]["label"] for i in range(len(self))])
+            except OSError as error:
+                raise self._damaged(str(error)) from error
+            labels = labels.astype(np.int32)
+            if len(labels) and labels.max() >= len(self.class_names):
+                raise self._damaged(f"label {labels.max()} has no class")
             kept = {"labels": labels, "stamp": np.array(info.st_mtime_ns)}
             cache.save(key, len(labels), kept)
         return None if (kept["labels"] == NO_LABEL).any() else kept["labels"]
+
+    def _damaged(self, what: str) -> UserError:
+        return UserError(
+            f"{self.folder!r} has damaged records ({what}): expected those of a "
+            "prepared TFDS set. Copy or prepare it again."
+        )
 
 
 def open_tfds(name: str, split: str, data_dir: str) -> TfdsSource:
