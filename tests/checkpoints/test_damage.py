@@ -244,6 +244,8 @@ def test_a_set_aside_step_is_saved_again(workdir):
 def old(workdir):
     for file in workdir.rglob(checksums.FILE):
         file.unlink()
+    for file in workdir.glob("checkpoints/*/meta/metadata"):
+        file.write_text(json.dumps({"config": {"model": {}, "data": {}}}))
     return workdir
 
 
@@ -259,7 +261,7 @@ def test_missing_checksums_are_a_warning(old, caplog):
 def test_a_damaged_one_of_an_older_release(kind, old, caplog):
     pattern, damage = DAMAGE[kind]
     damage(next(folder(old).glob(pattern)) if pattern else folder(old))
-    if kind in ("meta of another", "position of another", "position lengthened"):
+    if kind in ("position of another", "position lengthened"):
         assert resumed(old)[0] == NEWEST  # nothing can tell
     elif kind in ("numbers cut", "moments removed"):
         assert_resumes(old, NEWEST)  # Orbax has copied arrays this small elsewhere
