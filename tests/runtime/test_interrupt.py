@@ -109,6 +109,7 @@ def test_a_busy_main_thread_is_ended_within_a_second_or_two(body, said):
     )
 
 
+@pytest.mark.slow
 def test_an_interruption_that_a_library_swallows_ends_the_process_all_the_same():
     process = run(
         "    try:\n"
