@@ -119,7 +119,8 @@ class StepLog:
         if not bad:
             return
         self.checkpoints.wait()
-        good = self.checkpoints.last_step()
+        # A step is saved before it is evaluated.
+        good = max((s for s in self.checkpoints.steps() if s < step), default=None)
         raise NonFiniteError(
             f"{' and '.join(bad)} not finite at step {step}, with learning rate "
             f"{self._rate(step):.3e}. Last good checkpoint: "

@@ -198,8 +198,8 @@ def read_index(folder: str) -> dict[str, Any]:
             _check_index(index)
     except FileNotFoundError as error:
         raise NotFoundError(
-            f"{folder!r} has no {INDEX}: packing it was interrupted. Run the same "
-            "`simmim pack` command again to resume."
+            f"{folder!r} has no {INDEX}: it is no packed set, or packing was "
+            "interrupted. Run the same `simmim pack DATASET OUT` again to resume."
         ) from error
     except (
         ValueError,
