@@ -36,7 +36,8 @@ def test_damaged_files_are_read_or_refused():
     }
     assert not lost, "\n".join(f"{case}: {found}" for case, found in lost.items())
     for name, account in ledger.accounts.items():
-        assert account.counts["refused"] > 0, name  # it does reach the reader
+        if name != "index":  # a damaged cache is built again
+            assert account.counts["refused"] > 0, name  # it does reach the reader
 
 
 # ---- The tool itself -----------------------------------------------------------------

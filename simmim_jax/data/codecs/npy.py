@@ -53,7 +53,7 @@ def read_header(file: IO[bytes]) -> Header:
         is_short = str(error).startswith("EOF: reading")
         raise BadImage(
             "truncated" if is_short else "corrupt",
-            f"The header of a .npy file cannot be read ({error}).",
+            f"The header of a .npy file cannot be read ({error!s:.100}).",
         ) from error
 
 

@@ -182,7 +182,8 @@ def _read_labels(file: str, num_images: int) -> np.ndarray | None:
         return None
     except Exception as error:  # NumPy evaluates a literal: damage raises many types
         raise UserError(
-            f"{path!r} cannot be read ({error}): expected integers [{num_images}]. "
+            f"{path!r} cannot be read ({error!s:.100}): expected integers "
+            f"[{num_images}]. "
             "Write it again with np.save."
         ) from error
     return check_labels(labels, num_images, repr(path))

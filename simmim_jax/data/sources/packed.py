@@ -153,7 +153,8 @@ class PackedSource:
             labels = np.load(path, allow_pickle=False)
         except Exception as error:  # NumPy's readers raise exceptions of many types
             raise UserError(
-                f"{path!r} cannot be read ({error}): expected int32 [{len(self)}]. "
+                f"{path!r} cannot be read ({error!s:.100}): expected int32 "
+                f"[{len(self)}]. "
                 f"{WHAT_TO_DO}"
             ) from error
         labels = check_labels(labels, len(self), repr(path))
