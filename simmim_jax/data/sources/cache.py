@@ -25,7 +25,10 @@ def load(key: str, names: Collection[str]) -> dict[str, np.ndarray] | None:
         with np.load(_file(key), allow_pickle=False) as arrays:
             if arrays.zip.testzip() is not None:
                 return None
-            return {name: arrays[name] for name in names}
+            # NumPy returns members that are no arrays as bytes.
+            found = {name: arrays[name] for name in names}
+            are_arrays = all(isinstance(x, np.ndarray) for x in found.values())
+            return found if are_arrays else None
     except Exception:  # zipfile, zlib and NumPy raise exceptions of many types
         return None
 
