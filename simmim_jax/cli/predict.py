@@ -100,17 +100,17 @@ def _predict(predictor: "Predictor", args: Any) -> None:
 
 
 class _Files:
-    """The files that arguments name, and a count of those that are left out."""
+    """The files in the paths of a command line, and the number of those left out."""
 
-    def __init__(self, arguments: Sequence[str]):
+    def __init__(self, named: Sequence[str]):
         self.left_out = 0
         # Files that are named twice are classified once.
-        self.paths = list(dict.fromkeys(self._paths(arguments)))
+        self.paths = list(dict.fromkeys(self._paths(named)))
 
-    def _paths(self, arguments: Sequence[str]) -> Iterator[str]:
+    def _paths(self, named: Sequence[str]) -> Iterator[str]:
         from simmim_jax.data.sources import folders, npy
 
-        for path in arguments:
+        for path in named:
             if not os.path.isdir(path):
                 yield path
                 continue

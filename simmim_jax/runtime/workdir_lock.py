@@ -1,9 +1,8 @@
 """One run a workdir: a lock that does not outlive the process that holds it.
 
-`lock.json` says who holds it. On the same machine its process is looked up. From other
-machines, whose clocks may differ, a live holder is told from a dead one by its
-heartbeat: it touches the file every few seconds, and whoever wants the lock watches
-whether that happens.
+`lock.json` names its holder. On the same machine the holder's process is looked up.
+Clocks of other machines may differ, so a holder there counts as alive if its heartbeat
+goes on: it touches the file every few seconds, and a run that wants the lock watches.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Accuracies as estimates: how sure one is after so many held-out images."""
+"""Accuracies of held-out images, with confidence intervals."""
 
 import dataclasses
 import math

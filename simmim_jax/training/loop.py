@@ -62,11 +62,7 @@ def train(run: Run) -> Trained:
         # Without a checkpoint a signal ends the process at once, as by default.
         if start:
             signals.listen()
-        is_evaluated = (
-            not start
-            or not run.lengths.is_due(run.lengths.eval_every, start)
-            or checkpoints.is_rated(start)
-        )
+        is_evaluated = checkpoints.is_rated(start) or not _evaluates(run, start)
         writer = stack.enter_context(
             MetricWriter(
                 run.workdir,
@@ -213,7 +209,7 @@ class _Loop:
             for step in span:
                 stops = asked.ask(bool(received))
                 state, metrics, position = self._update(state, batches, step)
-                evaluates = lengths.is_due(lengths.eval_every, step)
+                evaluates = _evaluates(self.of, step)
                 saves = (
                     evaluates or stops or lengths.is_due(lengths.checkpoint_every, step)
                 )
@@ -275,6 +271,11 @@ class _Loop:
             meta=self.meta | {"step": step},
         )
         self.log.note("checkpoint_seconds", time.perf_counter() - before)
+
+
+def _evaluates(run: Run, step: int) -> bool:
+    """Whether a run evaluates after `step`; never before the first one."""
+    return step > 0 and run.lengths.is_due(run.lengths.eval_every, step)
 
 
 def _evaluate(run: Run, log: StepLog, state: TrainState, step: int) -> None:

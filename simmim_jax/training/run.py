@@ -115,7 +115,7 @@ class Run:
     profile: tuple[int, int] = (0, 0)
 
     def resumed(self, step: int, examples_seen: int) -> "Run":
-        """Return the run, resumed from a checkpoint after so many examples."""
+        """Return the run as it resumes from a checkpoint; examples_seen: until then."""
         seen = examples_seen // self.learner.batch_size
         lengths = dataclasses.replace(self.lengths, start=step, seen=seen)
         return dataclasses.replace(self, lengths=lengths)

@@ -66,7 +66,14 @@ def open_array_folder(
     raises: NotFoundError without arrays, UserError for a split that does not exist.
     """
     found = open_folder(root, split, ARRAY_FILES, max_bytes=max_bytes)
-    return ArrayFolderSource(**vars(found))
+    return ArrayFolderSource(
+        found.root,
+        found.paths,
+        found.labels,
+        found.class_names,
+        found.unlabelled,
+        found.max_bytes,
+    )
 
 
 def check_array_folder(root: str, split: str) -> None:
