@@ -11,7 +11,12 @@ import sys
 # Warnings about intended use, such as items that are read one by one.
 _INTENDED = ("Metadata file does not exist", "Global object size logging disabled")
 # Errors that are raised as well.
-_RAISED = ("_SignalingThread.run() raised", "background save thread", "Save Finalize")
+_RAISED = (
+    "_SignalingThread.run() raised",
+    "background save thread",
+    "Save Finalize",
+    "Failed to write metadata",
+)
 
 
 def leave_out_known_ones() -> None:

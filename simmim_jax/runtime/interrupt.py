@@ -8,6 +8,7 @@ to which Python's C code writes the number of a signal when it arrives.
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,8 @@ from typing import Any
 
 from simmim_jax.errors import Interrupted
 
-# Time for the main thread to run its handler, and to leave what that interrupts: hooks
-# of JAX's garbage collection swallow exceptions [seconds].
+# Time for the main thread to run its handler, and to leave what that interrupts, which
+# may swallow the exception [seconds].
 _PATIENCE = 0.5
 _LEAVING = 5.0
 # Launchers send a signal to the process and to its group: two within this time are
@@ -42,6 +43,7 @@ class Signals:
         self._is_postponed = False
         self._is_ending = False
         self._is_closed = False
+        self._is_swallowed = False
         self._previous: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None
         self._old_pipe = -1
@@ -56,6 +58,7 @@ class Signals:
         os.set_blocking(self._pipe[1], False)
         self._old_pipe = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         self._watcher.start()
+        self._old_hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._handle)
 
@@ -93,6 +96,8 @@ class Signals:
             return
         for number, old in self._previous.items():
             signal.signal(number, old)
+        if sys.unraisablehook == self._unraisable:  # nobody has wrapped it
+            sys.unraisablehook = self._old_hook
         signal.set_wakeup_fd(self._old_pipe)
         os.close(self._pipe[1])  # ends the watcher
         self._watcher.join()
@@ -103,6 +108,13 @@ class Signals:
         self.received.append(signal.Signals(number).name)
         if not (self._is_postponed or self._is_ending) and len(self.received) == 1:
             raise _interrupted(self.received[0])
+
+    def _unraisable(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        """Note what hooks of JAX's garbage collection swallow; print no traceback."""
+        if isinstance(unraisable.exc_value, Interrupted):
+            self._is_swallowed = True
+        else:
+            self._old_hook(unraisable)
 
     def _watch(self) -> None:
         assert self._pipe
@@ -124,8 +136,9 @@ class Signals:
         end = time.monotonic() + _PATIENCE
         while time.monotonic() < end and not self.received:
             time.sleep(0.01)
-        if self.received:
-            time.sleep(_LEAVING)
+        end = time.monotonic() + _LEAVING
+        while time.monotonic() < end and self.received and not self._is_swallowed:
+            time.sleep(0.01)
         if self._is_postponed or self._is_closed or self._end is None:
             return
         self._is_ending = True

@@ -109,6 +109,20 @@ def test_a_busy_main_thread_is_ended_within_a_second_or_two(body, said):
     )
 
 
+def test_an_interruption_in_a_hook_of_garbage_collection_ends_the_process(capfd):
+    process = run(
+        "    import gc\n"
+        "    gc.callbacks.append(lambda *_: time.sleep(1))\n"
+        "    gc.collect()\n"
+        "    time.sleep(60)\n"
+    )
+    before = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 75
+    assert time.monotonic() - before < 4
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_an_interruption_that_a_library_swallows_ends_the_process_all_the_same():
     process = run(
