@@ -1,6 +1,6 @@
 """Whether a run in a workdir is the same one, and what changed in its config."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from simmim_jax.tasks.optimizer import learning_rate
 
 # Fields that change what the parameters are, or what they have learned to predict.
 _MODEL = ("decoder.", "loss.", "model.", "target.")
+# Fields that decide which arrays a state has by being 0 or False, or not.
+_KINDS = ("ema_decay", "freeze_encoder")
 
 
 def changes_of(
@@ -23,23 +25,28 @@ def changes_of(
 ) -> Callable[[int], list[str]]:
     """Return `Run.changes`: how config and encoder differ from the last start.
 
-    It raises UserError where the model or the kind of its state changed, or where the
-    run is finished, so that other changes of what it learns would have no effect.
-    num_examples: of an epoch.
+    It raises UserError where the mode, the model or the kind of its state changed, or
+    where the run is finished, so that other changes of what it learns would have no
+    effect. num_examples: of an epoch.
     """
 
     def changes(examples_seen: int) -> list[str]:
         begun = layout.read_record(workdir)
         # A field that did not exist then had what is its default now.
         old = schema.single(schema.parse(begun["config"], stored=True))
+        if old.mode != config.mode:
+            raise UserError(
+                f"'{workdir}' holds a run with config.mode={old.mode!r}, and this "
+                f"config has {config.mode!r}: choose another --workdir."
+            )
         before = schema.to_dict(old)
         changed = config_changes(
             before | {"encoder": begun.get("restored_from")},
             schema.to_dict(config) | {"encoder": record.get("restored_from")},
         )
-        said = [f"{name} {change}" for name, change in changed.items()]
+        said = {name: f"{name} {change}" for name, change in changed.items()}
         try:
-            said += consequences(old, config, num_examples, examples_seen)
+            effects = consequences(old, config, num_examples, examples_seen)
         except (ArithmeticError, TypeError) as error:  # `old` is not checked
             raise UserError(
                 f"'{workdir / 'config.json'}' has values that no run had ({error}). "
@@ -47,19 +54,40 @@ def changes_of(
             ) from error
         finished = not _steps_left(config, num_examples, examples_seen)
         learned = [name for name in changed if name not in schema.harmless(config)]
-        other_state = any(name.startswith(_MODEL) for name in learned) or any(
-            bool(before.get(name, False)) != bool(getattr(config, name, False))
-            for name in ("ema_decay", "freeze_encoder")
-        )
-        if other_state or (finished and learned):
+        state = [
+            name
+            for name in learned
+            if name.startswith(_MODEL)
+            or (name in _KINDS and bool(before[name]) != bool(getattr(config, name)))
+        ]
+        if state:
             raise UserError(
-                f"'{workdir}' holds {'a finished' if finished else 'the'} run of "
-                "another config. Choose another --workdir, or resume with its config:"
-                "\n  " + "\n  ".join(said)
+                f"'{workdir}' holds a run of another config: within a run these fields "
+                "may not change. Choose another --workdir, or resume with what it had:"
+                + _listed(said, state, effects)
             )
-        return said
+        if finished and learned:
+            raise UserError(
+                f"'{workdir}' holds a finished run, which has seen {examples_seen:,} "
+                f"examples, and config.duration={config.duration!r} ends there or "
+                "earlier: these changes would have no effect. A larger config.duration "
+                "trains on; choose another --workdir to begin anew:"
+                + _listed(said, learned, effects)
+            )
+        return [*said.values(), *effects]
 
     return changes
+
+
+def _listed(
+    said: Mapping[str, str], blocking: Collection[str], effects: Collection[str]
+) -> str:
+    """Return the changes on a line each: those that block first, harmless ones last."""
+    others = [text for name, text in said.items() if name not in blocking]
+    lines = [*(said[name] for name in blocking), *effects]
+    if others:
+        lines += ["changed, too:", *others]
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def consequences(

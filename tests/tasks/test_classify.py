@@ -309,7 +309,7 @@ def test_another_encoder_in_the_workdir_of_a_finished_run_raises(pretrained, tmp
     config.log_every = "2 steps"
     finetune(config, tmp_path)  # changes nothing of what was learned
     config.init_from = str(pretrained)
-    with pytest.raises(ValueError, match="a finished run of another config") as error:
+    with pytest.raises(ValueError, match="holds a finished run, which has") as error:
         finetune(config, tmp_path)
     assert f"is '{pretrained}/checkpoints/4'" in str(error.value)
 
