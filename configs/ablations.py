@@ -57,11 +57,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     # Not of the paper: what Swin V2 is pre-trained with.
     "normalized": {"target.kind": "normalized"},
 }
+ARGUMENTS = (*ABLATIONS,)
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The setting, or an ablation of that name; ",smoke" for a test in seconds."""
-    name, smoke = common.name_and_smoke(arg, ABLATIONS)
+    name, smoke = common.name_and_smoke(arg, ARGUMENTS)
     config = swin_base_100ep.get_config()
     config.update_from_flattened_dict(ABLATIONS.get(name, {}))
     return tiny(config) if smoke else config

@@ -17,11 +17,12 @@ from simmim_jax.configs import common, models
 
 # Windows at 192 pixels: those of the configs of the base and large sizes.
 WINDOWS = {"swin": 6, "swin_large": 12, "swin_v2": 12}
+ARGUMENTS = (*models.VARIANTS,)
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe with the encoder of that name, or vit_base; ",smoke" for a test."""
-    name, smoke = common.name_and_smoke(arg, models.VARIANTS)
+    name, smoke = common.name_and_smoke(arg, ARGUMENTS)
     name = name or "vit_base"
     family = name.rpartition("_")[0]
     if family == "vit":

@@ -19,12 +19,13 @@ from ml_collections import ConfigDict
 
 from simmim_jax.configs import common
 
-PARTS = ("pretrain", "finetune", "linear", "compare")
+# What `simmim configs small` lists.
+ARGUMENTS = ("pretrain", "finetune", "linear", "compare")
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Pre-training, or the part of that name; ",smoke" for a test."""
-    part, smoke = common.name_and_smoke(arg, PARTS)
+    part, smoke = common.name_and_smoke(arg, ARGUMENTS)
     config = common.comparison(
         dataset="bundled:climate",
         eval_split="validation",

@@ -7,6 +7,7 @@ import pytest
 from simmim_jax.cli import arguments, commands, configs, fields
 from simmim_jax.config import schema
 from simmim_jax.config.parsing import leaves
+from simmim_jax.errors import NotFoundError
 
 # Commands that need no example beyond their own name.
 ALONE = {"configs", "doctor"}
@@ -47,6 +48,29 @@ def test_configs_have_a_purpose_of_one_line(capsys):
         purpose = line.split(maxsplit=1)[1]
         assert purpose.endswith(".")
         assert len(purpose) < 100
+
+
+@pytest.mark.parametrize("name", ["small", "configs/small.py"])
+def test_a_config_is_explained_with_its_arguments(name, capsys):
+    configs.main([name])
+    said = capsys.readouterr().out
+    assert said.startswith("Your own small colour images on one laptop: ")
+    assert "--config=small[:ARGUMENT]: Pre-training, or the part of that name" in said
+    assert said.endswith(
+        "\nARGUMENT: smoke, NAME or NAME,smoke; NAME is one of pretrain, finetune, "
+        "linear, compare\n"
+    )
+
+
+def test_every_config_is_explained(capsys):
+    for name in arguments.config_names():
+        configs.main([name])
+        said = capsys.readouterr().out
+        assert said.startswith(configs.purpose(name)[:40])
+        assert f"\n\n--config={name}[:ARGUMENT]: " in said
+        assert "\n\nARGUMENT: smoke" in said
+    with pytest.raises(NotFoundError, match=r'--config=smal .*Did you mean "small"'):
+        configs.main(["smal"])
 
 
 def test_fields_are_explained(capsys):
