@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import itertools
+import operator
 import re
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from simmim_jax.config.parsing import TYPES
 from simmim_jax.errors import NotFoundError, UserError, did_you_mean
 
 
@@ -107,15 +109,23 @@ def find_config(text: str) -> str:
     name, colon, argument = text.partition(":")
     path = Path(name).expanduser()
     if not path.is_file():
-        stem = name.removeprefix("configs/").removesuffix(".py")
-        path = config_folder() / f"{stem}.py"
-        if stem not in config_names():
-            meant = did_you_mean(stem, config_names())
-            raise NotFoundError(
-                f"--config={name} does not exist: expected a Python file, or one of "
-                f"the names that `simmim configs` lists.{meant}"
-            )
+        path = config_folder() / f"{stem_of(name)}.py"
     return f"{path}{colon}{argument}"
+
+
+def stem_of(name: str) -> str:
+    """Return "quickstart" of "configs/quickstart.py", a config of the package.
+
+    raises: NotFoundError for a config that does not exist; it names similar ones.
+    """
+    stem = name.removeprefix("configs/").removesuffix(".py")
+    if stem not in config_names():
+        meant = did_you_mean(stem, config_names())
+        raise NotFoundError(
+            f"--config={name} does not exist: expected a Python file, or one of "
+            f"the names that `simmim configs` lists.{meant}"
+        )
+    return stem
 
 
 def load(text: str, overrides: Sequence[str]) -> tuple[str, ConfigDict]:
@@ -141,11 +151,27 @@ def load(text: str, overrides: Sequence[str]) -> tuple[str, ConfigDict]:
         message = str(error.args[0]).replace("\\n", ": ").replace("\\'", "")
         message = " ".join(message.split()).strip("'")
         sys.exit(f"unknown config field {message}")
-    except Exception as error:  # whatever a value of a wrong type raises
+    except flags.IllegalFlagValueError as error:
+        sys.exit(_of_wrong_type(str(error), argv[1:], fields))
+    except Exception as error:  # such as of a flag without a value
         sys.exit(str(error).strip().splitlines()[-1].strip())
     if len(rest) > 1:
         sys.exit(f"unexpected arguments {rest[1:]}: flags start with --")
     return config, fields
+
+
+def _of_wrong_type(said: str, overrides: Sequence[str], fields: ConfigDict) -> str:
+    """Return the sentence for a value that is not of its field's type.
+
+    said: absl's, "flag --config.FIELD=VALUE: <what Python says>".
+    """
+    for override in _joined(overrides):
+        name, _, value = override.removeprefix("--config.").partition("=")
+        if said.startswith(f"flag {override}: ") and _has(fields, name):
+            now = operator.attrgetter(name)(fields)
+            expected = TYPES.get(type(now).__name__, f"values such as '{now}'")
+            return f"config.{name}={value!r}: expected {expected}."
+    return said.strip().splitlines()[-1].strip()
 
 
 def _executed(config: str) -> ConfigDict:

@@ -12,6 +12,15 @@ from simmim_jax.errors import UserError, did_you_mean
 
 # "10 epochs", "500 steps" or "100000 examples".
 Duration = NewType("Duration", str)
+# Types of fields in words.
+TYPES = types.MappingProxyType(
+    {
+        "int": "a whole number",
+        "float": "a number",
+        "str": "a text",
+        "bool": "True or False",
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,17 +178,7 @@ def _scalar(value: Any, kind: Any, shown: str) -> Any:
     if (is_int and kind is int) or (kind is not int and isinstance(value, kind)):
         return value
     name = kind.__name__ if isinstance(kind, type) else str(kind)
-    raise UserError(f"{shown}: expected {_ARTICLE.get(name, name)}.")
-
-
-_ARTICLE = types.MappingProxyType(
-    {
-        "int": "a whole number",
-        "float": "a number",
-        "str": "a text",
-        "bool": "True or False",
-    }
-)
+    raise UserError(f"{shown}: expected {TYPES.get(name, name)}.")
 
 
 def _check_bounds(

@@ -77,6 +77,28 @@ def test_unknown_names_suggest_known_ones(config, override, says):
     assert says in exit_.value.code
 
 
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["--config.data.batch_size=abc"], "data.batch_size='abc': expected a whole"),
+        (
+            ["--config.data.batch_size", "1.5"],
+            "data.batch_size='1.5': expected a whole",
+        ),
+        (["--config.optim.lr=fast"], "optim.lr='fast': expected a number."),
+        (["--config.wandb=maybe"], "wandb='maybe': expected True or False."),
+        (
+            ["--config.data.image_size=(1,"],
+            "data.image_size='(1,': expected values such as '(224, 224)'.",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_what_is_expected(overrides, says):
+    with pytest.raises(SystemExit) as stopped:
+        load("--config.seed=1", *overrides, config="vit_base")
+    assert str(stopped.value).startswith(f"config.{says}")
+
+
 def test_a_config_file_runs_once(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from simmim_jax.configs import quickstart\n\n"

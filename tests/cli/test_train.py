@@ -24,7 +24,10 @@ FINETUNE = "--config=tests/tiny_config.py:finetune"
         (["--config=configs/nope.py"], "--config=configs/nope.py does not exist"),
         (["--config=configs/quickstart.py:x"], "expected 'smoke' or nothing"),
         ([PRETRAIN, "--config.optim.lrr=1"], 'field lrr: Did you mean "lr"'),
-        ([PRETRAIN, "--config.optim.lr=fast"], "could not convert string to float"),
+        (
+            [PRETRAIN, "--config.data.batch_size=abc"],
+            "config.data.batch_size='abc': expected a whole number.",
+        ),
         ([PRETRAIN, "--config.data.dataset=/none"], "'/none' does not exist"),
         (
             ["--config=configs/vit_base.py", "--config.data.data_dir=/none"],
