@@ -131,7 +131,7 @@ def build(
         learner=learns,
         mesh=mesh,
         lengths=inputs.lengths(config, len(source)),
-        description=inputs.describe(source, held_out, class_names, data.batch_size),
+        description=inputs.describe(data, source, held_out, class_names),
         stream=functools.partial(inputs.train_batches, config, source, workdir),
         evaluate=evaluation(config, model, passes, mesh),
         best="top1",

@@ -40,13 +40,16 @@ def open_split(data: schema.Data, split: str) -> Source:
 
 
 def describe(
-    source: Source, held_out: Source, class_names: tuple[str, ...], batch_size: int
+    data: schema.Data,
+    source: Source,
+    held_out: Source,
+    class_names: tuple[str, ...] = (),
 ) -> str:
-    """Return what a run sees: numbers of images and, where they count, classes."""
-    text = f"{len(source):,} images to train on"
-    if len(source) < batch_size:
-        times = batch_size / len(source)
-        text += f" (each {times:.1f} times in a batch of {batch_size:,})"
+    """Return what a run sees: data set, numbers of images, classes that count."""
+    text = f"{data.dataset}: {len(source):,} images to train on"
+    if len(source) < data.batch_size:
+        times = data.batch_size / len(source)
+        text += f" (each {times:.1f} times in a batch of {data.batch_size:,})"
     text += f", {len(held_out):,} held out"
     if not class_names:
         return text

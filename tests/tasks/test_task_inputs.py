@@ -15,24 +15,29 @@ def images(count=100):
 @pytest.mark.parametrize(
     ("class_names", "says"),
     [
-        ((), "1,100 images to train on, 60 held out"),
-        (("cat", "dog"), "1,100 images to train on, 60 held out, 2 classes: cat, dog"),
+        ((), ""),
+        (("cat", "dog"), ", 2 classes: cat, dog"),
         (
             tuple(f"n{i}" for i in range(1000)),
-            "1,100 images to train on, 60 held out, 1,000 classes: "
-            "n0, n1, n2, n3, n4, n5, ...",
+            ", 1,000 classes: n0, n1, n2, n3, n4, n5, ...",
         ),
     ],
 )
-def test_description_has_sizes_and_the_first_classes(class_names, says):
+def test_description_has_the_set_its_sizes_and_the_first_classes(class_names, says):
     train, held_out = (ArraySource(images(n), None, class_names) for n in (1100, 60))
-    assert inputs.describe(train, held_out, class_names, 1100) == says
+    data = tiny_config.typed("pretrain").data
+    assert inputs.describe(data, train, held_out, class_names) == (
+        f"bundled:fashion_mnist_10k: 1,100 images to train on, 60 held out{says}"
+    )
 
 
 def test_description_mentions_a_batch_larger_than_the_data_set():
     source = ArraySource(images(10), None, ())
-    says = "10 images to train on (each 2.5 times in a batch of 25), 10 held out"
-    assert inputs.describe(source, source, (), 25) == says
+    fields = {"data.batch_size": 25, "data.dataset": "/data"}
+    data = tiny_config.typed("pretrain", **fields).data
+    assert inputs.describe(data, source, source) == (
+        "/data: 10 images to train on (each 2.5 times in a batch of 25), 10 held out"
+    )
 
 
 def test_run_of_no_length_is_refused():
