@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+from simmim_jax.checkpoints import layout
 from simmim_jax.cli.arguments import config_names
 from simmim_jax.config.schema import Finetune, Pretrain
 
@@ -10,9 +11,10 @@ from simmim_jax.config.schema import Finetune, Pretrain
 def ending(
     config: Pretrain | Finetune, name: str, workdir: Path, step: int, best: int
 ) -> list[str]:
-    """Return the lines; name: FILE[:ARGUMENT] of the config; step, best: last and best.
+    """Return the lines of the run in `workdir`, which holds its config.json.
 
-    Of two checkpoints the best one comes first: it is what `workdir` stands for.
+    name: FILE[:ARGUMENT] of the config; step, best: last and best. Of two checkpoints
+    the best one comes first: it is what `workdir` stands for.
     """
     lines = []
     for title, path in {
@@ -24,13 +26,17 @@ def ending(
     }.items():
         if path.exists() and (title != "last checkpoint" or step != best):
             lines.append(f"{title:<17}  {path}")
+    for path in sorted(workdir.glob("bad_images*.tsv")):
+        count = path.read_bytes().count(b"\n") - 1
+        lines.append(f"{'bad images':<17}  {count:,}, listed in {path}")
     if isinstance(config, Finetune):
         predict = ["simmim", "predict", f"--checkpoint={workdir}", "IMAGES"]
         return [*lines, f"{'next: classify':<17}  {shlex.join(predict)}"]
+    labelled = layout.read_record(workdir)["labelled"]
     finetune = [
         *("simmim", "train", f"--config={finetuning(config, name)}"),
         f"--config.init_from={workdir}",
-        f"--config.data.dataset={config.data.dataset}",
+        f"--config.data.dataset={config.data.dataset if labelled else 'LABELLED'}",
         *_unlike_photographs(config),
     ]
     return [*lines, f"{'next: fine-tune':<17}  {shlex.join(finetune)}"]

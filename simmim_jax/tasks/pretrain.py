@@ -85,14 +85,17 @@ def build(
     if held_out is None:
         held_out = inputs.open_split(data, data.eval_split)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    record = {"config": schema.to_dict(config)}
+    record = {
+        "config": schema.to_dict(config),
+        "labelled": len(source.class_names) > 1,  # as fine-tuning needs it
+    }
     return Run(
         title="pretrain",
         workdir=workdir,
         learner=parts.learner(len(source)),
         mesh=mesh,
         lengths=inputs.lengths(config, len(source)),
-        description=inputs.describe(source, held_out, (), data.batch_size),
+        description=inputs.describe(data, source, held_out),
         stream=functools.partial(inputs.train_batches, config, source, workdir),
         evaluate=evaluation(parts, workdir, held_out, mesh),
         constants=functools.partial(constants, parts, len(held_out)),

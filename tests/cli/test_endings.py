@@ -10,6 +10,8 @@ from simmim_jax.cli import arguments, train
 from simmim_jax.cli.endings import ending, finetuning
 from simmim_jax.config import schema
 from simmim_jax.configs import common
+from simmim_jax.data.loader.bad_examples import BadExample, BadImages
+from simmim_jax.monitoring.writer import write_json
 
 
 def named(name):
@@ -35,16 +37,28 @@ def test_the_config_that_fine_tunes(name, expected):
     assert named(found).model.name == pretraining.model.name
 
 
+def record(workdir, labelled):
+    """Write the config.json of a run on images with labels, or without."""
+    config = schema.to_dict(schema.parse(common.pretrain()))
+    write_json(workdir / "config.json", {"config": config, "labelled": labelled})
+
+
 def files(folder, *names):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
 
 
-def test_a_pre_training_run_names_its_files_and_fine_tuning(tmp_path):
+@pytest.mark.parametrize(
+    ("labelled", "dataset"), [(True, "tfds:imagenet2012"), (False, "LABELLED")]
+)
+def test_a_pre_training_run_names_its_files_and_fine_tuning(
+    labelled, dataset, tmp_path
+):
     workdir = tmp_path / "my run"
     files(workdir, "checkpoints/8/x", "checkpoints/12/x", "metrics.jsonl")
     files(workdir, "reconstructions/0000008.png", "reconstructions/0000012.png")
+    record(workdir, labelled)
     config = schema.parse(common.pretrain())
     *lines, command = ending(config, "configs/vit_base.py", workdir, step=12, best=8)
     assert [line.split("  ")[0] for line in lines] == [
@@ -63,7 +77,21 @@ def test_a_pre_training_run_names_its_files_and_fine_tuning(tmp_path):
     assert shlex.split(command)[2:] == [
         *("simmim", "train", "--config=vit_base_finetune"),
         f"--config.init_from={workdir}",
-        "--config.data.dataset=tfds:imagenet2012",
+        f"--config.data.dataset={dataset}",
+    ]
+
+
+def test_bad_images_are_counted_by_file(tmp_path):
+    files(tmp_path, "checkpoints/12/x")
+    config = tiny_config.typed("finetune")
+    for process, count in (("", 3), (".1", 1)):
+        account = BadImages("train", path=tmp_path / f"bad_images{process}.tsv")
+        for _ in range(2):  # each of them twice
+            account.add([BadExample(i, "empty", f"{i}.png") for i in range(count)])
+    _, *lines, _ = ending(config, "mine.py", tmp_path, step=12, best=12)
+    assert lines == [
+        f"bad images         1, listed in {tmp_path}/bad_images.1.tsv",
+        f"bad images         3, listed in {tmp_path}/bad_images.tsv",
     ]
 
 
