@@ -87,7 +87,7 @@ def _predict(predictor: "Predictor", args: Any) -> None:
                 drawn.append((path, image, probabilities))
             count += 1
     if not count:
-        sys.exit("none of the files is an image. Expected JPEG, PNG or other images.")
+        sys.exit(f"none of {files.left_out:,} classified" if files.left_out > 1 else 1)
     if args.table:
         print(f"table: {args.table}")
     if drawn:

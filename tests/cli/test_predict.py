@@ -111,8 +111,12 @@ def test_bad_files_are_named_and_the_others_classified(folder, drawn, tmp_path, 
     assert said.endswith("3 left out, 5 classified\n")
 
 
-def test_nothing_to_classify(tmp_path):
-    assert "none of the files is an image" in run(tmp_path / "no.png", status=1)
+def test_nothing_to_classify(tmp_path, capsys):
+    missing, empty = tmp_path / "no.png", tmp_path
+    assert run(missing, status=1) == 1
+    once = f"left out: {missing}: No such file or directory\n"
+    assert capsys.readouterr().err == once
+    assert run(missing, empty, status=1) == "none of 2 classified"
 
 
 def test_a_table_that_cannot_be_written(folder, tmp_path):
