@@ -254,5 +254,6 @@ def _import(module: str) -> Any:
     except ImportError as error:
         package = module.partition(".")[0]
         raise MissingPackageError(
-            f"this file format needs {package}. Run `pip install {package}`."
+            f"{package}, which this format needs, is missing: "
+            "pip install 'simmim_jax[convert]'."
         ) from error

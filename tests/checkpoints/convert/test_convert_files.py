@@ -102,7 +102,8 @@ def test_corrupt_files_raise(tmp_path):
 
 def test_a_missing_package_raises_with_the_pip_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r"needs torch\. Run `pip install torch`"):
+    says = r"^torch, .*is missing: pip install 'simmim_jax\[convert\]'\.$"
+    with pytest.raises(ImportError, match=says):
         files.write(tmp_path / "x.pth", TENSORS)
 
 
