@@ -24,6 +24,8 @@ from simmim_jax.training.run import Trained
 
 # Name of the data set of a run that gets its data from Python.
 _FROM_PYTHON = "<given in Python>"
+# Arguments of the config `small` that give each kind.
+_ARGUMENTS = {Pretrain: "pretrain", Finetune: "finetune", Compare: "compare"}
 
 
 def pretrain(
@@ -86,8 +88,11 @@ def _parse(config: Any, kind: type) -> Any:
     is_fields = isinstance(config, ConfigDict | Mapping)
     parsed = schema.parse(config) if is_fields else config
     if not isinstance(parsed, kind):
-        mode = getattr(parsed, "mode", parsed)
-        raise UserError(f"config.mode={mode!r}: expected a config of {kind.__name__}.")
+        what = f"config={config!r}: expected a config, not its name"
+        if hasattr(parsed, "mode"):
+            what = f"config.mode={parsed.mode!r}: expected the config of another mode"
+        example = f"simmim_jax.configs.small.get_config({_ARGUMENTS[kind]!r})"
+        raise UserError(f"{what}, such as {example}.")
     return parsed
 
 

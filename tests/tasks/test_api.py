@@ -121,8 +121,20 @@ def test_empty_data_raises(part, tmp_path):
 
 
 def test_a_config_of_another_mode_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"config\.mode='finetune': expected a config"):
+    with pytest.raises(
+        UserError, match=r"config\.mode='finetune': expected the config"
+    ):
         simmim_jax.pretrain(tiny_config.get_config("finetune"), tmp_path)
+
+
+@pytest.mark.parametrize("function", ["pretrain", "finetune", "compare"])
+def test_the_name_of_a_config_is_refused_with_what_to_pass(function, tmp_path):
+    with pytest.raises(UserError) as error:
+        getattr(simmim_jax, function)("small:smoke", tmp_path)
+    assert str(error.value) == (
+        "config='small:smoke': expected a config, not its name, such as "
+        f"simmim_jax.configs.small.get_config('{function}')."
+    )
 
 
 @pytest.mark.slow
