@@ -30,6 +30,10 @@ from simmim_jax.runtime import distributed
 orbax_messages.leave_out_known_ones()
 _log = logging.getLogger(__name__)
 
+# Entry of a meta: whether an evaluation follows, which rates the checkpoint. A run that
+# resumes with another batch size or interval could not tell.
+TO_BE_RATED = "to_be_rated"
+
 # What Orbax needs to know of each array.
 _ARRAY_METADATA = ("param_name", "write_shape", "chunk_shape")
 
@@ -82,6 +86,11 @@ class Checkpointer:
     def is_rated(self, step: int) -> bool:
         """Return whether a checkpoint has the metrics of an evaluation."""
         return step in self._metrics
+
+    def is_to_be_rated(self, step: int) -> bool:
+        """Return whether an evaluation was due when a step was saved."""
+        meta = self._folder / str(step) / "meta" / "metadata"
+        return bool(step) and layout.read_json(meta).get(TO_BE_RATED, False)
 
     def metrics(self, step: int) -> dict[str, float]:
         """Return the evaluation metrics of `step`; empty without an evaluation."""

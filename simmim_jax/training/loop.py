@@ -19,7 +19,7 @@ import jax
 
 from simmim_jax.checkpoints import disk
 from simmim_jax.checkpoints.record import describe_software
-from simmim_jax.checkpoints.store import Checkpointer, size_of
+from simmim_jax.checkpoints.store import TO_BE_RATED, Checkpointer, size_of
 from simmim_jax.data.loader.bad_examples import REASONS
 from simmim_jax.data.loader.pipeline import TrainIterator
 from simmim_jax.errors import Interrupted
@@ -62,7 +62,9 @@ def train(run: Run) -> Trained:
         # Without a checkpoint a signal ends the process at once, as by default.
         if start:
             signals.listen()
-        is_evaluated = checkpoints.is_rated(start) or not _evaluates(run, start)
+        is_evaluated = checkpoints.is_rated(start) or not (
+            checkpoints.is_to_be_rated(start) or _evaluates(run, start)
+        )
         writer = stack.enter_context(
             MetricWriter(
                 run.workdir,
@@ -218,7 +220,7 @@ class _Loop:
                 if not saves:
                     continue
                 self.log.finish()
-                self._save(state, step, position)
+                self._save(state, step, position, evaluates)
                 if stops:
                     self.checkpoints.wait()
                     name = received[0] if received else "a signal to another process"
@@ -261,14 +263,20 @@ class _Loop:
         if done := self.profile.after(metrics):
             self.log.writer.message(done)
 
-    def _save(self, state: TrainState, step: int, position: dict[str, Any]) -> None:
+    def _save(
+        self,
+        state: TrainState,
+        step: int,
+        position: dict[str, Any],
+        evaluates: bool,
+    ) -> None:
         before = time.perf_counter()
         self.checkpoints.save(
             step,
             params=state.averaged,
             optimizer=resume.optimizer_item(state),
             data=position,
-            meta=self.meta | {"step": step},
+            meta=self.meta | {"step": step, TO_BE_RATED: evaluates},
         )
         self.log.note("checkpoint_seconds", time.perf_counter() - before)
 

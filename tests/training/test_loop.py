@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import time
 
@@ -153,6 +154,27 @@ def test_sigterm_in_an_evaluation_keeps_the_step_and_evaluates_it_later(
     assert_equal_runs(tmp_path, uninterrupted)
     rated = {p.parts[-3] for p in tmp_path.glob("checkpoints/*/metrics/metrics")}
     assert rated == {"8", "12"}
+
+
+@pytest.mark.parametrize("batch_size", [8, 32])
+def test_an_evaluation_that_was_due_is_made_up_with_another_batch_size(
+    batch_size, uninterrupted, tmp_path
+):
+    """At step 8, which a batch of 32 would reach after four steps."""
+    commands.copy_run(uninterrupted, tmp_path, 8)
+    shutil.rmtree(tmp_path / "checkpoints/8/metrics")
+    fields = {"data.batch_size": batch_size, "eval_every": "5 epochs"}
+    config = tiny_config.typed("pretrain", **fields, duration="160 examples")
+    loop.train(build(config, tmp_path))
+    (made_up, _), (expected, _) = (
+        [line for line in commands.metrics(run) if "eval_loss" in line]
+        for run in (tmp_path, uninterrupted)
+    )
+    assert made_up["step"] == expected["step"] == 8
+    # Not to the bit: the masks of a batch depend on its size.
+    assert made_up["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-3)
+    rated = layout.read_metrics(tmp_path / "checkpoints/8")
+    assert rated["eval_loss"] == made_up["eval_loss"]
 
 
 def test_finished_run_trains_no_further(uninterrupted):
