@@ -101,6 +101,7 @@ def decoder(folder: Path) -> Callable[[], int]:
 
 def ours(folder: Path, fast_decode: bool = True) -> Callable[[], int]:
     """This package's training iterator."""
+    from simmim_jax.data.codecs.base import Decoding
     from simmim_jax.data.loader.pipeline import train_iterator
     from simmim_jax.data.sources.base import SubsetSource
     from simmim_jax.data.sources.registry import open_source
@@ -110,7 +111,7 @@ def ours(folder: Path, fast_decode: bool = True) -> Callable[[], int]:
     source = SubsetSource(source, np.arange(len(source) // BATCH * BATCH))
     view = RandomCropView(
         size=(SIZE, SIZE),
-        channels=3,
+        decoding=Decoding(channels=3),
         scale=SCALE,
         ratio=RATIO,
         interpolation="bilinear",

@@ -87,15 +87,16 @@ def largest(kind: str, noise: bool) -> bytes:
 
 def measure(path: str) -> dict[str, float]:
     """Read and decode a file; return pixels, bytes, seconds, and the peak of memory."""
+    from simmim_jax.data.codecs.base import Decoding
     from simmim_jax.data.codecs.image import decode_image
     from simmim_jax.data.sources.remote import read_file
 
     for plugin in ("PNG", "JPEG2000", "AVIF", "WEBP", "TIFF"):  # loaded before
-        decode_image(encode_small(plugin), channels=3)
+        decode_image(encode_small(plugin), Decoding(3))
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before, start = _kilobytes("VmRSS"), time.perf_counter()
     data = read_file(path)
-    image = decode_image(data, channels=3)
+    image = decode_image(data, Decoding(3)).pixels
     return {
         "pixels": image.shape[0] * image.shape[1],
         "bytes": len(data),

@@ -1,5 +1,6 @@
 """Batches of images, from options as flat as a config's."""
 
+from simmim_jax.data.codecs.base import Decoding
 from simmim_jax.data.loader import pipeline
 from simmim_jax.data.views.image import CenterCropView, ImageView, RandomCropView
 
@@ -16,7 +17,11 @@ def train_iterator(
     **options,
 ):
     """The stream of random crops; with scale=None, of whole images."""
-    fields = {"size": image_size, "channels": channels, "interpolation": interpolation}
+    fields = {
+        "size": image_size,
+        "decoding": Decoding(channels),
+        "interpolation": interpolation,
+    }
     view = ImageView(**fields)
     if scale is not None:
         view = RandomCropView(**fields, scale=scale, ratio=ratio, fast=fast_decode)
@@ -29,7 +34,7 @@ def eval_batches(
     """One pass over centre crops."""
     view = CenterCropView(
         size=image_size,
-        channels=channels,
+        decoding=Decoding(channels),
         interpolation=interpolation,
         crop_fraction=crop_fraction,
     )

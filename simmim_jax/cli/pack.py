@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 format=args.format,
                 quality=args.quality,
                 channels=args.channels,
+                value_range=args.value_range and tuple(args.value_range),
                 max_image_pixels=args.max_image_pixels,
                 max_file_mb=args.max_file_mb,
             ),
@@ -86,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=3,
         help="1 or 3; of arrays, any number (%(default)s)",
+    )
+    add(
+        "--value_range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values that become 0 and 255, such as 0 4095 (keep values)",
     )
     add(
         "--max_image_pixels",

@@ -81,8 +81,14 @@ class Data:
     )
     dtype: str = field(
         "uint8",
-        'Type of pixels: "uint8" for images, "float32" for arrays of measured values.',
-        choices=("uint8", "float32"),
+        'Type of pixels: "uint8" for images, others for measured values.',
+        choices=("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32"),
+    )
+    value_range: tuple[float, ...] = field(
+        (),
+        "Map these values linearly to 0 and 255, so that dtype is uint8; those outside "
+        "are clipped. (0, 4095) for 12-bit pixels; (): keep values as they are.",
+        unit="values, lowest and highest",
     )
     image_size: tuple[int, int] = field(
         (224, 224), "Size that the model sees.", unit=PIXELS, low=1
@@ -141,7 +147,7 @@ class Data:
     mean: tuple[float, ...] = field(
         IMAGENET_MEAN,
         "Mean of the pixels, one a channel: the model sees (pixel - mean) / std.",
-        unit="pixels in 0..1 with dtype uint8, the values themselves with float32",
+        unit="pixels in 0..1 with dtype uint8, the values themselves with others",
     )
     std: tuple[float, ...] = field(
         IMAGENET_STD,
@@ -831,6 +837,18 @@ def _check(run: Pretrain | Finetune, path: str) -> None:
             )
     if 0 in data.std:
         raise UserError(f"{path}.data.std={data.std!r}: expected more than 0.")
+    if data.value_range and (
+        len(data.value_range) != 2 or data.value_range[0] >= data.value_range[1]
+    ):
+        raise UserError(
+            f"{path}.data.value_range={data.value_range!r}: expected the values that "
+            "become 0 and 255, such as (0, 4095), or ()."
+        )
+    if data.value_range and data.dtype != "uint8":
+        raise UserError(
+            f"{path}.data.value_range={data.value_range!r} makes 8-bit pixels, but "
+            f"data.dtype={data.dtype!r}: expected 'uint8', or value_range=()."
+        )
     if len(data.crop_scale) not in (0, 2):
         raise UserError(
             f"{path}.data.crop_scale={data.crop_scale!r}: expected smallest and "

@@ -23,7 +23,7 @@ from simmim_jax.runtime import sharding
 from simmim_jax.runtime.accelerators import Accelerator, accelerator
 from simmim_jax.tasks import inputs
 from simmim_jax.tasks.learners import learner
-from simmim_jax.tasks.views import train_view
+from simmim_jax.tasks.views import decoding_of, train_view
 from simmim_jax.training import compilation
 
 # MFU that an accelerator is assumed to reach. Published rates of ViT-B to ViT-H on TPU
@@ -130,6 +130,7 @@ def one_thread(
         "read_seconds", "read_cpu_seconds", "decode_seconds", "crop_seconds",
     )  # fmt: skip
     rows, tried, view = [], 0, train_view(config.data)
+    decoding = decoding_of(config.data)
     end = time.perf_counter() + _STAGE_SECONDS
     for index in order:
         if time.perf_counter() > end:
@@ -140,9 +141,7 @@ def one_thread(
             example = source[int(index)]
             data = example["image"]
             read, cpu_read = time.perf_counter(), time.thread_time()
-            height, width, _ = decode(
-                data, config.data.channels, config.data.max_image_pixels
-            ).shape
+            height, width, _ = decode(data, decoding).shape
             decoded = time.perf_counter()
             view(example, np.random.default_rng(int(index)))
         except (OSError, ValueError):

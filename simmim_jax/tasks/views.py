@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 
 from simmim_jax.config.schema import Data
+from simmim_jax.data.codecs.base import Decoding
 from simmim_jax.data.views.base import View
 from simmim_jax.data.views.image import CenterCropView, ImageView, RandomCropView
 from simmim_jax.errors import UserError, did_you_mean
@@ -49,17 +50,15 @@ def _random_crops(data: Data) -> View:
     if not data.crop_scale:
         return ImageView(
             size=data.image_size,
-            channels=data.channels,
+            decoding=decoding_of(data),
             interpolation=data.interpolation,
             dtype=data.dtype,
-            max_pixels=data.max_image_pixels,
         )
     return RandomCropView(
         size=data.image_size,
-        channels=data.channels,
+        decoding=decoding_of(data),
         interpolation=data.interpolation,
         dtype=data.dtype,
-        max_pixels=data.max_image_pixels,
         scale=(data.crop_scale[0], data.crop_scale[1]),
         ratio=data.crop_ratio,
         fast=data.fast_decode,
@@ -69,14 +68,24 @@ def _random_crops(data: Data) -> View:
 def _center_crops(data: Data) -> View:
     return CenterCropView(
         size=data.image_size,
-        channels=data.channels,
+        decoding=decoding_of(data),
         interpolation=data.interpolation,
         dtype=data.dtype,
-        max_pixels=data.max_image_pixels,
         crop_fraction=data.eval_crop,
         fit=data.eval_fit,
         center=data.eval_center,
         fill=_mean_pixel(data),
+    )
+
+
+def decoding_of(data: Data) -> Decoding:
+    """Return how files become arrays."""
+    return Decoding(
+        channels=data.channels,
+        value_range=(data.value_range[0], data.value_range[1])
+        if data.value_range
+        else None,
+        max_pixels=data.max_image_pixels,
     )
 
 

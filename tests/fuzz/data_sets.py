@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from simmim_jax.cli import pack
+from simmim_jax.data.codecs.base import Decoding
 from simmim_jax.data.pack.folder import begin
 from simmim_jax.data.sources import cache, packed
 from simmim_jax.data.sources.archive_index import index_archive
@@ -31,7 +32,7 @@ from tests.images import encoded, gradient, npy
 
 _VIEW = CenterCropView(
     size=(8, 8),
-    channels=3,
+    decoding=Decoding(3),
     interpolation="bilinear",
     crop_fraction=1.0,
     dtype="float32",

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from simmim_jax.data.codecs.base import Decoding
 from simmim_jax.data.loader.bad_examples import REASONS, BadExample
 from simmim_jax.data.loader.batches import PassBatches
 from simmim_jax.data.sources.base import NO_LABEL, Source
@@ -23,13 +24,17 @@ _SIZE = (24, 20)
 _RANDOM = {"scale": (0.3, 1.0), "ratio": (3 / 4, 4 / 3)}
 VIEWS: tuple[View, ...] = (
     RandomCropView(
-        size=_SIZE, channels=3, interpolation="bilinear", fast=True, **_RANDOM
+        size=_SIZE, decoding=Decoding(3), interpolation="bilinear", fast=True, **_RANDOM
     ),
     RandomCropView(
-        size=_SIZE, channels=1, interpolation="bicubic", fast=False, **_RANDOM
+        size=_SIZE, decoding=Decoding(1), interpolation="bicubic", fast=False, **_RANDOM
     ),
-    CenterCropView(size=_SIZE, channels=3, interpolation="bicubic", crop_fraction=0.9),
-    ImageView(size=_SIZE, channels=3, interpolation="bilinear", dtype="float32"),
+    CenterCropView(
+        size=_SIZE, decoding=Decoding(3), interpolation="bicubic", crop_fraction=0.9
+    ),
+    ImageView(
+        size=_SIZE, decoding=Decoding(3), interpolation="bilinear", dtype="float32"
+    ),
 )
 # Arrays are not converted: they fit some views only.
 _VIEWS_OF_ARRAYS = {

@@ -1,7 +1,7 @@
 """What a codec is: one encoding of images, recognised by its first bytes."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -9,25 +9,78 @@ from simmim_jax.errors import UserError
 
 # Largest image that is decoded, unless a config says otherwise [pixels].
 MAX_PIXELS = 64_000_000
-# What arrays may hold: images, and measured values.
-DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
-# float16 converts exactly, float64 is rounded to 7 digits.
-_TO_FLOAT32 = (np.dtype(np.float16), np.dtype(np.float64))
+# What arrays may hold, in native byte order: images, and measured values.
+DTYPES = tuple(
+    np.dtype(name)
+    for name in ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
+)
+# Devices have no 64-bit numbers. float16 and bool convert exactly, float64 is rounded
+# to 7 digits, and integers have to fit.
+_CONVERTED = {
+    np.dtype(given): np.dtype(taken)
+    for given, taken in {
+        "bool": "uint8",
+        "int64": "int32",
+        "uint64": "uint32",
+        "float16": "float32",
+        "float64": "float32",
+    }.items()
+}
 
 
 class BadImage(UserError):
     """Bytes that are not a usable image.
 
-    reason: "empty", "not an image", "truncated", "corrupt" or "too large";
-    filename: the file they came from, if a source decoded it.
+    reason: "empty", "not an image", "truncated", "corrupt", "other values" or "too
+    large"; filename: the file they came from, if a source decoded it.
     """
 
     filename = ""
 
     def __init__(self, reason: str, message: str):
-        remedy = "" if reason == "too large" else " Remove or replace the file."
-        super().__init__(message + remedy)
+        has_remedy = reason in ("too large", "other values")
+        super().__init__(message + ("" if has_remedy else _REMEDY))
         self.reason = reason
+
+
+_REMEDY = " Remove or replace the file."
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """What is wanted of an image.
+
+    channels: number of channels; 1 or 3 turns photographs into grey or RGB; None: as
+    many as the file has;
+    bands: names of the channels, in the order of the result; (): the file's own;
+    value_range: these values become 0 and 255, in uint8; None: values stay;
+    nodata: replaces a file's own value for pixels without a measurement; None: it
+    stays;
+    level: of an image pyramid, 0 is the full resolution;
+    max_pixels: larger images are bad images; some codecs allow fewer.
+    """
+
+    channels: int | None = None
+    bands: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
+    nodata: float | None = None
+    level: int = 0
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclasses.dataclass(frozen=True)
+class Raster:
+    """A decoded image.
+
+    pixels: [h, w, c] of one of DTYPES;
+    bands: a name per channel, () where the file has none;
+    nodata: value of pixels without a measurement, None if the file declares none. NaN
+    never is a measurement.
+    """
+
+    pixels: np.ndarray
+    bands: tuple[str, ...] = ()
+    nodata: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +88,15 @@ class Codec:
     """One encoding of images.
 
     name: for messages; signature: the bytes, or one of several, that stand at `offset`
-    of every such file; decode(data, channels, max_pixels): returns [h, w, c], uint8 or
-    float32, and raises BadImage if the bytes are damaged or their header announces more
-    than `max_pixels` pixels, UserError if they can never be decoded so.
+    of every such file; decode(data, decoding): returns a Raster, and raises BadImage if
+    the bytes are damaged or their header announces more than `decoding.max_pixels`
+    pixels, UserError if they can never be decoded so. Of `decoding`, a codec sees to
+    channels of photographs, level and max_pixels; `registry.decode` to the rest.
     """
 
     name: str
     signature: bytes | tuple[bytes, ...]
-    decode: Callable[[bytes, int, int], np.ndarray]
+    decode: Callable[[bytes, Decoding], Raster]
     offset: int = 0
 
     def matches(self, data: bytes) -> bool:
@@ -72,40 +126,80 @@ def too_large(what: str, allowed: str, max_pixels: int) -> BadImage:
     )
 
 
-def check_array(image: np.ndarray, channels: int) -> np.ndarray:
-    """Return an array [h, w, c] or [h, w] as [h, w, c].
+def as_image(array: np.ndarray, where: str) -> np.ndarray:
+    """Return an array [h, w] or [h, w, c] as [h, w, c] of one of DTYPES.
 
-    raises: UserError unless it is uint8 or float32 and has that many channels.
+    where: the array, for messages.
+    raises: UserError for other shapes and dtypes, and for integers that do not fit.
     """
-    if image.ndim == 2:
-        image = image[:, :, None]
-    if image.dtype not in DTYPES or image.ndim != 3 or image.shape[2] != channels:
-        dimensions = ", ".join(map(str, image.shape))
+    if array.ndim not in (2, 3):
         raise UserError(
-            f"An image is {image.dtype} [{dimensions}]: expected uint8 or float32 "
-            f"[h, w, {channels}] since channels={channels}. Set --config.data.channels "
-            "(simmim pack: --channels) to what the data has, or convert the data."
+            f"{where} has shape {list(array.shape)}: expected one image, [h, w] or "
+            "[h, w, c]."
         )
-    return image
+    array = native(array, where)
+    return array if array.ndim == 3 else array[:, :, None]
+
+
+def native(array: np.ndarray, where: str) -> np.ndarray:
+    """Return an array in the dtype that `array_dtype` says; the same one if it has it.
+
+    raises: UserError as `array_dtype`, and for integers that do not fit.
+    """
+    dtype = array_dtype(array.dtype, where)
+    if array.dtype.itemsize > dtype.itemsize and dtype.kind in "iu" and array.size:
+        limits = np.iinfo(dtype)
+        low, high = array.min(), array.max()
+        if low < limits.min or high > limits.max:
+            raise UserError(
+                f"{where} has {array.dtype} values from {low} to {high}: expected "
+                f"{limits.min} to {limits.max}, which is {dtype}. Scale them, or "
+                "convert them to float32."
+            )
+    return array.astype(dtype, copy=False)
 
 
 def array_dtype(dtype: np.dtype, where: str) -> np.dtype:
-    """Return the dtype that arrays of this dtype are converted to: uint8 or float32.
+    """Return the dtype that arrays of this dtype are converted to, one of DTYPES.
 
     where: the array, for messages.
-    raises: UserError for all dtypes other than uint8, float16, float32 and float64.
+    raises: UserError for dtypes that are not real numbers.
     """
-    native = dtype.newbyteorder("=")
-    if native in DTYPES:
-        return native
-    if native in _TO_FLOAT32:
-        return np.dtype(np.float32)
+    own = dtype.newbyteorder("=")
+    if own in DTYPES:
+        return own
+    if own in _CONVERTED:
+        return _CONVERTED[own]
     hint = (
         "Python objects are never unpickled: save one array of numbers."
         if dtype.hasobject
         else "Convert it, with array.astype(np.float32) for example."
     )
     raise UserError(
-        f"{where} has dtype {dtype}: expected uint8 or float32 (float16 and float64 "
-        f"are converted to float32). {hint}"
+        f"{where} has dtype {dtype}: expected integers of 8 to 32 bits or float32 "
+        f"(64-bit integers that fit, float16 and float64 are converted). {hint}"
     )
+
+
+def check_channels(image: np.ndarray, channels: int | None, what: str) -> None:
+    """Raise UserError unless an image [h, w, c] has that many channels.
+
+    what: the image, for messages.
+    """
+    if channels is not None and image.shape[2] != channels:
+        raise UserError(
+            f"{what} is {image.dtype} {list(image.shape)}: expected "
+            f"[h, w, {channels}] since channels={channels}. Set --config.data.channels "
+            "(simmim pack: --channels) to what the data has, or choose bands with "
+            "--config.data.bands."
+        )
+
+
+def to_range(image: np.ndarray, value_range: Sequence[float]) -> np.ndarray:
+    """Map values linearly to 0..255, as uint8; those outside are clipped.
+
+    value_range: the values that become 0 and 255. NaN becomes 0.
+    """
+    low, high = value_range
+    levels = (image.astype(np.float64) - low) * (255 / (high - low))
+    return np.nan_to_num(np.rint(levels.clip(0, 255))).astype(np.uint8)

@@ -1,4 +1,8 @@
-"""Image files to uint8 pixels: JPEG by libjpeg-turbo, all other formats by Pillow."""
+"""Image files to pixels: JPEG by libjpeg-turbo, all other formats by Pillow.
+
+Those of more than 8 bits a sample are left to OpenCV: Pillow cuts colours to 8 bits,
+and multiplies grey JPEG 2000 and PGM pixels to fill 16 bits.
+"""
 
 import dataclasses
 import functools
@@ -6,16 +10,18 @@ import io
 import struct
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from simmim_jax.data.codecs.base import MAX_PIXELS, BadImage, Codec
+from simmim_jax.data.codecs.base import MAX_PIXELS, BadImage, Codec, Decoding, Raster
 from simmim_jax.data.codecs.limits import check_file_size, check_jpeg_size
-from simmim_jax.errors import UserError
 
 __all__ = ["IMAGE", "BadImage", "Jpeg", "decode_jpeg", "read_jpeg_header"]
 
+# Grey and RGB, which photographs are converted to.
+PHOTO_CHANNELS = (1, 3)
 _MODES = {1: "L", 3: "RGB"}
 # Formats found on the web, whatever the file names say. Pillow must not try others: it
 # would run Ghostscript on the program in an EPS file.
@@ -30,6 +36,9 @@ _UPRIGHT = {
     **{1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True)},
     **{5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)},
 }
+# Of ITU-R BT.601, as in Pillow.
+_LUMA = np.array([0.299, 0.587, 0.114])
+_WHITE = 65535
 # Pixels that are converted to an array at once: more only take memory.
 _BAND = 2**20
 
@@ -40,6 +49,7 @@ class Jpeg:
 
     stored_height: int
     stored_width: int
+    channels: int
     orientation: int
 
     @property
@@ -50,28 +60,27 @@ class Jpeg:
         return shape[::-1] if is_turned else shape
 
 
-def decode_image(
-    data: bytes, channels: int, max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
-    """Decode an image file as Pillow does.
+def decode_image(data: bytes, decoding: Decoding) -> Raster:
+    """Decode an image file.
 
-    Photographs are turned upright by their EXIF tag. Transparent pixels become white,
-    16-bit gray keeps its upper byte, CMYK and palettes become RGB, an animation its
-    first frame. The gray of a colour JPEG is its own luma, not Pillow's conversion.
+    Photographs are turned upright by their EXIF tag. CMYK and palettes become RGB, an
+    animation its first frame. With channels 1 or 3, colours become grey and grey RGB,
+    and transparent pixels white; the grey of a colour JPEG is its own luma, not
+    Pillow's conversion. Files of more than 8 bits a sample keep their values.
 
-    channels: 1 (gray) or 3 (RGB); max_pixels: a JPEG may have this
-    many, some other formats fewer; see `limits`.
-    returns: uint8 [h, w, c].
-    raises: BadImage if the bytes are not a usable image, or one that is too large,
-    UserError for other channels.
+    returns: uint8 or uint16, with the channels of the file if none are wanted.
+    raises: BadImage if the bytes are not a usable image, or one that is too large.
     """
-    jpeg = read_jpeg_header(data, max_pixels)
+    jpeg = read_jpeg_header(data, decoding.max_pixels)
     if jpeg is not None:
         try:
-            return decode_jpeg(data, jpeg, channels)
+            channels = decoding.channels
+            if channels not in PHOTO_CHANNELS:
+                channels = jpeg.channels
+            return Raster(decode_jpeg(data, jpeg, channels))
         except ValueError:
             pass  # Pillow may still read it, or explains why it cannot.
-    return _decode_by_pillow(data, channels, max_pixels)
+    return Raster(_decode_by_pillow(data, decoding))
 
 
 def read_jpeg_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Jpeg | None:
@@ -88,7 +97,7 @@ def read_jpeg_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Jpeg | None:
     if colors not in ("Gray", "YCbCr", "RGB"):
         return None
     check_jpeg_size(data, height, width, max_pixels)
-    return Jpeg(height, width, _exif_orientation(data))
+    return Jpeg(height, width, 1 if colors == "Gray" else 3, _exif_orientation(data))
 
 
 def decode_jpeg(
@@ -104,7 +113,6 @@ def decode_jpeg(
     returns: uint8 [ceil(h/reduction), ceil(w/reduction), c], upright.
     raises: ValueError if the file is damaged.
     """
-    _check_channels(channels)
     image = simplejpeg.decode_jpeg(
         data,
         _JPEG_COLORS[channels],
@@ -157,17 +165,21 @@ def _loaded(segment: bytes) -> Image.Exif:
     return exif
 
 
-def _decode_by_pillow(data: bytes, channels: int, max_pixels: int) -> np.ndarray:
-    _check_channels(channels)
+def _decode_by_pillow(data: bytes, decoding: Decoding) -> np.ndarray:
     if not data:
         raise BadImage("empty", "The file is empty.")
     start = f"{len(data)} bytes starting with {data[:8]!r}"
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
-            check_file_size(file, data, max_pixels)
-            file.load()
+            check_file_size(file, data, decoding.max_pixels)
+            is_deep = _is_deep(file, data)
+            file.load()  # its errors say more than OpenCV's
             orientation = _orientation_in(file.getexif)
-            return _turned(_to_array(file, channels), orientation)
+            if is_deep:
+                image = _decode_deep(data, file.mode, decoding.channels)
+            else:
+                image = _to_array(file, decoding.channels)
+            return _turned(image, orientation)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -188,38 +200,112 @@ def _decode_by_pillow(data: bytes, channels: int, max_pixels: int) -> np.ndarray
         ) from error
 
 
-def _check_channels(channels: int) -> None:
-    if channels not in _MODES:
-        raise UserError(
-            f"channels={channels} cannot be decoded from an image file: expected 1 "
-            "(gray) or 3 (RGB). Set --config.data.channels (simmim pack: --channels) "
-            "to one of them, or store other channel counts as .npy arrays."
-        )
+# ---- 8 bits a sample -----------------------------------------------------------------
 
 
-def _to_array(image: Image.Image, channels: int) -> np.ndarray:
-    """Return uint8 [h, w, c], converted band by band to save memory."""
+def _to_array(image: Image.Image, channels: int | None) -> np.ndarray:
+    """Return uint8 [h, w, c], converted strip by strip to save memory."""
+    mode, is_transparent = _target(image, channels)
     rows = max(1, _BAND // image.width)
     if rows >= image.height:
-        return _convert(image, channels)
-    array = np.empty((image.height, image.width, channels), np.uint8)
+        return _convert(image, mode, is_transparent)
+    array = np.empty((image.height, image.width, len(mode)), np.uint8)
     for top in range(0, image.height, rows):
         bottom = min(top + rows, image.height)
-        band = image.crop((0, top, image.width, bottom))
-        array[top:bottom] = _convert(band, channels)
+        strip = image.crop((0, top, image.width, bottom))
+        array[top:bottom] = _convert(strip, mode, is_transparent)
     return array
 
 
-def _convert(image: Image.Image, channels: int) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16-bit gray: convert() would clip it at 255
-        high_byte = np.clip(np.asarray(image).astype(np.int32) >> 8, 0, 255)
-        image = Image.fromarray(high_byte.astype(np.uint8))
-    elif image.has_transparency_data:
+def _target(image: Image.Image, channels: int | None) -> tuple[str, bool]:
+    """Return the mode an image is converted to, and whether pixels become white."""
+    has_alpha = image.has_transparency_data
+    if channels in PHOTO_CHANNELS:
+        return _MODES[channels], has_alpha and _is_mask(image)
+    is_grey = image.mode in ("1", "L", "LA")
+    return {
+        (True, False): "L",
+        (True, True): "LA",
+        (False, False): "RGB",
+        (False, True): "RGBA",
+    }[is_grey, has_alpha], False
+
+
+def _is_mask(image: Image.Image) -> bool:
+    """Whether the alpha of an image means transparency.
+
+    Half of it at least is all or nothing then. Otherwise it is a fourth measurement,
+    such as near infrared, that somebody stored as a PNG.
+    """
+    if "A" not in image.getbands():
+        return True  # the file names a transparent colour
+    counts = image.getchannel("A").histogram()
+    return 2 * (counts[0] + counts[255]) >= image.width * image.height
+
+
+def _convert(image: Image.Image, mode: str, is_transparent: bool) -> np.ndarray:
+    if is_transparent:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    array = np.array(image.convert(_MODES[channels]))
+    array = np.array(image if image.mode == mode else image.convert(mode))
     return array if array.ndim == 3 else array[:, :, None]
+
+
+# ---- More than 8 bits a sample -------------------------------------------------------
+
+
+def _is_deep(file: ImageFile.ImageFile, data: bytes) -> bool:
+    """Whether an image that Pillow has opened has more than 8 bits a sample."""
+    match file.format:
+        case "PNG":
+            return data[24] > 8  # of IHDR, the first chunk
+        case "JPEG2000":
+            start = data.find(b"\xff\x4f\xff\x51")  # the size marker
+            return start >= 0 and data[start + 42] & 0x7F >= 8
+        case "PPM":
+            # Pillow passes the largest value to its own decoder of such colours.
+            args = file.tile[0].args
+            is_color = isinstance(args, tuple) and args[-1] > 255
+            return is_color or file.mode.startswith("I")
+        case "TIFF":
+            # Only where the codec of TIFF files leaves one to Pillow.
+            return file.mode.startswith("I")
+    return False
+
+
+def _decode_deep(data: bytes, mode: str, channels: int | None) -> np.ndarray:
+    """Return uint16 [h, w, c].
+
+    mode: Pillow's name of the file's channels.
+    """
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype != np.uint16:
+        raise ValueError(f"OpenCV cannot decode its {mode} pixels")
+    image = image.reshape(*image.shape[:2], -1)
+    match image.shape[2]:
+        case 3:
+            image = image[:, :, ::-1]
+        case 4:  # OpenCV repeats the grey of grey with alpha
+            image = image[:, :, [0, 3] if mode == "LA" else [2, 1, 0, 3]]
+    if channels not in PHOTO_CHANNELS:
+        return np.ascontiguousarray(image)
+    image = _on_white(image)
+    if image.shape[2] == 3 and channels == 1:
+        luma = image @ _LUMA
+        image = np.rint(luma).astype(np.uint16)[:, :, None]
+    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], channels)))
+
+
+def _on_white(image: np.ndarray) -> np.ndarray:
+    """Return uint16 [h, w, 1 or 3] without the alpha that is its last channel."""
+    if image.shape[2] in PHOTO_CHANNELS:
+        return image
+    colors, alpha = image[:, :, :-1], image[:, :, -1:]
+    if 2 * np.isin(alpha, (0, _WHITE)).sum() < alpha.size:
+        return colors  # as in `_is_mask`
+    share = alpha.astype(np.float32) / _WHITE
+    return np.rint(share * colors + (1 - share) * _WHITE).astype(np.uint16)
 
 
 # Pillow recognises its formats, most of them by their own signatures.

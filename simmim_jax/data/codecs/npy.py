@@ -1,4 +1,4 @@
-"""NumPy's .npy files: arrays of uint8 or float32."""
+"""NumPy's .npy files: arrays of numbers."""
 
 import io
 import math
@@ -8,12 +8,13 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from simmim_jax.data.codecs.base import (
-    MAX_PIXELS,
     BadImage,
     Codec,
+    Decoding,
+    Raster,
     array_dtype,
-    check_array,
     check_array_size,
+    native,
 )
 from simmim_jax.errors import UserError
 
@@ -57,24 +58,24 @@ def read_header(file: IO[bytes]) -> Header:
         ) from error
 
 
-def decode_npy(data: bytes, channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_npy(data: bytes, decoding: Decoding) -> Raster:
     """Decode a .npy file that holds one array [h, w] or [h, w, c].
 
-    returns: [h, w, c] in C order and native byte order, uint8 or float32.
+    returns: an image in C order and native byte order.
     raises: BadImage if the file is damaged or the image too large, UserError for
     another shape or dtype.
     """
     # Views the bytes, or converts them to at most twice their size.
-    image = check_array(decode_array(data), channels)
-    check_array_size(image, max_pixels)
-    return image
+    image = decode_array(data)
+    check_array_size(image, decoding.max_pixels)
+    return Raster(image)
 
 
 def decode_array(data: bytes, where: str = "A .npy file") -> np.ndarray:
     """Decode a .npy file of an image, with as many channels as it has."""
     file = io.BytesIO(data)
     header = read_header(file)
-    dtype = array_dtype(header.dtype, where)
+    array_dtype(header.dtype, where)
     if len(header.shape) not in (2, 3):
         raise UserError(
             f"{where} has shape {_text(header.shape)}: expected one image, [h, w] or "
@@ -94,7 +95,7 @@ def decode_array(data: bytes, where: str = "A .npy file") -> np.ndarray:
     array = array.reshape(header.shape, order="F" if header.is_fortran else "C")
     if array.ndim == 2:
         array = array[:, :, None]
-    return np.ascontiguousarray(array, dtype)
+    return np.ascontiguousarray(native(array, where))
 
 
 def encode_npy(array: np.ndarray) -> bytes:

@@ -2,9 +2,18 @@
 
 import numpy as np
 
-from simmim_jax.data.codecs.base import MAX_PIXELS, Codec, check_array, check_array_size
+from simmim_jax.data.codecs.base import (
+    Codec,
+    Decoding,
+    Raster,
+    as_image,
+    check_array_size,
+    check_channels,
+    to_range,
+)
 from simmim_jax.data.codecs.image import IMAGE
 from simmim_jax.data.codecs.npy import NPY
+from simmim_jax.errors import UserError, did_you_mean
 
 # The first match decodes. IMAGE matches everything: Pillow tells its formats apart.
 CODECS = (NPY, IMAGE)
@@ -32,20 +41,54 @@ def codec_of(data: bytes) -> Codec:
     return next(matching)  # IMAGE matches all bytes
 
 
-def decode(
-    data: bytes | np.ndarray, channels: int, max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
-    """Decode an encoded image; check an array and return it unchanged.
+def read(data: bytes | np.ndarray, decoding: Decoding) -> Raster:
+    """Decode an image, with the names and the nodata value of its file.
 
-    data: an encoded image, or an array [h, w, c] or [h, w], uint8 or float32;
-    channels: 1 (gray) or 3 (RGB) for photographs, what the data has for arrays;
-    max_pixels: largest image that is decoded; some codecs allow fewer.
-    returns: [h, w, c], uint8 or float32.
+    data: an encoded image, or an array [h, w, c] or [h, w] of numbers.
     raises: BadImage if the bytes are not a usable image, or one that is too large;
     UserError for a wrong dtype or number of channels.
     """
     if isinstance(data, np.ndarray):
-        image = check_array(data, channels)
-        check_array_size(image, max_pixels)
-        return image
-    return codec_of(data).decode(data, channels, max_pixels)
+        raster = Raster(as_image(data, "An array"))
+        check_array_size(raster.pixels, decoding.max_pixels)
+    else:
+        raster = codec_of(data).decode(data, decoding)
+    if decoding.bands:
+        raster = _chosen(raster, decoding.bands)
+    check_channels(raster.pixels, decoding.channels, "An image")
+    if decoding.nodata is not None and raster.nodata not in (None, decoding.nodata):
+        raster = _marked(raster, decoding.nodata)
+    if decoding.value_range:
+        raster = Raster(to_range(raster.pixels, decoding.value_range), raster.bands)
+    return raster
+
+
+def decode(data: bytes | np.ndarray, decoding: Decoding) -> np.ndarray:
+    """Return the pixels of `read`, [h, w, c]; a fitting array is returned unchanged."""
+    return read(data, decoding).pixels
+
+
+def _chosen(raster: Raster, names: tuple[str, ...]) -> Raster:
+    """Return the channels with these names, in this order."""
+    if not raster.bands:
+        raise UserError(
+            f"bands={names}, but an image names none of its "
+            f"{raster.pixels.shape[2]} bands: remove --config.data.bands."
+        )
+    for name in names:
+        if name not in raster.bands:
+            raise UserError(
+                f"bands={names}, but an image has no band {name!r}: it has "
+                f"{', '.join(raster.bands)}." + did_you_mean(name, raster.bands)
+            )
+    if names == raster.bands:
+        return raster
+    places = [raster.bands.index(name) for name in names]
+    return Raster(raster.pixels[:, :, places], names, raster.nodata)
+
+
+def _marked(raster: Raster, nodata: float) -> Raster:
+    """Return an image with `nodata` in place of its own value for it."""
+    pixels = raster.pixels
+    marked = np.where(pixels == raster.nodata, np.asarray(nodata, pixels.dtype), pixels)
+    return Raster(marked, raster.bands, nodata)

@@ -16,13 +16,17 @@ ENOUGH = 10_000
 # Every value of `reason_of`.
 REASONS = (
     "missing", "unreadable", "empty", "not an image", "truncated", "corrupt",
-    "too large",
+    "other values", "too large",
 )  # fmt: skip
 # (counts by reason, REASONS) -> their sums over all processes.
 Total = Callable[[Mapping[str, int], Sequence[str]], Mapping[str, int]]
-_TOO_LARGE = (
-    " config.data.max_image_pixels and config.data.max_file_mb say what is too large."
-)
+# What to do about some reasons.
+_REMEDIES = {
+    "other values": " config.data.dtype has to hold all values: set it to what the "
+    "images have, or config.data.value_range to what becomes 0 and 255.",
+    "too large": " config.data.max_image_pixels and config.data.max_file_mb say what is "
+    "too large.",
+}
 # Bad examples that are logged one by one.
 _LOGGED = 20
 _HEADER = "reason\tsplit\tindex\tpath\n"
@@ -135,7 +139,7 @@ class BadImages:
             f"{number} of the {self._split or 'data'} split have no usable image "
             f"({by_reason}){self._listed()}. Expected at most config.data."
             f"max_bad_fraction={self._max_fraction}: repair or remove the files, or "
-            f"raise it.{_TOO_LARGE if counts.get('too large') else ''}"
+            f"raise it.{''.join(_REMEDIES.get(reason, '') for reason in counts)}"
         )
 
     def _listed(self) -> str:

@@ -15,8 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from simmim_jax.data.codecs.base import MAX_PIXELS, BadImage, Codec
-from simmim_jax.data.codecs.image import IMAGE, decode_jpeg, read_jpeg_header
+from simmim_jax.data.codecs.base import MAX_PIXELS, BadImage, Codec, Decoding
+from simmim_jax.data.codecs.image import (
+    IMAGE,
+    PHOTO_CHANNELS,
+    decode_jpeg,
+    read_jpeg_header,
+)
 from simmim_jax.data.codecs.registry import codec_of, decode, register_codec
 from simmim_jax.data.loader.bad_examples import reason_of
 from simmim_jax.data.sources.base import Source
@@ -38,7 +43,6 @@ SKIPPED = (OSError, BadImage)  # errors of a single image
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _MAX_JPEG_SIDE = 65_500  # limit of libjpeg
 _READ_AT_ONCE = 64
-_JPEG_CHANNELS = (1, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +53,18 @@ class Options:
     format: str = "jpeg"
     quality: int = 90
     channels: int = 3
+    value_range: tuple[float, float] | None = None
     max_image_pixels: int = MAX_PIXELS
     max_file_mb: int = MAX_BYTES // 10**6
+
+    @property
+    def decoding(self) -> Decoding:
+        """How images are decoded."""
+        return Decoding(
+            channels=self.channels,
+            value_range=self.value_range,
+            max_pixels=self.max_image_pixels,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +81,10 @@ def pack_image(image: bytes | np.ndarray, options: Options) -> bytes | np.ndarra
     """Decode an image, shrink its short side to `short_side`, and encode it.
 
     format "jpeg" returns a JPEG file; with short_side=0, the image as it was given.
-    format "raw" returns an array [h, w, c], uint8 or float32; with short_side=0, of the
+    format "raw" returns an array [h, w, c] of the values; with short_side=0, of the
     original size.
-    raises: the errors of `decode`; BadImage for an image too large for a JPEG,
-    UserError for values or channels that no JPEG can store.
+    raises: the errors of `decode`; BadImage for values or sizes, UserError for channels
+    that no JPEG can store.
     """
     pixels, (height, width) = _decode(image, options)
     short, long = sorted((height, width))
@@ -82,12 +96,19 @@ def pack_image(image: bytes | np.ndarray, options: Options) -> bytes | np.ndarra
     if options.format == "raw":
         return pixels
     if not options.short_side:
-        return image if isinstance(image, bytes) else pixels
-    if pixels.dtype != np.uint8 or pixels.shape[2] not in _JPEG_CHANNELS:
+        is_kept = isinstance(image, bytes) and not options.value_range
+        return image if is_kept else pixels
+    if pixels.shape[2] not in PHOTO_CHANNELS:
         raise UserError(
             f"--format=jpeg cannot store {pixels.dtype} images of {pixels.shape[2]} "
             "channels: expected uint8 and 1 or 3 channels. Use --format=raw, which "
             "stores arrays losslessly."
+        )
+    if pixels.dtype != np.uint8:
+        raise BadImage(
+            "other values",
+            f"--format=jpeg stores 8 bits, but an image has {pixels.dtype} values: map "
+            "them with --value_range=LOW HIGH, or use --format=raw.",
         )
     if long > _MAX_JPEG_SIDE:
         raise BadImage(
@@ -111,7 +132,8 @@ def _decode(
     A JPEG that shrinks to less than half is reduced while it is decoded, to at least
     twice the short side.
     """
-    if isinstance(image, bytes) and options.short_side:
+    is_photo = options.channels in PHOTO_CHANNELS and not options.value_range
+    if isinstance(image, bytes) and options.short_side and is_photo:
         limit = options.max_image_pixels
         jpeg = read_jpeg_header(image, limit) if codec_of(image) is IMAGE else None
         room = min(jpeg.shape) / (2 * options.short_side) if jpeg else 1
@@ -121,7 +143,7 @@ def _decode(
             with contextlib.suppress(ValueError):
                 pixels = decode_jpeg(image, jpeg, options.channels, reduction)
                 return pixels, jpeg.shape
-    pixels = decode(image, options.channels, options.max_image_pixels)
+    pixels = decode(image, options.decoding)
     return pixels, pixels.shape[:2]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from simmim_jax.data.codecs.base import array_dtype
+from simmim_jax.data.codecs.base import native
 from simmim_jax.errors import UserError
 
 NO_LABEL = -1
@@ -19,7 +19,7 @@ MAX_CLASSES = 1_000_000
 class Source(Protocol):
     """A sequence of examples, each a dict with "image" and "label".
 
-    image: an encoded file (bytes), or an array [h, w, c], uint8 or float32;
+    image: an encoded file (bytes), or an array [h, w, c] of one of `DTYPES`;
     label: int, -1 if there is none; path: the file it came from, if there is one.
     """
 
@@ -38,7 +38,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """Images in memory: [n, h, w, c] uint8 or float32, labels int [n] or None."""
+    """Images in memory: [n, h, w, c] of numbers, labels int [n] or None."""
 
     images: np.ndarray = dataclasses.field(repr=False)
     labels: np.ndarray | None = dataclasses.field(repr=False)
@@ -133,11 +133,12 @@ def as_source(
 ) -> Source:
     """Return an array, or any random-access data source, as a `Source`.
 
-    data: an array [n, h, w, c], uint8 or float32 (float16 and float64 are converted to
-    float32); a `Source`; or an object with __len__ and __getitem__, such as a Grain
-    data source, whose elements are dicts with "image" and optionally "label", pairs
-    (image, label), or images. An image is an array [h, w, c] or [h, w], or the bytes of
-    an encoded file. Worker processes receive the object pickled.
+    data: an array [n, h, w, c] of numbers (float16 and float64 are converted to
+    float32, 64-bit integers to 32 bits); a `Source`; or an object with __len__ and
+    __getitem__, such as a Grain data source, whose elements are dicts with "image" and
+    optionally "label", pairs (image, label), or images. An image is an array [h, w, c]
+    or [h, w], or the bytes of an encoded file. Worker processes receive the object
+    pickled.
     labels: int [n], in place of those of the elements; class_names: by label.
     raises: UserError for anything else.
     """
@@ -241,7 +242,7 @@ def _check_images(images: np.ndarray) -> np.ndarray:
             f"data is an array {list(images.shape)}: expected [n, h, w, c]. Add the "
             "missing axis: images[..., None] for gray images, image[None] for one."
         )
-    return images.astype(array_dtype(images.dtype, "data"), copy=False)
+    return native(images, "data")
 
 
 def _names(labels: np.ndarray | None, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -290,5 +291,4 @@ def _example(element: Any, where: str) -> dict[str, Any]:
 def _image(image: Any, where: str) -> bytes | np.ndarray:
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
-    array = np.asarray(image)
-    return array.astype(array_dtype(array.dtype, where), copy=False)
+    return native(np.asarray(image), where)

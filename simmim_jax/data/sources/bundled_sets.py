@@ -45,9 +45,11 @@ def _load_fashion_mnist_10k(split: str) -> ArraySource:
 
 def _load_climate(split: str) -> ArraySource:
     """Cut patches out of one map, where scripts/build_climate.py chose them."""
-    from simmim_jax.data.codecs.image import decode_image
+    from simmim_jax.data.codecs.base import Decoding
+    from simmim_jax.data.codecs.registry import decode
 
-    world = decode_image((_BUNDLED_DIR / "climate-map.jpg").read_bytes(), channels=3)
+    file = (_BUNDLED_DIR / "climate-map.jpg").read_bytes()
+    world = decode(file, Decoding(channels=3))
     with np.load(_BUNDLED_DIR / "climate-patches.npz", allow_pickle=False) as patches:
         y, x = patches[f"{split}_corners"].T
         window = (_CLIMATE_PATCH, _CLIMATE_PATCH)

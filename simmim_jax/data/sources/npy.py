@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simmim_jax.data.codecs.base import BadImage, array_dtype
+from simmim_jax.data.codecs.base import BadImage, array_dtype, native
 from simmim_jax.data.codecs.npy import Header, decode_array, read_header
 from simmim_jax.data.sources.base import NO_LABEL, check_labels, numbered_classes
 from simmim_jax.data.sources.folders import (
@@ -108,8 +108,8 @@ class ArrayFileSource:
     def __getitem__(self, index: int, /) -> dict[str, Any]:
         image = self._images[self.indices[index]]
         label = NO_LABEL if self.labels is None else int(self.labels[index])
-        dtype = array_dtype(image.dtype, repr(self.file))
-        return {"image": np.ascontiguousarray(image, dtype), "label": label}
+        image = np.ascontiguousarray(native(image, repr(self.file)))
+        return {"image": image, "label": label}
 
     @functools.cached_property
     def _images(self) -> np.ndarray:

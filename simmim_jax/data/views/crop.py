@@ -13,8 +13,14 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from simmim_jax.data.codecs.base import MAX_PIXELS
-from simmim_jax.data.codecs.image import IMAGE, decode_jpeg, read_jpeg_header
+from simmim_jax.data.codecs.base import Decoding
+from simmim_jax.data.codecs.image import (
+    IMAGE,
+    PHOTO_CHANNELS,
+    Jpeg,
+    decode_jpeg,
+    read_jpeg_header,
+)
 from simmim_jax.data.codecs.registry import codec_of, decode
 from simmim_jax.errors import UserError
 
@@ -23,6 +29,7 @@ Box = tuple[float, float, float, float]  # top, left, height, width
 _RESAMPLING = {each.name.lower(): each for each in Image.Resampling}
 # Numbers of channels that Pillow has a mode for.
 _PILLOW_CHANNELS = (1, 3)
+_PILLOW_DTYPES = tuple(np.dtype(name) for name in ("uint8", "int32", "float32"))
 # Maximum number of boxes drawn, as in torchvision's RandomResizedCrop.
 _CROP_TRIES = 10
 # The three taps of `_smoothing` cannot shrink more; a reduced JPEG and boxes of 3:4 to
@@ -35,41 +42,47 @@ _MAX_PIXELS_TO_CUT = 2**24
 
 def random_crop(
     data: bytes | np.ndarray,
+    decoding: Decoding,
     *,
-    channels: int,
     size: tuple[int, int],
     rng: np.random.Generator,
     scale: tuple[float, float],
     ratio: tuple[float, float],
     interpolation: str,
     fast: bool,
-    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Decode, cut a random box and resize it, as torchvision's RandomResizedCrop does.
 
-    data, channels, max_pixels: as in `decode`; size: (height, width) of the result;
+    data, decoding: as in `decode`; size: (height, width) of the result;
     scale: range of the box's share of the area; ratio: range of its width / height,
     drawn on a log scale; interpolation: a filter of Pillow, such as "bilinear"; fast:
     see above; the boxes are the same.
     returns: [size c] of the dtype of the image.
     raises: as `decode`; UserError for an unknown interpolation.
     """
-    jpeg = None
-    if fast and not isinstance(data, np.ndarray) and codec_of(data) is IMAGE:
-        jpeg = read_jpeg_header(data, max_pixels)
-    if isinstance(data, np.ndarray) or jpeg is None:
-        image = decode(data, channels, max_pixels)
+    jpeg = _reducible(data, decoding) if fast else None
+    if jpeg is None:
+        image = decode(data, decoding)
         box = _random_box(image.shape[:2], rng, scale, ratio)
         return _resize(image, box, size, interpolation, fast)
     box = _random_box(jpeg.shape, rng, scale, ratio)
     shrink = min(box[2] / size[0], box[3] / size[1])
     reduction = next(n for n in (8, 4, 2, 1) if shrink >= n or n == 1)
     try:
-        image = decode_jpeg(data, jpeg, channels, reduction)
+        image = decode_jpeg(bytes(data), jpeg, decoding.channels or 3, reduction)
     except ValueError:
-        image, reduction = decode(data, channels, max_pixels), 1
+        image, reduction = decode(data, decoding), 1
     top, left, height, width = (side / reduction for side in box)
     return _resize(image, (top, left, height, width), size, interpolation, fast)
+
+
+def _reducible(data: bytes | np.ndarray, decoding: Decoding) -> Jpeg | None:
+    """Return the header of a JPEG that may be decoded at a part of its size."""
+    if not isinstance(data, bytes) or codec_of(data) is not IMAGE:
+        return None
+    if decoding.channels not in PHOTO_CHANNELS or decoding.value_range:
+        return None
+    return read_jpeg_header(data, decoding.max_pixels)
 
 
 def resize_center_crop(
@@ -216,13 +229,34 @@ def _resize(
     channels = image.shape[2]
     if channels not in _PILLOW_CHANNELS or not is_uint8:
         parts = [
-            _resize_by_pillow(image[:, :, c], box, size, interpolation)
+            _resize_channel(image[:, :, c], box, size, interpolation)
             for c in range(channels)
         ]
         return np.stack(parts, axis=2)
     pixels = image[:, :, 0] if channels == 1 else image
     resized = _resize_by_pillow(pixels, box, size, interpolation)
     return resized.reshape(*size, channels)
+
+
+def _resize_channel(
+    pixels: np.ndarray, box: Box, size: tuple[int, int], interpolation: str
+) -> np.ndarray:
+    """Resize [h w] of any dtype of `DTYPES`; integers are rounded, and stay in range.
+
+    Pillow resizes uint8, int32 and float32 only, the latter two in double precision.
+    """
+    dtype = pixels.dtype
+    if dtype in _PILLOW_DTYPES:
+        return _resize_by_pillow(pixels, box, size, interpolation)
+    # int32 holds the differences from the middle of uint32.
+    middle = 2**31 if dtype == np.uint32 else 0
+    resized = _resize_by_pillow(
+        (pixels.astype(np.int64) - middle).astype(np.int32), box, size, interpolation
+    )
+    limits = np.iinfo(dtype)
+    return (
+        (resized.astype(np.int64) + middle).clip(limits.min, limits.max).astype(dtype)
+    )
 
 
 def _resize_by_pillow(

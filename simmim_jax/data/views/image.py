@@ -1,39 +1,41 @@
-"""Views of images and of float32 arrays: one crop for training, one for evaluation."""
+"""Views of images and other rasters: one crop for training, one for evaluation."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
 
-from simmim_jax.data.codecs.base import MAX_PIXELS
+from simmim_jax.data.codecs.base import BadImage, Decoding
 from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.views.base import Spec, View
 from simmim_jax.data.views.crop import random_crop, resize_center_crop
-from simmim_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageView(View):
     """An image of `size` and its label.
 
-    size: (height, width) [pixels]; interpolation: a filter of Pillow; dtype: "uint8"
-    for images, "float32" for arrays of measured values; max_pixels: larger images are
-    bad images.
+    size: (height, width) [pixels]; decoding: how files become arrays, with a number of
+    channels; interpolation: a filter of Pillow; dtype: of the batch.
     """
 
     size: tuple[int, int]
-    channels: int
+    decoding: Decoding
     interpolation: str
     dtype: str = "uint8"
-    max_pixels: int = MAX_PIXELS
 
     @property
     def spec(self) -> dict[str, Spec]:
         """{"image": [h w c] of dtype, "label": [] int32}."""
         return {
-            "image": Spec((*self.size, self.channels), np.dtype(self.dtype)),
+            "image": Spec((*self.size, self._channels), np.dtype(self.dtype)),
             "label": Spec((), np.dtype(np.int32)),
         }
+
+    @property
+    def _channels(self) -> int:
+        assert self.decoding.channels is not None
+        return self.decoding.channels
 
     def __call__(
         self, example: dict[str, Any], rng: np.random.Generator
@@ -41,10 +43,11 @@ class ImageView(View):
         """Return the cropped image and the label, -1 where there is none."""
         image = self.crop(example["image"], rng)
         if image.dtype != self.dtype and not np.can_cast(image.dtype, self.dtype):
-            raise UserError(
-                f"config.data.dtype={self.dtype!r}, but an image has {image.dtype} "
-                f"values: set --config.data.dtype={image.dtype}, and mean and std in "
-                "the units of the data."
+            raise BadImage(
+                "other values",
+                f"An image has {image.dtype} values: expected {self.dtype}, which is "
+                f"config.data.dtype. Set --config.data.dtype={image.dtype}, or "
+                "--config.data.value_range=LOW,HIGH to map these values to 0..255.",
             )
         return {"image": image, "label": example["label"]}
 
@@ -52,7 +55,7 @@ class ImageView(View):
         """Return [h w c]: the whole image, resized exactly."""
         del rng
         return resize_center_crop(
-            decode(image, self.channels, self.max_pixels),
+            decode(image, self.decoding),
             self.size,
             1.0,
             self.interpolation,
@@ -61,8 +64,9 @@ class ImageView(View):
     def is_identity(self, images: np.ndarray) -> bool:
         """Whether nothing is cropped, resized or converted."""
         return (
-            images.shape[1:] == (*self.size, self.channels)
+            images.shape[1:] == (*self.size, self._channels)
             and images.dtype == self.dtype
+            and not self.decoding.value_range
         )
 
 
@@ -81,14 +85,13 @@ class RandomCropView(ImageView):
         """Return [h w c], as torchvision's RandomResizedCrop does."""
         return random_crop(
             image,
-            channels=self.channels,
+            self.decoding,
             size=self.size,
             rng=rng,
             scale=self.scale,
             ratio=self.ratio,
             interpolation=self.interpolation,
             fast=self.fast,
-            max_pixels=self.max_pixels,
         )
 
     def is_identity(self, images: np.ndarray) -> bool:
@@ -112,7 +115,7 @@ class CenterCropView(ImageView):
         """Return [h w c]: resized to fit size / crop_fraction, then cut out."""
         del rng
         return resize_center_crop(
-            decode(image, self.channels, self.max_pixels),
+            decode(image, self.decoding),
             self.size,
             self.crop_fraction,
             self.interpolation,

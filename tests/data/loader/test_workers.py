@@ -144,14 +144,15 @@ SCRIPT = """
 import sys, time
 import numpy as np
 from simmim_jax.data.loader.pipeline import train_iterator
+from simmim_jax.data.codecs.base import Decoding
 from simmim_jax.data.sources.base import ArraySource
 from simmim_jax.data.views.image import RandomCropView
 
 def main():
     images = np.zeros((64, 300, 300, 3), np.uint8)
     view = RandomCropView(
-        size=(224, 224), channels=3, scale=(0.5, 1.0), ratio=(1.0, 1.0),
-        interpolation="bicubic", fast=False,
+        size=(224, 224), decoding=Decoding(channels=3), scale=(0.5, 1.0),
+        ratio=(1.0, 1.0), interpolation="bicubic", fast=False,
     )
     iterator = train_iterator(
         ArraySource(images, None, ()), view, batch_size=64, seed=0, num_workers=2,

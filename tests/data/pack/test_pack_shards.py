@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simmim_jax.data.codecs.base import BadImage
+from simmim_jax.data.codecs.base import BadImage, Decoding
 from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.pack.shards import Options, pack_image
 from simmim_jax.data.views.crop import resize_center_crop
@@ -21,7 +21,7 @@ def test_a_higher_quality_is_larger_and_more_exact():
     for quality in (70, 90, 98):
         file = pack_image(image, Options(256, "jpeg", quality))
         sizes.append(len(file))
-        errors.append(np.abs(decode(file, 3) - expected).mean())
+        errors.append(np.abs(decode(file, Decoding(3)) - expected).mean())
     assert sizes[0] < sizes[1] < sizes[2]
     assert errors[0] > errors[1] > errors[2]
     assert errors[1] < 4  # of 255
@@ -33,7 +33,9 @@ def test_reduced_decoding_is_close_to_a_full_resize():
     exif = Image.Exif()
     exif[0x0112] = 6
     whole.resize((1707, 1280), Image.Resampling.LANCZOS).save(file, "JPEG", exif=exif)
-    expected = resize_center_crop(decode(file.getvalue(), 3), (170, 128), 1, "bicubic")
+    expected = resize_center_crop(
+        decode(file.getvalue(), Decoding(3)), (170, 128), 1, "bicubic"
+    )
     got = pack_image(file.getvalue(), Options(128, "raw"))
     assert got.shape == (170, 128, 3)
     error = np.abs(got.astype(int) - expected)
@@ -56,7 +58,7 @@ def test_images_beyond_the_limits_of_jpeg_are_too_large():
 def test_gray_images_are_packed_gray():
     image = PHOTOS[0].read_bytes()
     file = pack_image(image, Options(64, "jpeg", 90, channels=1))
-    assert decode(file, 1).shape == (64, 95, 1)
+    assert decode(file, Decoding(1)).shape == (64, 95, 1)
     with Image.open(io.BytesIO(file)) as opened:
         assert opened.mode == "L"
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simmim_jax.data.codecs.base import Decoding
 from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.sources.base import (
     ArraySource,
@@ -136,7 +137,9 @@ def test_random_access_sources_of_any_element(kind, labelled):
         assert source.class_names == (("0", "1", "2") if labelled else ())
         for i in range(6):
             example = source[np.int64(i)]
-            np.testing.assert_array_equal(decode(example["image"], 3), PIXELS[i])
+            np.testing.assert_array_equal(
+                decode(example["image"], Decoding(3)), PIXELS[i]
+            )
             assert example["label"] == (LABELS[i] if labelled else -1)
             assert type(example["label"]) is int
 
@@ -182,7 +185,7 @@ def test_sources_are_returned_unchanged():
     ("arguments", "message"),
     [
         ((PIXELS[0],), r"array \[4, 5, 3\]: expected \[n, h, w, c\].*image\[None\]"),
-        ((PIXELS.astype(np.int32),), "data has dtype int32: expected uint8 or float32"),
+        ((PIXELS.astype(complex),), "data has dtype complex128: expected integers"),
         ((PIXELS, LABELS[:5]), r"labels is int64 \[5\]: expected integers \[6\]"),
         ((PIXELS, [0.5] * 6), r"labels is float64 \[6\]: expected integers"),
         ((PIXELS, [-1] * 6), "from -1 to -1: expected classes, counted from 0"),
@@ -195,7 +198,7 @@ def test_sources_are_returned_unchanged():
         (([{"pixels": 1}],), "Example 0 of list has the keys pixels: expected 'image'"),
         (([(1, 2, 3)],), r"Example 0 of list is a tuple of 3: expected \(image, label"),
         (([(PIXELS[0], "cat")],), "has the label 'cat': expected an integer"),
-        ((["a.jpg"],), "Example 0 of list has dtype <U5: expected uint8 or float32"),
+        ((["a.jpg"],), "Example 0 of list has dtype <U5: expected integers"),
     ],
 )
 def test_other_data_is_refused(arguments, message):

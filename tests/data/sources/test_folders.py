@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simmim_jax.data.codecs.base import BadImage
+from simmim_jax.data.codecs.base import BadImage, Decoding
 from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.sources import cache, folders
 from simmim_jax.data.sources.paths import Paths
@@ -35,7 +35,7 @@ def test_class_folders_are_labelled_in_sorted_order(tmp_path):
     ]
     assert train.labels.tolist() == [0, 0, 1, 2]
     assert [train[i]["label"] for i in range(4)] == [0, 0, 1, 2]
-    assert decode(train[0]["image"], 3).shape == (10, 12, 3)
+    assert decode(train[0]["image"], Decoding(3)).shape == (10, 12, 3)
     # A class that is missing in a split does not shift the labels of others.
     for split in ("val", "validation"):
         validation = open_source(str(tmp_path), split)
@@ -50,7 +50,7 @@ def test_gif_files_are_images(tmp_path):
         tmp_path / "train" / "1.GIF", save_all=True, append_images=pictures[1:]
     )
     source = open_source(str(tmp_path), "train")
-    assert (decode(source[0]["image"], 3) == (255, 0, 0)).all()
+    assert (decode(source[0]["image"], Decoding(3)) == (255, 0, 0)).all()
 
 
 def test_splits_of_other_names_may_have_other_classes(tmp_path):

@@ -11,6 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 
+from simmim_jax.data.codecs.base import Decoding
 from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.sources import cache
 from simmim_jax.data.sources.base import subset
@@ -157,7 +158,9 @@ def test_tfds_sets_are_read_without_their_builder(tfds_dir, name):
     assert source.class_names == ("even", "odd")
     examples = [source[i] for i in range(20)]
     assert all(isinstance(example["image"], bytes) for example in examples)
-    values = [int(decode(example["image"], 3)[0, 0, 0]) for example in examples]
+    values = [
+        int(decode(example["image"], Decoding(3))[0, 0, 0]) for example in examples
+    ]
     assert sorted(values) == list(range(20))
     assert [e["label"] for e in examples] == [value % 2 for value in values]
     assert source.labels.tolist() == [value % 2 for value in values]
@@ -171,7 +174,9 @@ def test_features_of_any_name(config, labelled, tfds_dir):
     source = open_source(f"tfds:features/{config}", "train", data_dir=tfds_dir)
     examples = [source[i] for i in range(4)]
     assert all(isinstance(example["image"], bytes) for example in examples)
-    values = [int(decode(example["image"], 1)[0, 0, 0]) for example in examples]
+    values = [
+        int(decode(example["image"], Decoding(1))[0, 0, 0]) for example in examples
+    ]
     assert sorted(values) == [0, 1, 2, 3]
     labels = [value % 2 if labelled else -1 for value in values]
     assert [example["label"] for example in examples] == labels

@@ -9,6 +9,7 @@ from PIL import Image
 from scipy import stats
 
 from simmim_jax.data.codecs import image as codec
+from simmim_jax.data.codecs.base import Decoding
 from simmim_jax.data.views import crop as crops
 from simmim_jax.data.views.crop import random_crop, resize_center_crop
 from tests.images import PHOTOS, encoded, gradient
@@ -20,7 +21,7 @@ def crop(data, size, seed=0, *, scale, ratio, interpolation="bilinear", fast=Fal
     """A random crop; channels are those of an array, 3 of a file."""
     return random_crop(
         data,
-        channels=data.shape[-1] if isinstance(data, np.ndarray) else 3,
+        Decoding(data.shape[-1] if isinstance(data, np.ndarray) else 3),
         size=size,
         rng=np.random.default_rng(seed),
         scale=scale,
