@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         choices=FORMATS,
         default="jpeg",
-        help="raw: pixels, uint8 or float32, without loss (%(default)s)",
+        help="raw: the values without loss (%(default)s)",
     )
     add("--quality", type=int, default=90, help="of JPEG, 1 to 100 (%(default)s)")
     add(
