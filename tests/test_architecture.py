@@ -28,7 +28,12 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # On one floor nobody imports each other but for these.
 NEIGHBOURS = {("monitoring", "runtime"), ("checkpoints", "data")}
 # Likewise the rooms inside data.
-DATA_FLOORS = ({"codecs"}, {"sources", "views"}, {"loader"}, {"pack"})
+DATA_FLOORS = (
+    {"codecs"},
+    {"sources", "views"},
+    {"loader", "survey"},
+    {"pack"},
+)
 DATA_FLOOR = {room: floor for floor, rooms in enumerate(DATA_FLOORS) for room in rooms}
 MAX_ROOMS, MAX_ARROWS = 15, 45
 # A module that only starts a command: not a room, and free to import cli.
