@@ -11,12 +11,13 @@ from simmim_jax.data.codecs.base import (
     check_channels,
     to_range,
 )
+from simmim_jax.data.codecs.dicom import BARE_DICOM, DICOM
 from simmim_jax.data.codecs.image import IMAGE
 from simmim_jax.data.codecs.npy import NPY
 from simmim_jax.errors import UserError, did_you_mean
 
 # The first match decodes. IMAGE matches everything: Pillow tells its formats apart.
-CODECS = (NPY, IMAGE)
+CODECS = (NPY, DICOM, BARE_DICOM, IMAGE)
 _registered: list[Codec] = []
 
 
