@@ -46,7 +46,7 @@ def index_archive(file: str) -> ArchiveIndex:
     """Index one archive, or load its index if the file has not changed."""
     status = os.stat(file)
     stamp = np.array([status.st_size, status.st_mtime_ns])
-    key = f"archive 3 {os.path.realpath(file)}"
+    key = f"archive 4 {os.path.realpath(file)}"
     arrays = cache.load(key, _COLUMNS)
     if arrays is None or not np.array_equal(arrays.pop("stamp"), stamp):
         members = list(_labelled_members(file))

@@ -61,7 +61,7 @@ class Files:
     index: str
 
 
-IMAGE_FILES = Files(is_image, IMAGE_ENDINGS, "folder 2")
+IMAGE_FILES = Files(is_image, IMAGE_ENDINGS, "folder 3")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from simmim_jax.errors import NotFoundError, UserError
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".dcm")
 ARRAY_ENDINGS = (".npy",)
 TRAIN = "train"
 SPLIT_FOLDERS = (TRAIN, "validation", "val", "test")
