@@ -30,6 +30,7 @@ _COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GRAYS = ("MONOCHROME1", "MONOCHROME2")
 _PALETTE = "PALETTE COLOR"
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_PIXELS_HEADER = 12  # bytes of the element of compressed pixels before their value
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 # Bytes that a deflated file may have after decompression, for each pixel allowed.
 _BYTES_PER_PIXEL = 8
@@ -60,9 +61,10 @@ def decode_dicom(data: bytes, decoding: Decoding) -> Raster:
 
 
 def read_dataset(file: IO[bytes], *, header_only: bool = False) -> Any:
-    """Return a DICOM file as a pydicom.Dataset; without pixels for `header_only`.
+    """Return a DICOM file as a pydicom.Dataset.
 
-    Files without preamble or meta information are read as well.
+    Files without preamble or meta information are read as well. With `header_only` the
+    file is left where its pixels begin.
     """
     pydicom = import_pydicom()
     dataset = pydicom.dcmread(file, stop_before_pixels=header_only, force=True)
@@ -83,8 +85,36 @@ def num_frames(dataset: Any) -> int:
     return int(dataset.get("NumberOfFrames") or 1)
 
 
-def decode_frame(dataset: Any, index: int, decoding: Decoding) -> Raster:
+def read_frame(path: str, index: int, decoding: Decoding) -> Raster:
+    """Read one frame of a file, and no others; see `decode_frame`."""
+    pydicom = import_pydicom()
+    with open(path, "rb") as file:
+        try:
+            dataset = read_dataset(file, header_only=True)
+            if dataset.file_meta.TransferSyntaxUID == _DEFLATED:
+                file.seek(0)
+                dataset = read_dataset(file)
+        except Exception as error:  # from pydicom, of many types
+            raise _damaged(pydicom, error) from error
+        return decode_frame(dataset, index, decoding, file)
+
+
+def count_frames(path: str) -> int:
+    """Return the number of frames of a file, by its header; raises BadImage."""
+    pydicom = import_pydicom()
+    with open(path, "rb") as file:
+        try:
+            return num_frames(read_dataset(file, header_only=True))
+        except Exception as error:  # from pydicom, of many types
+            raise _damaged(pydicom, error) from error
+
+
+def decode_frame(
+    dataset: Any, index: int, decoding: Decoding, file: IO[bytes] | None = None
+) -> Raster:
     """Decode one frame of a pydicom.Dataset.
+
+    file: where its pixels begin, if they have not been read.
 
     Slope and intercept, or the modality lookup table, are applied: a CT is in
     Hounsfield units, int16 where the slope is 1 and the intercept whole. Palettes and
@@ -97,9 +127,18 @@ def decode_frame(dataset: Any, index: int, decoding: Decoding) -> Raster:
     """
     pydicom = import_pydicom()
     try:
-        _check(pydicom, dataset, decoding)
+        has_pixels = any(name in dataset for name in _PIXELS)
+        place = None if has_pixels else file
+        _check(pydicom, dataset, index, decoding, place)
         photometric = str(dataset.PhotometricInterpretation)
-        pixels = pydicom.pixels.pixel_array(dataset, index=index)
+        if place is None:
+            pixels = pydicom.pixels.pixel_array(dataset, index=index)
+        else:
+            place.seek(0)
+            syntax = dataset.file_meta.TransferSyntaxUID
+            pixels = pydicom.pixels.pixel_array(
+                place, index=index, transfer_syntax_uid=syntax
+            )
         nodata = None
         if photometric == _PALETTE:
             pixels = _colors_of(pydicom, dataset, pixels)
@@ -129,10 +168,20 @@ def import_pydicom() -> ModuleType:
 # ---- Checks --------------------------------------------------------------------------
 
 
-def _check(pydicom: ModuleType, dataset: Any, decoding: Decoding) -> None:
-    """Raise the error for pixels that are missing, too many or of an unknown kind."""
-    keyword = next((name for name in _PIXELS if name in dataset), None)
-    if keyword is None:
+def _check(
+    pydicom: ModuleType,
+    dataset: Any,
+    index: int,
+    decoding: Decoding,
+    file: IO[bytes] | None,
+) -> None:
+    """Raise the error for pixels that are missing, too many or of an unknown kind.
+
+    file: where the pixels begin, if they are not in the data set.
+    """
+    if "Rows" not in dataset or (
+        file is None and not any(name in dataset for name in _PIXELS)
+    ):
         modality = dataset.get("Modality", "unknown")
         raise BadImage(
             "not an image", f"A DICOM file of modality {modality} has no pixels."
@@ -160,10 +209,14 @@ def _check(pydicom: ModuleType, dataset: Any, decoding: Decoding) -> None:
             "pip install 'simmim_jax[medical]'."
         )
     # What is compressed has a size of its own, which decoders believe.
-    start = pydicom.encaps.get_frame(
-        dataset.PixelData, 0, number_of_frames=num_frames(dataset)
+    if file is not None:
+        file.seek(_PIXELS_HEADER, io.SEEK_CUR)
+    encoded = pydicom.encaps.get_frame(
+        dataset.PixelData if file is None else file,
+        index,
+        number_of_frames=num_frames(dataset),
     )
-    size = _encoded_size(start)
+    size = _encoded_size(encoded)
     if size:
         _check_size(*size, decoding.max_pixels)
 
