@@ -27,6 +27,7 @@ from PIL import Image
 
 from benchmarks.pillow_operations import pillow
 from simmim_jax.augment import randaugment
+from simmim_jax.augment.normalization import Normalization
 from simmim_jax.config import schema
 from simmim_jax.configs import common
 from simmim_jax.data.sources.registry import open_source
@@ -55,8 +56,7 @@ def prepare(augmented: bool) -> steps.Prepare:
         schema.Augment(**config.augment),
         num_classes=CLASSES,
         label_smoothing=config.label_smoothing,
-        mean=config.data.mean,
-        std=config.data.std,
+        normalization=Normalization(config.data.mean, config.data.std),
         flip=True,
     )
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from simmim_jax.augment import basic
+from simmim_jax.augment.normalization import Normalization
 from simmim_jax.checkpoints import store
 from simmim_jax.cli.convert import main
 from simmim_jax.config import schema
@@ -170,4 +170,4 @@ def prepared(image: Image.Image, **data) -> np.ndarray:
     data = schema.FinetuneData(**data)
     example = {"image": np.asarray(image), "label": NO_LABEL}
     pixels = eval_view(data)(example, np.random.default_rng(0))["image"]
-    return np.asarray(basic.normalize(pixels, data.mean, data.std))
+    return np.asarray(Normalization(data.mean, data.std)(pixels))

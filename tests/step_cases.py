@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simmim_jax.augment.normalization import Normalization
 from simmim_jax.config.schema import Augment
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
@@ -23,8 +24,7 @@ PREPARE = {
     "patch_size": (4, 4),
     "mask_unit": (8, 8),
     "mask_ratio": 0.5,
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.25, 0.25, 0.25),
+    "normalization": Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
 }
 # Preparation of pre-training, and of fine-tuning without augmentation.
 prepare_pretrain = functools.partial(pretrain_prepare, **PREPARE)
@@ -34,8 +34,7 @@ prepare_finetune = functools.partial(
     PLAIN,
     num_classes=3,
     label_smoothing=0.1,
-    mean=PREPARE["mean"],
-    std=PREPARE["std"],
+    normalization=PREPARE["normalization"],
 )
 
 

@@ -10,6 +10,7 @@ import optax
 import pytest
 from PIL import Image
 
+from simmim_jax.augment.normalization import Normalization
 from simmim_jax.data.sources.registry import open_source
 from simmim_jax.models import build_simmim
 from simmim_jax.tasks.pretrain_step import pretrain_loss, pretrain_prepare
@@ -139,9 +140,15 @@ def test_pre_training_overfits_eight_images():
         layer_scale=0.0,
         use_abs_pos_emb=True,
     )
-    data = {"mean": images.mean((0, 1, 2)) / 255, "std": images.std((0, 1, 2)) / 255}
+    normalization = Normalization(
+        images.mean((0, 1, 2)) / 255, images.std((0, 1, 2)) / 255
+    )
     prepare = pretrain_prepare(
-        patch_size=(8, 8), mask_unit=(16, 16), mask_ratio=0.6, flip=False, **data
+        patch_size=(8, 8),
+        mask_unit=(16, 16),
+        mask_ratio=0.6,
+        flip=False,
+        normalization=normalization,
     )
     mask = np.zeros((1, 8, 8), bool)
     params = model.init(jax.random.key(0), images[:1] / 255, mask)["params"]

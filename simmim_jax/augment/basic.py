@@ -1,10 +1,7 @@
-"""Basic augmentation of a batch: flip, normalisation, erasing, mixing."""
-
-from collections.abc import Sequence
+"""Basic augmentation of a batch: flip, erasing, mixing."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 # Area of an erased box [fraction of the image].
 ERASE_AREA = (0.02, 1 / 3)
@@ -12,32 +9,6 @@ ERASE_AREA = (0.02, 1 / 3)
 ERASE_ASPECT = 0.3
 # Maximum number of attempts to draw a box that fits.
 ERASE_TRIES = 10
-
-
-def normalize(
-    images: jax.Array | np.ndarray,
-    mean: Sequence[float],
-    std: Sequence[float],
-    scale: float = 255.0,
-) -> jax.Array:
-    """Return (x / scale - mean) / std as float32[b h w c].
-
-    images: uint8[b h w c], or float32 with scale=1; mean, std: one value per channel.
-    """
-    pixels = jnp.asarray(images, jnp.float32)
-    if scale != 1:
-        pixels = pixels / scale
-    return (pixels - jnp.array(mean)) / jnp.array(std)
-
-
-def denormalize(
-    images: jax.Array,
-    mean: Sequence[float],
-    std: Sequence[float],
-    scale: float = 255.0,
-) -> jax.Array:
-    """Invert `normalize`: return float32[b h w c] in the units of the pixels."""
-    return (images * jnp.array(std) + jnp.array(mean)) * scale
 
 
 def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:

@@ -12,8 +12,9 @@ def masked_l1(
     """Mean |x - x̂| over masked pixels (SimMIM eq. 1; official `SimMIM.forward`).
 
     prediction, target: float[b h w c]; mask: [b h w], 1 or True = masked, or other
-    weights; returns: the loss, and the number (sum of weights) of masked pixels. The
-    loss is 0 if no pixel is masked.
+    weights, or [b h w c], a weight per value; returns: the loss, and the number (sum of
+    weights) of masked pixels. The loss is 0 if no pixel is masked, and where the mask
+    is 0 values may be anything finite.
     """
     return _masked_mean(jnp.abs(target - prediction.astype(jnp.float32)), mask)
 
@@ -56,9 +57,13 @@ PIXEL_LOSSES: dict[str, PixelLoss] = {
 
 
 def _masked_mean(error: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    mask = mask.astype(jnp.float32)[..., None]
-    pixels = mask.sum()
-    return (error * mask).sum() / (pixels + 1e-5) / error.shape[-1], pixels
+    channels = error.shape[-1]
+    mask = mask.astype(jnp.float32)
+    if mask.ndim == error.ndim:  # pixels are counted by their share of channels
+        pixels = mask.sum() / channels
+    else:
+        pixels, mask = mask.sum(), mask[..., None]
+    return (error * mask).sum() / (pixels + 1e-5) / channels, pixels
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

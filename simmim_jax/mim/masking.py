@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import repeat
+from einops import reduce, repeat
 
 from simmim_jax.errors import UserError
 
@@ -167,6 +167,20 @@ def _square(
     rows, columns = map(distances, place, sizes)
     scores = jnp.maximum(rows.swapaxes(1, 2), columns)
     return _hide_lowest(scores, grid, ratio)
+
+
+def where_measured(
+    mask: jax.Array, valid: jax.Array | None, patch_size: tuple[int, int]
+) -> jax.Array:
+    """Return a mask without the patches that hold no data at all.
+
+    mask: bool[b h w] of patches; valid: bool[b height width c] of pixels, None if all
+    of them have data; patch_size: (height, width) [pixels].
+    """
+    if valid is None:
+        return mask
+    p, q = patch_size
+    return mask & reduce(valid, "b (h p) (w q) c -> b h w", "any", p=p, q=q)
 
 
 def upsample(mask: jax.Array, height: int, width: int) -> jax.Array:

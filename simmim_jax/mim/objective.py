@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from simmim_jax.augment import basic
+from simmim_jax.augment.normalization import PIXELS, Normalization
 from simmim_jax.errors import UserError
 from simmim_jax.mim import losses, masking, targets
 
@@ -20,7 +20,7 @@ class Objective:
     loss: a key of `losses.PIXEL_LOSSES`; "bins" classifies every value of a pixel into
     `bins` equal intervals of 0..255.
     area: "masked" pixels, or "all", visible ones included.
-    mean, std, scale: normalisation of the images, as in `basic.normalize`.
+    normalization: of the images.
     Raises UserError for other values.
     """
 
@@ -30,9 +30,7 @@ class Objective:
     loss: str = "l1"
     bins: int = 8
     area: str = "masked"
-    mean: Sequence[float] = (0.0,)
-    std: Sequence[float] = (1.0,)
-    scale: float = 255.0
+    normalization: Normalization = PIXELS
 
     def __post_init__(self) -> None:
         choices = {
@@ -63,11 +61,14 @@ class Objective:
         images: jax.Array,
         mask: jax.Array,
         weight: jax.Array | float = 1.0,
+        valid: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Return the loss, and the number of pixels that it averages.
 
         prediction: output of SimMIM; images: float[b h w c], normalised; mask:
-        bool[b gh gw] of patches, True = masked; weight: [b], per image.
+        bool[b gh gw] of patches, True = masked; weight: [b], per image; valid:
+        bool[b h w c], values that were measured, None for all of them. Others do not
+        count.
         """
         pixels = masking.upsample(mask, *images.shape[1:3])
         if self.area == "all":
@@ -75,22 +76,28 @@ class Objective:
         # Mask units are multiples of target pixels: see `check_mask`.
         pixels = pixels[:, :: self.downsample, :: self.downsample]
         weights = pixels * jnp.reshape(weight, (-1, 1, 1))
+        if valid is not None:
+            weights = weights[..., None] * targets.any_in_cell(valid, self.downsample)
         loss = losses.PIXEL_LOSSES[self.loss]
-        return loss(prediction, self.of(images), weights)
+        return loss(prediction, self.of(images, valid), weights)
 
-    def of(self, images: jax.Array) -> jax.Array:
-        """Return the target, [b h' w' c], of normalised images, float[b h w c]."""
+    def of(self, images: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+        """Return the target, [b h' w' c], of normalised images, float[b h w c].
+
+        valid: as in `__call__`; the target of a cell is the mean of its valid pixels.
+        """
         if self.loss == "bins":
-            pixels = jnp.round(
-                basic.denormalize(images, self.mean, self.std, self.scale)
-            )
-            return targets.to_bins(self._downsample(pixels), self.bins)
+            pixels = jnp.round(self.normalization.inverse(images))
+            cells = targets.downsample(pixels, self.downsample, valid)
+            return targets.to_bins(cells, self.bins)
         if self.target == "normalized":
-            images = targets.normalize_windows(images, self.window)
-        return self._downsample(images)
+            images = targets.normalize_windows(images, self.window, valid)
+        return targets.downsample(images, self.downsample, valid)
 
-    def to_pixels(self, prediction: jax.Array, images: jax.Array) -> jax.Array:
-        """Convert predictions to pictures, float32[b h w c], nominally in 0..255.
+    def to_pixels(
+        self, prediction: jax.Array, images: jax.Array, valid: jax.Array | None = None
+    ) -> jax.Array:
+        """Convert predictions to the units of pixels, float32[b h w c].
 
         Normalised predictions get the true mean and standard deviation of each window
         back, as in MAE's figures, and so colours that were not predicted. Downsampled
@@ -100,9 +107,9 @@ class Objective:
             return targets.upsample(targets.from_bins(prediction), self.downsample)
         pixels = targets.upsample(prediction, self.downsample)
         if self.target == "normalized":
-            mean, std = targets.window_moments(images, self.window)
+            mean, std = targets.window_moments(images, self.window, valid)
             pixels = pixels * std + mean
-        return basic.denormalize(pixels, self.mean, self.std, self.scale)
+        return self.normalization.inverse(pixels)
 
     def check_mask(self, unit: Sequence[int], ratio: float) -> None:
         """Raise UserError if masks leave no loss, or hide part of a target pixel."""
@@ -117,9 +124,6 @@ class Objective:
                 f"config.mask.unit_size={tuple(unit)}, so that masks do not hide part "
                 "of a target pixel."
             )
-
-    def _downsample(self, images: jax.Array) -> jax.Array:
-        return targets.downsample(images, self.downsample)
 
 
 # L1 loss on masked pixels.

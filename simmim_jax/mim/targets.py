@@ -1,5 +1,7 @@
 """Prediction targets: pixels as they are, normalised, downsampled or binned."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,10 +21,13 @@ def check_window(window: int) -> None:
         )
 
 
-def window_moments(images: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
+def window_moments(
+    images: jax.Array, window: int, valid: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Return the mean and standard deviation around every pixel, per channel.
 
-    images: float32[b h w c]; window: odd side [pixels]; returns: two float32[b h w c],
+    images: float32[b h w c]; window: odd side [pixels]; valid: bool[b h w c], values
+    that count, None for all of them; returns: two float32[b h w c],
     the second √(variance + 1e-6). Windows are cropped at the border of the image. The
     variance is unbiased, over n - 1 (official `norm_targets`). Raises UserError for a
     window without a centre.
@@ -34,16 +39,25 @@ def window_moments(images: jax.Array, window: int) -> tuple[jax.Array, jax.Array
     """
     check_window(window)
     rows, columns = (_band(size, window) for size in images.shape[1:3])
-    count = np.outer(rows.sum(1), columns.sum(1))[:, :, None]
 
-    def mean(x: jax.Array) -> jax.Array:
-        sums = jnp.einsum("yh, xw, bhwc -> byxc", rows, columns, x, precision="highest")
-        return sums / count
+    def sums(x: jax.Array) -> jax.Array:
+        return jnp.einsum("yh, xw, bhwc -> byxc", rows, columns, x, precision="highest")
 
-    center = images.mean((1, 2), keepdims=True)
-    offset = images - center
-    local = mean(offset)
-    variance = (mean(jnp.square(offset)) - jnp.square(local)) * (count / (count - 1))
+    count: Any
+    if valid is None:
+        count = np.outer(rows.sum(1), columns.sum(1))[:, :, None]
+        freedom = count - 1
+        center = images.mean((1, 2), keepdims=True)
+        offset = images - center
+    else:
+        inside = sums(valid.astype(jnp.float32))
+        count, freedom = jnp.maximum(inside, 1), jnp.maximum(inside - 1, 1)
+        measured = jnp.maximum(valid.sum((1, 2), keepdims=True), 1)
+        center = jnp.where(valid, images, 0).sum((1, 2), keepdims=True) / measured
+        offset = jnp.where(valid, images - center, 0)
+    local = sums(offset) / count
+    variance = sums(jnp.square(offset)) / count - jnp.square(local)
+    variance = variance * (count / freedom)
     return center + local, jnp.sqrt(jnp.maximum(variance, 0) + EPS)
 
 
@@ -54,15 +68,32 @@ def _band(size: int, window: int) -> np.ndarray:
     return near.astype(np.float32)
 
 
-def normalize_windows(images: jax.Array, window: int) -> jax.Array:
+def normalize_windows(
+    images: jax.Array, window: int, valid: jax.Array | None = None
+) -> jax.Array:
     """Return (x - mean) / std of the window around each pixel; see `window_moments`."""
-    mean, std = window_moments(images, window)
+    mean, std = window_moments(images, window, valid)
     return (images - mean) / std
 
 
-def downsample(images: jax.Array, factor: int) -> jax.Array:
-    """Average over cells: float[b h w c] -> [b h/factor w/factor c]."""
-    return reduce(images, "b (h p) (w q) c -> b h w c", "mean", p=factor, q=factor)
+def downsample(
+    images: jax.Array, factor: int, valid: jax.Array | None = None
+) -> jax.Array:
+    """Average over cells: float[b h w c] -> [b h/factor w/factor c].
+
+    valid: bool[b h w c], values that count, None for all of them.
+    """
+    cells = "b (h p) (w q) c -> b h w c"
+    if valid is None:
+        return reduce(images, cells, "mean", p=factor, q=factor)
+    total = reduce(jnp.where(valid, images, 0), cells, "sum", p=factor, q=factor)
+    count = reduce(valid.astype(images.dtype), cells, "sum", p=factor, q=factor)
+    return total / jnp.maximum(count, 1)
+
+
+def any_in_cell(valid: jax.Array, factor: int) -> jax.Array:
+    """Return whether a cell has a valid value: bool[b h w c], smaller by `factor`."""
+    return reduce(valid, "b (h p) (w q) c -> b h w c", "any", p=factor, q=factor)
 
 
 def upsample(images: jax.Array, factor: int) -> jax.Array:

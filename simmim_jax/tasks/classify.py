@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simmim_jax.augment import basic
 from simmim_jax.checkpoints import layout, store
 from simmim_jax.checkpoints.transfer import transfer
 from simmim_jax.config import schema
@@ -59,10 +58,8 @@ def learner(
                 config.augment,
                 num_classes=num_classes,
                 label_smoothing=config.label_smoothing,
-                mean=config.data.mean,
-                std=config.data.std,
+                normalization=inputs.normalization(config.data),
                 flip=config.data.flip,
-                scale=inputs.scale(config.data),
             ),
             loss=finetune_loss(model, drop_paths=not config.freeze_encoder),
             plain_loss=finetune_loss(plain(model), drop_paths=False),
@@ -201,7 +198,7 @@ def draw_augmented(
         batch = next(batches)
     key = steps.purpose(jax.random.key(config.seed), "preview")
     seen = jax.jit(prepare)(batch, key)["image"]
-    pixels = basic.denormalize(seen, data.mean, data.std, inputs.scale(data))
+    pixels = inputs.normalization(data).inverse(seen)
     return pictures.augmentation_grid(
         inputs.displayed(data, batch["image"]),
         inputs.displayed(data, np.asarray(pixels)),
@@ -270,11 +267,11 @@ def evaluation(
     top1 and top5 are shares in 0..1; top5 is left out below six classes.
     """
     data = config.data
-    scale = inputs.scale(data)
+    normalization = inputs.normalization(data)
 
     @functools.partial(jax.jit, out_shardings=jax.NamedSharding(mesh, jax.P()))
     def totals(params: Any, batch: steps.Batch) -> dict[str, jax.Array]:
-        images = basic.normalize(batch["image"], data.mean, data.std, scale)
+        images = normalization(batch["image"])
         with sharding.on_mesh(mesh):
             logits = model.apply({"params": sharding.gathered(params, mesh)}, images)
         labels, weight = batch["label"], batch["weight"]

@@ -1,11 +1,11 @@
 """Pure functions of a fine-tuning step: its augmentation and its loss."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from simmim_jax.augment import basic, randaugment
+from simmim_jax.augment.normalization import Normalization
 from simmim_jax.config.schema import Augment
 from simmim_jax.errors import UserError
 from simmim_jax.mim import losses
@@ -18,24 +18,28 @@ def finetune_prepare(
     *,
     num_classes: int,
     label_smoothing: float,
-    mean: Sequence[float],
-    std: Sequence[float],
+    normalization: Normalization,
     flip: bool,
-    scale: float = 255.0,
 ) -> Prepare:
     """Return the augmentation, in the order of the official code, with soft targets.
 
     Flip, RandAugment, normalisation, erasing, mixing; see `randaugment` and `basic`.
-    scale: what pixels are divided by before they are normalised.
     raises: UserError for images that RandAugment is not defined for.
     """
-    if augment.num_ops and (len(mean) not in (1, 3) or scale != 255):
-        what = f"{len(mean)} channels" if scale == 255 else "float32 values"
+    channels = len(normalization.mean)
+    what = ""
+    if normalization.scale != 255:
+        what = "measured values"
+    elif channels not in (1, 3):
+        what = f"{channels} channels"
+    elif normalization.nodata is not None:
+        what = "pixels without data"
+    if augment.num_ops and what:
         raise UserError(
             f"config.augment.num_ops={augment.num_ops} with images of {what}: "
-            "RandAugment is defined for grey and colour images of uint8, set it to 0."
+            "RandAugment is defined for grey and colour photographs, set it to 0."
         )
-    fill = tuple(min(255, round(255 * level)) for level in mean)
+    fill = tuple(min(255, round(255 * level)) for level in normalization.mean)
 
     def prepare(batch: Batch, key: jax.Array) -> Batch:
         images = batch["image"]
@@ -50,7 +54,7 @@ def finetune_prepare(
                 magnitude_std=augment.magnitude_std,
                 fill=fill,
             )
-        images = basic.normalize(images, mean, std, scale)
+        images = normalization(images)
         if augment.erase_prob:
             images = basic.random_erase(
                 purpose(key, "erase"), images, augment.erase_prob

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simmim_jax.augment.normalization import Normalization
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Finetune, Pretrain
 from simmim_jax.data.loader.bad_examples import BadImages
@@ -68,9 +69,9 @@ def batch_like(data: schema.Data) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def scale(data: schema.Data) -> float:
-    """Return what pixels are divided by before mean and std apply."""
-    return 255.0 if data.dtype == "uint8" else 1.0
+def normalization(data: schema.Data) -> Normalization:
+    """Return how values of a batch become what the model sees."""
+    return Normalization(data.mean, data.std, 255.0 if data.dtype == "uint8" else 1.0)
 
 
 def displayed(data: schema.Data, images: np.ndarray) -> np.ndarray:

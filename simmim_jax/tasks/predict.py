@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from simmim_jax.augment import basic
 from simmim_jax.checkpoints import store
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Finetune
@@ -76,11 +75,10 @@ class Predictor:
 
     @functools.cached_property
     def _probabilities(self) -> Callable[[Any, np.ndarray], jax.Array]:
-        data = self.config.data
+        normalization = inputs.normalization(self.config.data)
 
         def probabilities(params: Any, images: np.ndarray) -> jax.Array:
-            pixels = basic.normalize(images, data.mean, data.std, inputs.scale(data))
-            logits = self.model.apply({"params": params}, pixels)
+            logits = self.model.apply({"params": params}, normalization(images))
             if self.config.probabilities == "sigmoid":
                 return jax.nn.sigmoid(logits)
             return jax.nn.softmax(logits)

@@ -40,9 +40,7 @@ class Parts:
             mask_kind=config.mask.kind,
             mask_unit=config.mask.unit_size,
             mask_ratio=config.mask.ratio,
-            mean=config.data.mean,
-            std=config.data.std,
-            scale=inputs.scale(config.data),
+            normalization=inputs.normalization(config.data),
         )
 
     def learner(self, num_examples: int) -> Learner:
@@ -128,9 +126,7 @@ def objective_of(config: Pretrain) -> Objective:
         loss=config.loss.kind,
         bins=config.loss.bins,
         area=config.loss.area,
-        mean=config.data.mean,
-        std=config.data.std,
-        scale=inputs.scale(config.data),
+        normalization=inputs.normalization(config.data),
     )
     objective.check_mask(config.mask.unit_size, config.mask.ratio)
     return objective
@@ -163,7 +159,9 @@ def constants(parts: Parts, num_held_out: int) -> dict[str, float]:
 
     @jax.jit
     def distances(index: jax.Array) -> jax.Array:
-        images = jnp.zeros(shape, config.data.dtype)
+        # A value that is not the mark of pixels without data.
+        measured = int(inputs.normalization(config.data).nodata == 0)
+        images = jnp.full(shape, measured, config.data.dtype)
         mask = prepare({"image": images}, _mask_key(config, index))["mask"]
         return masking.avg_dist(mask, config.model.patch_size)
 
@@ -197,18 +195,19 @@ def evaluation(
         images, mask = prepared["image"], prepared["mask"]
         params = sharding.gathered(params, mesh)
         with sharding.on_mesh(mesh):
-            return images, model.apply({"params": params}, images, mask), mask
+            prediction = model.apply({"params": params}, images, mask)
+        return images, prediction, mask, prepared.get("valid")
 
     @functools.partial(jax.jit, out_shardings=whole)
     def batch_sums(params: Any, batch: steps.Batch, index: jax.Array) -> jax.Array:
-        images, prediction, mask = apply(params, batch, index)
-        loss, pixels = objective(prediction, images, mask, batch["weight"])
+        images, prediction, mask, valid = apply(params, batch, index)
+        loss, pixels = objective(prediction, images, mask, batch["weight"], valid)
         return jnp.stack([loss * pixels, pixels])
 
     @functools.partial(jax.jit, out_shardings=whole)
     def reconstruct(params: Any, batch: steps.Batch) -> tuple:
-        images, prediction, mask = apply(params, batch, jnp.int32(0))
-        pixels = objective.to_pixels(prediction, images)
+        images, prediction, mask, valid = apply(params, batch, jnp.int32(0))
+        pixels = objective.to_pixels(prediction, images, valid)
         mask = masking.upsample(mask, *images.shape[1:3])
         n = len(chosen)
         return batch["image"][:n], mask[:n], pixels[:n]

@@ -1,11 +1,11 @@
 """Pure functions of a pre-training step: its preparation and its loss."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from simmim_jax.augment import basic
+from simmim_jax.augment.normalization import Normalization
 from simmim_jax.errors import UserError
 from simmim_jax.mim import masking
 from simmim_jax.mim.objective import SIMMIM, Objective
@@ -18,16 +18,15 @@ def pretrain_prepare(
     patch_size: tuple[int, int],
     mask_unit: tuple[int, int],
     mask_ratio: float,
-    mean: Sequence[float],
-    std: Sequence[float],
+    normalization: Normalization,
     flip: bool,
     mask_kind: str = "random",
-    scale: float = 255.0,
 ) -> Prepare:
     """Return what flips, normalises and draws a mask for each image.
 
     mask_unit: height and width of what is hidden together [pixels]; mask_kind: a name
-    of `masking.MASKS`; scale: what pixels are divided by before they are normalised.
+    of `masking.MASKS`. Patches without data are not hidden; where pixels may have none,
+    the result tells which do, "valid" bool[b h w c].
     raises: UserError for invalid values; when traced, also where a mask would hide a
     whole image.
     """
@@ -56,7 +55,12 @@ def pretrain_prepare(
         mask = masking.MASKS[mask_kind](
             purpose(key, "mask"), len(images), grid, unit, mask_ratio
         )
-        return {"image": basic.normalize(images, mean, std, scale), "mask": mask}
+        valid = normalization.valid(images)
+        prepared = {
+            "image": normalization(images),
+            "mask": masking.where_measured(mask, valid, patch_size),
+        }
+        return prepared if valid is None else prepared | {"valid": valid}
 
     return prepare
 
@@ -69,7 +73,7 @@ def pretrain_loss(model: SimMIM, objective: Objective = SIMMIM) -> Loss:
         prediction = model.apply(
             {"params": params}, images, mask, True, rngs={"drop_path": key}
         )
-        value, _ = objective(prediction, images, mask)
+        value, _ = objective(prediction, images, mask, valid=inputs.get("valid"))
         return value, {"loss": value}
 
     return loss

@@ -151,6 +151,7 @@ def test_gradients_are_sharded_like_their_parameters():
 
 AUGMENTED = """
 import re, jax, numpy as np
+from simmim_jax.augment.normalization import Normalization
 from simmim_jax.config.schema import Augment
 from simmim_jax.runtime import sharding
 from simmim_jax.tasks.classify_step import finetune_prepare
@@ -164,8 +165,8 @@ augment = Augment(
     cutmix_alpha=1.0, mix_prob=1.0, mix_switch_prob=0.5,
 )
 prepare = finetune_prepare(
-    augment, num_classes=3, label_smoothing=0.1, mean=(0.5,) * 3, std=(0.2,) * 3,
-    flip=True,
+    augment, num_classes=3, label_smoothing=0.1, flip=True,
+    normalization=Normalization((0.5,) * 3, (0.2,) * 3),
 )
 mesh = sharding.make_mesh()
 split = sharding.to_devices(batch, mesh)

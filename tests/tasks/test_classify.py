@@ -9,7 +9,7 @@ import pytest
 import tiny_config
 from PIL import Image
 
-from simmim_jax.augment import basic
+from simmim_jax.augment.normalization import Normalization
 from simmim_jax.checkpoints.transfer import interpolate_offsets
 from simmim_jax.config import schema
 from simmim_jax.configs import common
@@ -59,7 +59,7 @@ def test_accuracy_counts_every_image_once(examples, classifier):
     )
     metrics = evaluation(config, model, source)(params, 0)
 
-    pixels = basic.normalize(source.images, config.data.mean, config.data.std)
+    pixels = Normalization(config.data.mean, config.data.std)(source.images)
     logits = np.asarray(model.apply({"params": params}, pixels), np.float64)
     order = np.argsort(-logits, axis=1)
     labels = np.asarray(source.labels)[:, None]

@@ -10,13 +10,13 @@ import step_cases
 from step_cases import (
     MODEL,
     PLAIN,
-    PREPARE,
     prepare_finetune,
     prepare_pretrain,
     random_params,
 )
 
 from simmim_jax.augment import basic, randaugment
+from simmim_jax.augment.normalization import Normalization
 from simmim_jax.config.schema import Augment
 from simmim_jax.mim import losses
 from simmim_jax.models.classifier import Classifier
@@ -51,7 +51,9 @@ def test_fine_tuning_loss_is_cross_entropy_with_smoothed_labels(batch):
 
 
 def test_fine_tuning_flips_some_images_of_a_batch(batch):
-    prepare = prepare_finetune(mean=(0,) * 3, std=(1,) * 3, flip=True)
+    prepare = prepare_finetune(
+        normalization=Normalization((0,) * 3, (1,) * 3), flip=True
+    )
     images = np.asarray(prepare(batch, jax.random.key(1))["image"]) * 255
     swapped = np.isclose(images, batch["image"][:, :, ::-1]).all((1, 2, 3))
     same = np.isclose(images, batch["image"]).all((1, 2, 3))
@@ -62,8 +64,7 @@ def test_fine_tuning_flips_some_images_of_a_batch(batch):
 FINETUNE = {
     "num_classes": 3,
     "label_smoothing": 0.3,
-    "mean": (0.485, 0.456, 0.999),
-    "std": PREPARE["std"],
+    "normalization": Normalization((0.485, 0.456, 0.999), (0.25, 0.25, 0.25)),
     "flip": True,
 }
 
@@ -80,7 +81,7 @@ def test_augmentation_follows_the_official_order_with_a_key_for_each_part(batch)
             magnitude_std=0.5,
             fill=(124, 116, 255),  # the mean in grey levels
         )
-        images = basic.normalize(images, FINETUNE["mean"], FINETUNE["std"])
+        images = FINETUNE["normalization"](images)
         images = basic.random_erase(purpose(key, "erase"), images, 0.5)
         return basic.mix(
             purpose(key, "mix"),
@@ -118,18 +119,23 @@ def test_each_augmentation_is_off_at_zero_and_changes_images_when_on(field, batc
 
 
 def test_randaugment_of_images_with_five_channels_is_refused():
-    bands = FINETUNE | {"mean": (0.5,) * 5, "std": (0.2,) * 5}
+    bands = FINETUNE | {"normalization": Normalization((0.5,) * 5, (0.2,) * 5)}
     with pytest.raises(ValueError, match="num_ops=2 with images of 5 channels"):
         finetune_prepare(AUGMENT, **bands)
     finetune_prepare(dataclasses.replace(AUGMENT, num_ops=0), **bands)
 
 
-def test_randaugment_of_measured_values_is_refused():
-    with pytest.raises(ValueError, match="num_ops=2 with images of float32 values"):
-        finetune_prepare(AUGMENT, **FINETUNE, scale=1.0)
-    prepare = finetune_prepare(PLAIN, **FINETUNE | {"flip": False}, scale=1.0)
-    values = np.random.default_rng(0).normal(size=(8, 4, 4, 3)).astype(np.float32)
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [({"scale": 1.0}, "measured values"), ({"nodata": 0.0}, "pixels without data")],
+)
+def test_randaugment_of_measured_values_is_refused(fields, what):
+    normalization = dataclasses.replace(FINETUNE["normalization"], **fields)
+    arguments = FINETUNE | {"normalization": normalization}
+    with pytest.raises(ValueError, match=f"num_ops=2 with images of {what}"):
+        finetune_prepare(AUGMENT, **arguments)
+    prepare = finetune_prepare(PLAIN, **arguments | {"flip": False})
+    values = np.random.default_rng(0).uniform(1, 2, (8, 4, 4, 3)).astype(np.float32)
     labels = np.zeros(8, np.int32)
     found = prepare({"image": values, "label": labels}, jax.random.key(0))["image"]
-    expected = (values - FINETUNE["mean"]) / FINETUNE["std"]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found, normalization(values))

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from simmim_jax.augment import basic
+from simmim_jax.augment.normalization import Normalization
 from simmim_jax.mim import losses, masking, targets
 from simmim_jax.mim.objective import SIMMIM, Objective
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-CLASSES = {"loss": "bins", "mean": MEAN, "std": STD}
+NORMALIZATION = Normalization(MEAN, STD)
+CLASSES = {"loss": "bins", "normalization": NORMALIZATION}
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def batch():
     """uint8 images, the same normalised, and masks of patches of 4 in units of 8."""
     pixels = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3), np.uint8)
     mask = masking.random_mask(jax.random.key(0), 4, (4, 6), (2, 2), 0.5)
-    return pixels, basic.normalize(pixels, MEAN, STD), mask
+    return pixels, NORMALIZATION(pixels), mask
 
 
 def prediction_for(objective, images):
@@ -100,9 +101,9 @@ def test_bins_are_of_the_bytes(batch, bins):
 
 def test_every_byte_is_recovered_before_binning():
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    mean, std = (0.4850,), (0.229,)
-    objective = Objective(loss="bins", bins=8, mean=mean, std=std)
-    found = jax.jit(objective.of)(basic.normalize(pixels, mean, std))
+    normalization = Normalization((0.4850,), (0.229,))
+    objective = Objective(loss="bins", bins=8, normalization=normalization)
+    found = jax.jit(objective.of)(normalization(pixels))
     np.testing.assert_array_equal(found, pixels // 32)
 
 
@@ -123,14 +124,14 @@ def test_bins_of_a_smaller_target_are_of_the_mean(batch):
 @pytest.mark.parametrize("target", ["pixels", "normalized"])
 def test_perfect_prediction_gives_the_image(batch, target):
     pixels, images, _ = batch
-    objective = Objective(target=target, window=7, mean=MEAN, std=STD)
+    objective = Objective(target=target, window=7, normalization=NORMALIZATION)
     found = objective.to_pixels(objective.of(images), images)
     np.testing.assert_allclose(found, pixels, atol=1e-2)
 
 
 def test_perfect_smaller_prediction_gives_the_mean_of_every_cell(batch):
     pixels, images, _ = batch
-    objective = Objective(downsample=4, mean=MEAN, std=STD)
+    objective = Objective(downsample=4, normalization=NORMALIZATION)
     found = objective.to_pixels(objective.of(images), images)
     expected = pixels.reshape(4, 4, 4, 6, 4, 3).mean((2, 4), keepdims=True)
     expected = np.broadcast_to(expected, (4, 4, 4, 6, 4, 3)).reshape(pixels.shape)
@@ -196,7 +197,9 @@ def test_gradients_are_finite(batch, loss, target):
     if loss == "bins" and target == "normalized":
         return
     _, images, mask = batch
-    objective = Objective(target, 9, downsample=8, loss=loss, mean=MEAN, std=STD)
+    objective = Objective(
+        target, 9, downsample=8, loss=loss, normalization=NORMALIZATION
+    )
     prediction = prediction_for(objective, images)
     grads = jax.jit(jax.grad(lambda p: objective(p, images, mask)[0]))(prediction)
     assert jnp.isfinite(grads).all()

@@ -6,6 +6,7 @@ import pytest
 import tiny_config
 from PIL import Image
 
+from simmim_jax.augment.normalization import Normalization
 from simmim_jax.data.sources.base import ArraySource
 from simmim_jax.mim import masking
 from simmim_jax.runtime import sharding
@@ -73,8 +74,7 @@ def first_batch(parts, images):
         patch_size=config.model.patch_size,
         mask_unit=config.mask.unit_size,
         mask_ratio=config.mask.ratio,
-        mean=config.data.mean,
-        std=config.data.std,
+        normalization=Normalization(config.data.mean, config.data.std),
         flip=False,
     )
     key = jax.random.fold_in(jax.random.key(config.seed), 0)

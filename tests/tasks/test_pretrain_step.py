@@ -48,7 +48,7 @@ def test_flips_and_masks_have_their_own_keys(batch):
     mask = masking.random_mask(purpose(key, "mask"), 8, (4, 4), (2, 2), 0.5)
     np.testing.assert_array_equal(inputs["mask"], mask)
     flipped = basic.random_flip(purpose(key, "flip"), jnp.asarray(batch["image"]))
-    expected = basic.normalize(flipped, PREPARE["mean"], PREPARE["std"])
+    expected = PREPARE["normalization"](flipped)
     np.testing.assert_array_equal(inputs["image"], expected)
 
 
