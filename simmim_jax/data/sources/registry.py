@@ -18,6 +18,7 @@ from simmim_jax.data.sources import (
     npy,
     packed,
     tfds_sets,
+    volumes,
 )
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.format import Format
@@ -35,6 +36,8 @@ FORMATS: tuple[Format, ...] = (
     idx.FORMAT,
     archives.SHARDS,
     npy.ARRAY_FOLDER,
+    volumes.DICOM_FRAMES,
+    volumes.VOLUMES,
     folders.URL,
     folders.FOLDER,
 )
@@ -65,6 +68,9 @@ def open_source(
       float32 (float16 and float64 are converted to float32);
     - a .npy file [n, h, w, c] of such images, memory-mapped; labels int [n] are read
       from the neighbouring NAME_labels.npy, if it exists;
+    - a .nii or .nii.gz volume, or a folder of such files: each slice is an image,
+      across the axis behind a colon (PATH:sagittal, coronal or axial, the default);
+    - a .dcm file, or FOLDER:frames: each frame is an image;
     - a manifest: .csv or .tsv whose first line names the columns path (or image, file,
       filename) and optionally label (or class) and split; .parquet with the same
       columns; .txt with one path per line, or a path and a label separated by a tab, or
