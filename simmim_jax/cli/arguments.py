@@ -50,6 +50,20 @@ def add_config(parser: argparse.ArgumentParser, example: str) -> None:
     )
 
 
+def add_features(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which features of an encoder are meant, and of what."""
+    parser.add_argument(
+        "--pool",
+        choices=("mean", "cls"),
+        default="mean",
+        help="mean of the patches, or the class token of a ViT (%(default)s)",
+    )
+    parser.add_argument(
+        "--block", type=int, help="of a ViT: features after this block (the last norm)"
+    )
+    parser.add_argument("--data_dir", default="", help="folder of TFDS data sets")
+
+
 def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> tuple[argparse.Namespace, ConfigDict, set[str]]:

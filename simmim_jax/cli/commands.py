@@ -11,6 +11,9 @@ from simmim_jax.errors import UserError, did_you_mean
 COMMANDS = {
     "train": ("train", "pre-train, fine-tune or compare, as a config says"),
     "predict": ("predict", "classify image files with a fine-tuned run"),
+    "embed": ("embed", "a vector of features for every image of a data set"),
+    "probe": ("probe", "what an encoder's features are worth: kNN and linear"),
+    "neighbours": ("neighbours", "images that look alike, near-duplicates"),
     "convert": ("convert", "checkpoints of other libraries to ours and back"),
     "pack": ("pack", "copy a data set into shards of smaller images"),
     "bench": ("bench", "measure the training step or the input of a config"),
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _overview() -> str:
-    lines = (f"  {name:<9} {purpose}" for name, (_, purpose) in COMMANDS.items())
+    lines = (f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items())
     return "\n".join(
         [
             "usage: simmim <command> [arguments]\n",

@@ -87,6 +87,19 @@ def augmentation_grid(
     return _draw_panels(panels, path)
 
 
+def neighbour_grid(
+    queries: np.ndarray, neighbours: np.ndarray, path: str | Path
+) -> Path:
+    """Draw a row for each query: itself, then its neighbours, most similar first.
+
+    queries: [n, h, w, c] uint8; neighbours: [n, k, h, w, c] uint8. Returns: the path.
+    """
+    columns = {"query": _to_rgb(_check_images(queries))}
+    for rank in range(neighbours.shape[1]):
+        columns[str(rank + 1)] = _to_rgb(_check_images(neighbours[:, rank]))
+    return _draw_panels(columns, path)
+
+
 def curves(
     panels: Mapping[str, Mapping[str, tuple[Sequence, Sequence]]],
     path: str | Path,

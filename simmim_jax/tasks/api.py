@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from simmim_jax.checkpoints import layout
 from simmim_jax.checkpoints.disk import make_workdir
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Compare, Finetune, Pretrain
@@ -18,6 +19,7 @@ from simmim_jax.runtime import workdir_lock
 from simmim_jax.tasks import architecture, classify
 from simmim_jax.tasks import compare as comparison
 from simmim_jax.tasks import pretrain as pretraining
+from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.tasks.predict import Predictor
 from simmim_jax.training import loop
 from simmim_jax.training.run import Trained
@@ -79,9 +81,14 @@ def compare(config: ConfigDict | Compare, workdir: str | Path) -> dict[str, Any]
         return comparison.compare(parsed, folder)
 
 
-def load(path: str | Path) -> Predictor:
-    """Load a fine-tuned classifier: the workdir of its run, or a checkpoint."""
-    return Predictor.load(path)
+def load(path: str | Path) -> Encoder | Predictor:
+    """Load the workdir of a run, or a checkpoint.
+
+    returns: a fine-tuned classifier, or the encoder of a pre-training run. Both turn
+    images into vectors with `embed`.
+    """
+    learned = layout.read_meta(path)
+    return (Predictor if learned.get("class_names") else Encoder).load(path)
 
 
 def _parse(config: Any, kind: type) -> Any:

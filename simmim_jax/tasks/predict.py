@@ -18,7 +18,8 @@ from simmim_jax.data.sources.base import NO_LABEL
 from simmim_jax.errors import UserError
 from simmim_jax.models import build_classifier, plain
 from simmim_jax.models.classifier import Classifier
-from simmim_jax.tasks import inputs
+from simmim_jax.tasks import inputs, values
+from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.tasks.views import eval_view
 
 TOP = 5  # classes shown
@@ -75,7 +76,7 @@ class Predictor:
 
     @functools.cached_property
     def _probabilities(self) -> Callable[[Any, np.ndarray], jax.Array]:
-        normalization = inputs.normalization(self.config.data)
+        normalization = values.normalization(self.config.data)
 
         def probabilities(params: Any, images: np.ndarray) -> jax.Array:
             logits = self.model.apply({"params": params}, normalization(images))
@@ -98,6 +99,15 @@ class Predictor:
         padded = np.zeros((size, *images.shape[1:]), images.dtype)
         padded[: len(images)] = images
         return np.asarray(self._probabilities(self.params, padded))[: len(images)]
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """The encoder, for features."""
+        return Encoder.of(self.params, self.config, self.step)
+
+    def embed(self, images: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """Return what the head sees of each image, float32 [n, d]: `Encoder.embed`."""
+        return self.encoder.embed(images)
 
     def stream(
         self, paths: Sequence[str], on_error: Callable[[str, Exception], None]

@@ -1,0 +1,76 @@
+"""Write a vector of features for every image of a data set.
+
+    simmim embed runs/mine /my/images vectors.parquet
+    simmim embed runs/mine photos.csv vectors.npy --split=train --pool=cls
+
+RUN is the workdir of a pre-trained or fine-tuned run, or a converted checkpoint.
+DATASET is any value of config.data.dataset. A .parquet file has the columns path,
+split, index, label, class and vector; beside a .npy file [n, d] stands a .txt of paths.
+An interrupted command resumes when it is run again.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from simmim_jax.cli import arguments
+from simmim_jax.errors import UserError
+from simmim_jax.runtime import platforms
+
+_SPLITS = ("train", "validation", "test")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Embed a data set."""
+    parser = arguments.parser("embed", __doc__)
+    parser.add_argument("run", help="workdir of a run, or a checkpoint")
+    parser.add_argument("dataset", help="what to embed")
+    parser.add_argument("out", help="file to write, .parquet or .npy")
+    parser.add_argument(
+        "--split", action="append", help="splits, repeatable (all that there are)"
+    )
+    arguments.add_features(parser)
+    parser.add_argument(
+        "--float16", action="store_true", help="store vectors in half the space"
+    )
+    args = parser.parse_args(argv)
+    platforms.leave_out_absent_tpu()
+    from simmim_jax.tasks.embed import embed
+    from simmim_jax.tasks.encoder import Encoder
+
+    try:
+        sources = _sources(args.dataset, args.split, args.data_dir)
+        encoder = Encoder.load(args.run, pool=args.pool, block=args.block)
+        print(f"{args.run}: {encoder.describe()}")
+        plan = {
+            "run": args.run,
+            "step": encoder.step,
+            "dataset": args.dataset,
+            "pool": args.pool,
+            "block": args.block,
+        }
+        rows, left_out = embed(encoder, sources, args.out, plan=plan, half=args.float16)
+    except UserError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. Run the same command again to resume.")
+    print(f"{args.out}: {rows:,} vectors of {encoder.dim}")
+    if left_out:
+        print(f"{left_out:,} images left out, see {args.out}.left_out.tsv")
+
+
+def _sources(dataset: str, splits: Sequence[str] | None, data_dir: str) -> dict:
+    """Return the sources of the named splits, or of all that the data set has."""
+    from simmim_jax.data.sources.registry import open_source
+
+    if splits:
+        return {s: open_source(dataset, s, data_dir=data_dir) for s in splits}
+    found, refused = {}, None
+    for split in _SPLITS:
+        try:
+            found[split] = open_source(dataset, split, data_dir=data_dir)
+        except UserError as error:
+            refused = refused or error
+    if not found:
+        assert refused is not None
+        raise refused
+    return found

@@ -1,0 +1,248 @@
+"""A trained encoder with everything that it needs to turn images into features."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from simmim_jax.checkpoints import store
+from simmim_jax.config import schema
+from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.data.codecs.base import BadImage
+from simmim_jax.data.loader.workers import num_cpus
+from simmim_jax.data.sources.base import NO_LABEL, Source
+from simmim_jax.errors import UserError
+from simmim_jax.models import Encoded, build_classifier, plain
+from simmim_jax.models.vit import ViT
+from simmim_jax.tasks import inputs
+from simmim_jax.tasks.views import eval_view
+
+POOLS = ("mean", "cls")
+BATCH = 64  # images encoded at once
+
+
+class Embedded(NamedTuple):
+    """Features of some examples of a source.
+
+    indices: int [n], in order; paths: "" where a source has none; labels: int32 [n], -1
+    for none; vectors: float32 [n, d]; bad: (index, path, error) of what is no image.
+    """
+
+    indices: np.ndarray
+    paths: list[str]
+    labels: np.ndarray
+    vectors: np.ndarray
+    bad: list[tuple[int, str, Exception]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """An encoder, its parameters, and how its images are prepared.
+
+    pool: "mean" averages the patches, "cls" takes the class token of a ViT; head_norm:
+    parameters of the norm that a classifier applies to what was pooled, or None.
+    """
+
+    module: nn.Module
+    params: Any
+    head_norm: Any
+    config: Pretrain | Finetune  # of its training run
+    pool: str
+    step: int
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, pool: str = "mean", block: int | None = None
+    ) -> "Encoder":
+        """Load the workdir of a run (its best checkpoint) or a checkpoint; see `of`."""
+        params, meta = store.load(path)
+        config = schema.single(schema.parse(meta["config"], stored=True))
+        return cls.of(params, config, meta["step"], pool=pool, block=block)
+
+    @classmethod
+    def of(
+        cls,
+        params: Any,
+        config: Pretrain | Finetune,
+        step: int,
+        *,
+        pool: str = "mean",
+        block: int | None = None,
+    ) -> "Encoder":
+        """Return the encoder of a model.
+
+        params: of a whole model; block: of a ViT, take the features after this block,
+        counted from 1 and without the final norm; None: the encoder's output.
+        raises: UserError where the encoder has no such block, or no class token.
+        """
+        fields: dict[str, Any] = {"pool": "mean", "pool_norm": False}
+        fields |= schema.to_dict(config.model)
+        # Devices other than CPUs compute in the run's type.
+        on_cpu = jax.default_backend() == "cpu"
+        dtype = "float32" if on_cpu else config.dtype
+        model = plain(build_classifier(num_classes=1, dtype=dtype, **fields))
+        module, head_norm = model.encoder, params.get("fc_norm")
+        if pool not in POOLS or (pool == "cls" and not isinstance(module, ViT)):
+            raise UserError(
+                f"pool={pool!r}: expected 'mean'"
+                + (" or 'cls'." if isinstance(module, ViT) else ", of a Swin.")
+            )
+        if block is not None:
+            if not isinstance(module, ViT) or not 1 <= block <= module.depth:
+                has = f"1 to {module.depth}" if isinstance(module, ViT) else "none"
+                raise UserError(
+                    f"block={block}: expected a block of a ViT; this encoder has {has}."
+                )
+            module = module.clone(depth=block, final_norm=False)
+            head_norm = None
+        return cls(module, params["encoder"], head_norm, config, pool, step)
+
+    @property
+    def dim(self) -> int:
+        """Number of features of a vector."""
+        height, width = self.config.data.image_size
+        image = jnp.zeros((1, height, width, self.config.data.channels))
+        apply = functools.partial(self.module.apply, {"params": self.params})
+        return jax.eval_shape(apply, image).grid.shape[-1]
+
+    def describe(self) -> str:
+        """Return architecture and step of the checkpoint in a line."""
+        height, width = self.config.data.image_size
+        size = sum(np.size(p) for p in jax.tree.leaves(self.params))
+        return (
+            f"{self.config.model.name}, {size:,} parameters, step {self.step}, images "
+            f"of {height}x{width}, {self.dim} features"
+        )
+
+    def embed(self, images: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """Return a vector for each image, float32 [n, d].
+
+        images: paths, encoded images or arrays [h, w, c] of any size, or an array
+        [n, h, w, c].
+        raises: UserError or OSError for what is not an image.
+        """
+        if not len(images):
+            return np.zeros((0, self.dim), np.float32)
+        parts = [
+            self._vectors(images[i : i + BATCH]) for i in range(0, len(images), BATCH)
+        ]
+        return np.concatenate(parts)
+
+    def features(self, images: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """Return the last map of features of each image, float32 [n, h, w, d].
+
+        images: as in `embed`, as many as fit into memory at once.
+        """
+        prepared = self.prepare(images)
+        return np.asarray(self._encode(self.params, prepared).grid, np.float32)
+
+    def prepare(self, images: Sequence[Any] | np.ndarray) -> np.ndarray:
+        """Return images as the encoder sees them before they are normalised, [n h w c].
+
+        images: as in `embed`.
+        """
+        return np.stack([self._prepare(image) for image in images])
+
+    def embed_source(self, source: Source, indices: range) -> Iterator[Embedded]:
+        """Yield the features of these examples of a source, a batch at a time.
+
+        Threads decode the next batch meanwhile. Bad images are reported, not raised.
+        """
+        starts = range(indices.start, indices.stop, BATCH)
+        batches = [range(i, min(i + BATCH, indices.stop)) for i in starts]
+        with ThreadPoolExecutor(num_cpus()) as pool:
+
+            def submit(batch: range) -> list[Future]:
+                return [pool.submit(self._read, source, index) for index in batch]
+
+            waiting = submit(batches[0]) if batches else []
+            for here, following in zip(batches, [*batches[1:], range(0)], strict=True):
+                read = [future.result() for future in waiting]
+                good = [i for i, (_, result) in enumerate(read) if _is_good(result)]
+                images = [read[i][1]["image"] for i in good]
+                vectors = self._start(images) if images else None
+                waiting = submit(following)
+                yield Embedded(
+                    np.array([here[i] for i in good], np.int64),
+                    [read[i][0] for i in good],
+                    np.array([read[i][1]["label"] for i in good], np.int32),
+                    np.zeros((0, self.dim), np.float32)
+                    if vectors is None
+                    else np.asarray(vectors)[: len(good)],
+                    [
+                        (here[i], path, result)
+                        for i, (path, result) in enumerate(read)
+                        if not _is_good(result)
+                    ],
+                )
+
+    # ---- One batch -------------------------------------------------------------------
+
+    def _read(self, source: Source, index: int) -> tuple[str, Any]:
+        """Return path and prepared example, or path and error of a bad image."""
+        path = ""
+        try:
+            example = source[index]
+            path = example.get("path", "")
+            return path, self._view(example, np.random.default_rng(0))
+        except (OSError, BadImage) as error:
+            return path or str(getattr(error, "filename", None) or ""), error
+
+    @functools.cached_property
+    def _view(self) -> Callable[..., dict[str, Any]]:
+        return eval_view(self.config.data)
+
+    def _prepare(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
+        if not isinstance(image, str | Path):
+            return self._view_of(image)
+        try:
+            return self._view_of(Path(image).read_bytes())
+        except UserError as error:
+            raise UserError(f"'{image}': {error}") from None
+
+    def _view_of(self, image: bytes | np.ndarray) -> np.ndarray:
+        example = {"image": image, "label": NO_LABEL}
+        return self._view(example, np.random.default_rng(0))["image"]
+
+    def _vectors(self, images: Sequence[Any] | np.ndarray) -> np.ndarray:
+        return np.asarray(self._start(self.prepare(images)))[: len(images)]
+
+    def _start(self, images: Sequence[np.ndarray] | np.ndarray) -> jax.Array:
+        """Start on a batch of prepared images, padded so that it compiles once."""
+        first = images[0]
+        padded = np.zeros((BATCH, *first.shape), first.dtype)
+        padded[: len(images)] = images
+        return self._pooled(self.params, padded)
+
+    @functools.cached_property
+    def _pooled(self) -> Callable[[Any, np.ndarray], jax.Array]:
+        def pooled(params: Any, images: np.ndarray) -> jax.Array:
+            encoded = self._apply(params, images)
+            if self.pool == "cls":
+                return jnp.asarray(encoded.cls, jnp.float32)
+            vectors = encoded.grid.mean((1, 2), dtype=jnp.float32)
+            if self.head_norm is None:
+                return vectors
+            norm = nn.LayerNorm(getattr(self.module, "norm_eps", 1e-6))
+            return norm.apply({"params": self.head_norm}, vectors)
+
+        return jax.jit(pooled)
+
+    @functools.cached_property
+    def _encode(self) -> Callable[[Any, np.ndarray], Encoded]:
+        return jax.jit(self._apply)
+
+    def _apply(self, params: Any, images: np.ndarray) -> Encoded:
+        pixels = inputs.normalization(self.config.data)(images)
+        return self.module.apply({"params": params}, pixels)
+
+
+def _is_good(result: Any) -> bool:
+    return not isinstance(result, Exception)

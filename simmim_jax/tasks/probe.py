@@ -1,0 +1,203 @@
+"""What frozen features are worth: nearest neighbours, and a linear classifier."""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from simmim_jax.errors import UserError
+from simmim_jax.tasks.accuracy import Accuracy
+
+# DINO (Caron et al., 2021), section 3 and eval_knn.py.
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
+# MAE's linear probe.
+_BATCH, _MIN_STEPS = 16_384, 1000
+# Similarities that are computed at once.
+_AT_ONCE = 2**26
+
+
+class Nearest(NamedTuple):
+    """The nearest vectors of some queries, most similar first.
+
+    similarities: float32 [q, k], cosines; indices: int32 [q, k].
+    """
+
+    similarities: np.ndarray
+    indices: np.ndarray
+
+
+def nearest(queries: np.ndarray, bank: np.ndarray, k: int) -> Nearest:
+    """Return the k vectors of the bank that are most similar to each query: exact.
+
+    queries: float [q, d]; bank: float [n, d]. Vectors of equal similarity are in the
+    order of the bank.
+    raises: UserError for k outside of 1..n.
+    """
+    if not 1 <= k <= len(bank):
+        raise UserError(
+            f"k={k}: expected 1 to {len(bank)}, the number of vectors to search."
+        )
+    on_device = _normalized(jnp.asarray(bank, jnp.float32))
+    rows = max(1, min(len(queries), _AT_ONCE // len(bank)))
+    parts = []
+    for first in range(0, len(queries), rows):
+        part = np.zeros((rows, queries.shape[1]), np.float32)  # compiled once
+        some = queries[first : first + rows]
+        part[: len(some)] = some
+        found = jax.device_get(_nearest(part, on_device, k))
+        parts.append([array[: len(some)] for array in found])
+    if not parts:
+        return Nearest(np.zeros((0, k), np.float32), np.zeros((0, k), np.int32))
+    return Nearest(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def votes(found: Nearest, labels: np.ndarray, temperature: float) -> np.ndarray:
+    """Return float64 [q, classes]: the sum of exp(similarity / temperature) by class.
+
+    labels: int [n], of the bank. Shares of the largest vote: they cannot overflow.
+    """
+    logits = found.similarities.astype(np.float64) / temperature
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    sums = np.zeros((len(weights), int(labels.max()) + 1))
+    rows = np.arange(len(weights))[:, None]
+    np.add.at(sums, (rows, labels[found.indices]), weights)
+    return sums
+
+
+def knn_accuracy(
+    bank: np.ndarray,
+    labels: np.ndarray,
+    queries: np.ndarray,
+    expected: np.ndarray,
+    *,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    step: int = 0,
+) -> Accuracy:
+    """Return the accuracy of classifying queries by their nearest labelled vectors.
+
+    bank, queries: float [n, d] and [q, d]; labels, expected: their classes; step: of
+    the run. With fewer than k vectors, all vote.
+    """
+    found = nearest(queries, bank, min(k, len(bank)))
+    predicted = votes(found, labels, temperature).argmax(axis=1)
+    return Accuracy(step, float((predicted == expected).mean()), len(expected))
+
+
+def effective_rank(vectors: np.ndarray) -> float:
+    """Return the effective rank of vectors [n, d]: how many directions they fill.
+
+    exp of the entropy of the centred vectors' singular values (Roy and Vetterli, 2007):
+    1 where all differ along one line, at most min(n, d). It falls where features
+    collapse.
+    """
+    centred = np.asarray(vectors, np.float64)
+    centred = centred - centred.mean(axis=0)
+    spectrum = np.linalg.svd(centred, compute_uv=False)
+    if not spectrum.any():
+        return 1.0
+    share = spectrum / spectrum.sum()
+    share = share[share > 0]
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def linear_accuracy(
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    queries: np.ndarray,
+    expected: np.ndarray,
+    *,
+    epochs: int = 90,
+    seed: int = 0,
+    step: int = 0,
+) -> Accuracy:
+    """Return the accuracy of a linear classifier of frozen vectors.
+
+    The protocol is MAE's (He et al., 2022, table 10): batch norm without affine
+    parameters, LARS with batches of 16,384 and the learning rate 0.1 x 16,384 / 256,
+    momentum 0.9, no weight decay, a warm-up of a ninth of the steps, then a cosine.
+    Fewer vectors make one batch, as if repeated, and at least 1,000 steps. MAE also
+    crops at random, which vectors of whole images cannot.
+    """
+    batch = min(len(vectors), _BATCH)
+    steps = max(epochs * (len(vectors) // batch), _MIN_STEPS)
+    probe = _Probe(int(max(labels.max(), expected.max())) + 1)
+    variables = probe.init(jax.random.key(seed), jnp.asarray(vectors[:2]), True)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, 0.1 * _BATCH / 256, steps // 9, steps
+    )
+    optimizer = optax.lars(schedule, weight_decay=0.0, trust_ratio_mask=_is_kernel)
+    state = (variables["params"], variables["batch_stats"], None)
+    state = (*state[:2], optimizer.init(state[0]))
+    update = jax.jit(functools.partial(_update, probe, optimizer))
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        chosen = rng.choice(len(vectors), batch, replace=False)
+        state = update(state, vectors[chosen], labels[chosen])
+    logits = jax.jit(probe.apply, static_argnums=2)(
+        {"params": state[0], "batch_stats": state[1]}, queries, False
+    )
+    hits = np.asarray(logits).argmax(axis=1) == expected
+    return Accuracy(step, float(hits.mean()), len(expected))
+
+
+# ---- Devices -------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _nearest(queries: jax.Array, bank: jax.Array, k: int) -> tuple[jax.Array, ...]:
+    similarities = jnp.matmul(
+        _normalized(queries), bank.T, precision=jax.lax.Precision.HIGHEST
+    )
+    return tuple(jax.lax.top_k(similarities, k))
+
+
+def _normalized(vectors: jax.Array) -> jax.Array:
+    norms = jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / jnp.maximum(norms, 1e-12)
+
+
+class _Probe(nn.Module):
+    """Batch norm and a linear layer (main_linprobe.py of MAE)."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, vectors: jax.Array, train: bool) -> jax.Array:
+        # flax's momentum is 1 - torch's.
+        x = nn.BatchNorm(
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-6,
+            use_bias=False,
+            use_scale=False,
+        )(vectors)
+        init = nn.initializers.normal(0.01)
+        return nn.Dense(self.num_classes, kernel_init=init)(x)
+
+
+def _update(probe, optimizer, state, vectors, labels):
+    params, stats, optimizer_state = state
+
+    def loss(params):
+        logits, changed = probe.apply(
+            {"params": params, "batch_stats": stats},
+            vectors,
+            True,
+            mutable=["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), changed["batch_stats"]
+
+    gradients, stats = jax.grad(loss, has_aux=True)(params)
+    updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+    return optax.apply_updates(params, updates), stats, optimizer_state
+
+
+def _is_kernel(params):
+    return jax.tree.map(lambda p: p.ndim > 1, params)

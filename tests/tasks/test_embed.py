@@ -1,0 +1,248 @@
+"""Vectors of features: of images, of data sets, in files."""
+
+import csv
+import json
+import re
+import shutil
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pyarrow.parquet
+import pytest
+import tiny_config
+from PIL import Image
+
+import simmim_jax
+from simmim_jax.cli.embed import main
+from simmim_jax.cli.neighbours import main as neighbours
+from simmim_jax.cli.probe import main as probe
+from simmim_jax.data.sources.registry import open_source
+from simmim_jax.errors import UserError
+from simmim_jax.tasks import classify, embed, pretrain
+from simmim_jax.tasks.encoder import Encoder
+from simmim_jax.training import loop
+
+SHORT = {"duration": "2 steps", "eval_every": "2 steps", "pictures": 0}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("pretrained")
+    loop.train(pretrain.build(tiny_config.typed("pretrain", **SHORT), workdir))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finetuned")
+    fields = {"model.final_norm": False, "model.pool_norm": True}
+    config = tiny_config.typed("finetune", **SHORT, **fields)
+    loop.train(classify.build(config, workdir))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def images():
+    return open_source("bundled:fashion_mnist_10k", "validation").images[:70]
+
+
+@pytest.fixture
+def folder(tmp_path, images):
+    """Two classes in two splits, one file that is no image."""
+    for i, image in enumerate(images[:12]):
+        split = "train" if i < 8 else "val"
+        file = tmp_path / "set" / split / f"class {i % 2}" / f"{i:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[:, :, 0]).save(file)
+    (tmp_path / "set" / "train" / "class 0" / "04.png").write_bytes(b"no image")
+    return tmp_path / "set"
+
+
+def test_a_vector_is_the_mean_of_the_last_map(pretrained, images):
+    encoder = Encoder.load(pretrained)
+    vectors = encoder.embed(images)  # more than one batch
+    assert vectors.shape == (70, 16) == (70, encoder.dim)
+    assert vectors.dtype == np.float32
+    maps = encoder.features(images)
+    assert maps.shape == (70, 2, 4, 16)
+    np.testing.assert_allclose(vectors, maps.mean((1, 2)), atol=1e-6)
+    # The same images one by one, as arrays of another kind.
+    np.testing.assert_allclose(encoder.embed(list(images[:2])), vectors[:2], atol=1e-6)
+    assert encoder.embed([]).shape == (0, 16)
+
+
+def test_the_class_token_and_earlier_blocks(pretrained, images):
+    encoder = Encoder.load(pretrained)
+    first = Encoder.load(pretrained, block=1).embed(images[:2])
+    token = Encoder.load(pretrained, pool="cls").embed(images[:2])
+    last = encoder.embed(images[:2])
+    assert not np.allclose(first, last)
+    assert not np.allclose(token, last)
+    # Without the final norm, which the last block is followed by.
+    unnormed = Encoder.load(pretrained, block=2).features(images[:2])
+    norm = nn.LayerNorm(1e-6).apply({"params": encoder.params["norm"]}, unnormed)
+    np.testing.assert_allclose(norm.mean((1, 2)), last, atol=1e-5)
+    for block in (0, 3):
+        with pytest.raises(UserError, match=f"block={block}: expected .* has 1 to 2"):
+            Encoder.load(pretrained, block=block)
+
+
+def test_a_classifier_gives_what_its_head_sees(finetuned, images):
+    encoder = Encoder.load(finetuned)
+    assert encoder.head_norm is not None
+    head = {"params": jax.tree.map(np.asarray, encoder.head_norm)}
+    mean = encoder.features(images[:3]).mean((1, 2))
+    expected = nn.LayerNorm(1e-6).apply(head, mean)
+    np.testing.assert_allclose(encoder.embed(images[:3]), expected, atol=1e-5)
+
+
+def test_a_file_that_is_no_image_is_named(pretrained, tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"a.png': 8 bytes starting with"):
+        Encoder.load(pretrained).embed([file])
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".npy"])
+def test_a_folder_becomes_a_file(pretrained, folder, tmp_path, ending, capsys):
+    out = tmp_path / f"vectors{ending}"
+    main([str(pretrained), str(folder), str(out)])
+    output = capsys.readouterr().out
+    assert "11 vectors of 16" in output
+    assert "1 images left out" in output
+    listed = (tmp_path / f"{out.name}.left_out.tsv").read_text().splitlines()
+    assert listed[1].split("\t")[0] == "train"
+    assert listed[1].endswith("class 0/04.png\tnot an image")
+    encoder = Encoder.load(pretrained)
+    files = [*sorted(folder.rglob("train/*/*.png")), *sorted(folder.rglob("val/*/*"))]
+    files = [str(file) for file in files if file.name != "04.png"]
+    expected = encoder.embed(files)
+    if ending == ".npy":
+        np.testing.assert_allclose(np.load(out), expected, atol=1e-6)
+        assert out.with_suffix(".txt").read_text().splitlines() == files
+        return
+    table = pyarrow.parquet.read_table(out).to_pydict()
+    assert table["path"] == files
+    assert table["split"] == ["train"] * 7 + ["validation"] * 4
+    assert table["class"][:4] == ["class 0"] * 3 + ["class 1"]
+    assert table["label"][:4] == [0, 0, 0, 1]
+    np.testing.assert_allclose(table["vector"], expected, atol=1e-6)
+
+
+def test_an_interrupted_command_resumes(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "_PART", 64)
+    encoder = Encoder.load(pretrained)
+    sources = {"test": open_source("bundled:fashion_mnist_10k", "validation")}
+    sources["test"] = type(sources["test"])(sources["test"].images[:150], None, ())
+    out, whole = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    assert embed.embed(encoder, sources, whole, plan={"step": 2}) == (150, 0)
+    calls = []
+
+    def interrupt(table, file):
+        calls.append(file)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        write(table, file)
+
+    write = embed._write
+    monkeypatch.setattr(embed, "_write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        embed.embed(encoder, sources, out, plan={"step": 2})
+    with pytest.raises(UserError, match="was begun with step=2, and now it is 3"):
+        embed.embed(encoder, sources, out, plan={"step": 3})
+    assert embed.embed(encoder, sources, out, plan={"step": 2}) == (150, 0)
+    assert len(calls) == 4
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.parquet", "b.parquet"]
+    with pytest.raises(UserError, match="exists already"):
+        embed.embed(encoder, sources, out, plan={"step": 2})
+
+
+def test_half_the_space(pretrained, folder, tmp_path):
+    out = tmp_path / "vectors.parquet"
+    main([str(pretrained), str(folder), str(out), "--float16", "--split=train"])
+    table = pyarrow.parquet.read_table(out)
+    assert (
+        str(table.schema.field("vector").type)
+        == "fixed_size_list<element: halffloat>[16]"
+    )
+    assert table.num_rows == 7
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["nowhere", "bundled:climate", "x.parquet"], "nowhere"),
+        (["RUN", "bundled:nothing", "x.parquet"], "nothing"),
+        (["RUN", "bundled:fashion_mnist_10k", "x.csv"], "ends in .parquet or .npy"),
+    ],
+)
+def test_mistakes_are_sentences(pretrained, args, says):
+    args = [str(pretrained) if arg == "RUN" else arg for arg in args]
+    with pytest.raises(SystemExit) as stopped:
+        main(args)
+    assert says in str(stopped.value)
+    assert json.dumps(str(stopped.value)).count("\\n") <= 1
+
+
+# ---- Probe and neighbours ------------------------------------------------------------
+
+
+def test_probe_prints_accuracies_with_intervals(pretrained, folder, capsys):
+    probe([str(pretrained), str(folder), "--k=5"])
+    output = capsys.readouterr().out
+    assert re.search(
+        r"^5 nearest neighbours: \d+\.\d\d% of 4 images right, 95 % interval",
+        output,
+        re.M,
+    )
+    assert "linear classifier: " in output
+    rank = float(re.search(r"effective rank of the features: (.*)", output)[1])
+    assert 1 <= rank <= 16
+
+
+def test_probe_needs_labels(pretrained, tmp_path):
+    Image.new("L", (30, 30)).save(tmp_path / "a.png")
+    Image.new("L", (30, 30)).save(tmp_path / "b.png")
+    with pytest.raises(SystemExit, match="has no labels in its split 'train'"):
+        probe([str(pretrained), str(tmp_path)])
+
+
+def test_neighbours_of_a_query_begin_with_itself(pretrained, folder, tmp_path, capsys):
+    query = str(sorted(folder.rglob("train/*/*.png"))[0])
+    files = [f"--{name}={tmp_path}/found.{name}" for name in ("output", "table")]
+    neighbours([str(pretrained), str(folder), "--query", query, "--k=3", *files])
+    assert "1 images left out" in capsys.readouterr().out
+    rows = list(csv.reader((tmp_path / "found.table").open()))
+    assert rows[0] == ["query", "path", "cosine"]
+    assert [row[1] for row in rows[1:2]] == [query]
+    assert len(rows) == 4
+    cosines = [float(row[2]) for row in rows[1:]]
+    assert cosines[0] == pytest.approx(1, abs=1e-5)
+    assert cosines == sorted(cosines, reverse=True)
+    with Image.open(tmp_path / "found.output") as picture:
+        assert picture.width > 4 * 96
+
+
+def test_duplicates_are_listed_once(pretrained, folder, tmp_path, capsys):
+    copies = sorted((folder / "train" / "class 1").iterdir())
+    shutil.copy(copies[0], copies[0].with_name("copy.png"))
+    files = [f"--{name}={tmp_path}/found.{name}" for name in ("output", "table")]
+    neighbours([str(pretrained), str(folder), "--duplicates=0.99999", *files])
+    assert "1 pairs" in capsys.readouterr().out
+    (_, (query, path, cosine)) = csv.reader((tmp_path / "found.table").open())
+    assert {query, path} == {str(copies[0]), str(copies[0].with_name("copy.png"))}
+    assert float(cosine) == pytest.approx(1, abs=1e-5)
+
+
+def test_load_gives_what_a_run_learned(pretrained, finetuned, images):
+    encoder = simmim_jax.load(pretrained)
+    np.testing.assert_array_equal(
+        encoder.embed(images[:2]), Encoder.load(pretrained).embed(images[:2])
+    )
+    classifier = simmim_jax.load(finetuned)
+    assert len(classifier.predict(list(images[:1]))[0]) == 10
+    np.testing.assert_array_equal(
+        classifier.embed(images[:2]), Encoder.load(finetuned).embed(images[:2])
+    )

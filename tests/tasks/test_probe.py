@@ -1,0 +1,86 @@
+"""Nearest neighbours and linear classifiers of vectors."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+from simmim_jax.errors import UserError
+from simmim_jax.tasks import probe
+from simmim_jax.tasks.probe import effective_rank, nearest, votes
+
+RNG = np.random.default_rng(0)
+
+
+def clusters(count, classes=5, dim=16, spread=1.5):
+    """Noisy vectors around a centre for each class."""
+    centres = np.random.default_rng(1).normal(size=(classes, dim))
+    labels = RNG.integers(classes, size=count)
+    vectors = centres[labels] + spread * RNG.normal(size=(count, dim))
+    return vectors.astype(np.float32), labels
+
+
+def test_votes_of_three_neighbours():
+    # Worked out by hand for DINO's temperature: 903,729 and 641,467.
+    bank = np.array([[1, 0], [0.8, 0.6], [0, 1]])
+    found = nearest(np.array([[0.96, 0.28]]), bank, 3)
+    np.testing.assert_allclose(found.similarities, [[0.96, 0.936, 0.28]], atol=1e-6)
+    assert found.indices.tolist() == [[0, 1, 2]]
+    shares = votes(found, np.array([0, 1, 1]), 0.07)
+    np.testing.assert_allclose(shares[0, 1] / shares[0, 0], 641467 / 903729, rtol=1e-5)
+    uniform = votes(found, np.array([0, 1, 1]), 1e9)
+    assert uniform.argmax() == 1
+
+
+@pytest.mark.parametrize("rows", [2**26, 64])
+def test_neighbours_equal_those_of_scikit_learn(monkeypatch, rows):
+    monkeypatch.setattr(probe, "_AT_ONCE", rows * 30)
+    bank, labels = clusters(300)
+    queries, expected = clusters(70)
+    theirs = KNeighborsClassifier(
+        20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)
+    ).fit(bank, labels)
+    distances, indices = theirs.kneighbors(queries)
+    found = nearest(queries, bank, 20)
+    np.testing.assert_allclose(found.similarities, 1 - distances, atol=1e-5)
+    assert (found.indices == indices).mean() > 0.99  # but for ties
+    ours = probe.knn_accuracy(bank, labels, queries, expected)
+    assert ours.top1 == theirs.score(queries, expected)
+    assert ours.images == 70
+    assert ours.interval[0] < ours.top1 < ours.interval[1]
+
+
+def test_a_small_bank_votes_as_a_whole():
+    bank, labels = clusters(5)
+    assert probe.knn_accuracy(bank, labels, bank, labels).images == 5
+    with pytest.raises(UserError, match="k=6: expected 1 to 5"):
+        nearest(bank, bank, 6)
+
+
+def test_a_linear_classifier_is_as_good_as_scikit_learns():
+    bank, labels = clusters(2000)
+    queries, expected = clusters(2000)
+    theirs = LogisticRegression(max_iter=1000).fit(bank, labels)
+    ours = probe.linear_accuracy(bank, labels, queries, expected)
+    chance = 1 / 5
+    assert ours.top1 > 2 * chance
+    assert ours.top1 == pytest.approx(theirs.score(queries, expected), abs=0.02)
+
+
+def test_effective_rank():
+    full = RNG.normal(size=(5000, 8))
+    assert effective_rank(full) == pytest.approx(8, abs=0.05)
+    line = full[:, :1] * np.ones(8) + 5
+    assert effective_rank(line) == pytest.approx(1, abs=1e-6)
+    assert effective_rank(np.ones((10, 8))) == 1
+    # Two directions, one three times as long: singular values 3 : 1.
+    two = np.zeros((400, 8))
+    two[:200, 0], two[200:, 1] = np.tile([3, -3], 100), np.tile([1, -1], 100)
+    entropy = -(0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    assert effective_rank(two) == pytest.approx(np.exp(entropy))
+
+
+def test_no_queries():
+    bank, _ = clusters(5)
+    found = nearest(bank[:0], bank, 2)
+    assert found.similarities.shape == found.indices.shape == (0, 2)
