@@ -13,12 +13,14 @@ from simmim_jax.data.sources import (
     archives,
     bundled_sets,
     folders,
+    hdf5,
     idx,
     manifests,
     npy,
     packed,
     tfds_sets,
     volumes,
+    zarr_arrays,
 )
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.format import Format
@@ -32,6 +34,8 @@ FORMATS: tuple[Format, ...] = (
     manifests.FORMAT,
     archives.ARCHIVE,
     npy.ARRAY_FILE,
+    hdf5.FORMAT,
+    zarr_arrays.FORMAT,
     packed.FORMAT,
     idx.FORMAT,
     archives.SHARDS,
@@ -71,6 +75,10 @@ def open_source(
     - a .nii or .nii.gz volume, or a folder of such files: each slice is an image,
       across the axis behind a colon (PATH:sagittal, coronal or axial, the default);
     - a .dcm file, or FOLDER:frames: each frame is an image;
+    - a .h5 or .hdf5 file of images [n, h, w] or [n, h, w, c] in its only such data set,
+      or in the one behind a colon (FILE:NAME); labels int [n] in NAME_labels or labels;
+    - a Zarr array or group, also OME-Zarr: images as in .h5 files, or windows of large
+      planes (PATH:NAME@SIDE in pixels, by default 512);
     - a manifest: .csv or .tsv whose first line names the columns path (or image, file,
       filename) and optionally label (or class) and split; .parquet with the same
       columns; .txt with one path per line, or a path and a label separated by a tab, or

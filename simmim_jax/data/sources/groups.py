@@ -1,0 +1,95 @@
+"""Named arrays of one file: which of them are the images, and which the labels."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from simmim_jax.data.sources.base import check_labels
+from simmim_jax.data.sources.paths import find_split
+from simmim_jax.data.sources.planes import Selection
+from simmim_jax.errors import UserError, did_you_mean
+
+_LABELS = ("labels", "label")
+_MOST_LISTED = 12
+
+
+def choose_split(
+    arrays: Mapping[str, Any], split: str, place: str
+) -> tuple[str, dict[str, Any]]:
+    """Return the group of a split and "/", "" without such groups, and its arrays.
+
+    arrays: by their path in the file.
+    raises: as `find_split`.
+    """
+    tops = {name.partition("/")[0] for name in arrays if "/" in name}
+    found = find_split(split, place, tops.__contains__)
+    prefix = f"{found}/" if found else ""
+    within = {n: a for n, a in sorted(arrays.items()) if n.startswith(prefix)}
+    return prefix, {n.removeprefix(prefix): a for n, a in within.items()}
+
+
+def choose_images(
+    arrays: Mapping[str, Any], selection: Selection, place: str, axes: tuple[int, ...]
+) -> str:
+    """Return the name of the images: the selected one, or the only one.
+
+    axes: numbers of axes that images may have.
+    raises: UserError otherwise.
+    """
+    listed = ", ".join(
+        f"{name} {list(array.shape)} {array.dtype}"
+        for name, array in list(arrays.items())[:_MOST_LISTED]
+    )
+    has = f"it has {listed or 'no arrays'}."
+    if len(selection.names) > 1:
+        raise UserError(
+            f"dataset={place!r} names {len(selection.names)} arrays: expected one."
+        )
+    if selection.names:
+        (name,) = selection.names
+        if name not in arrays:
+            raise UserError(
+                f"dataset={place!r} names {name!r}, but {has}"
+                + did_you_mean(name, arrays)
+            )
+        if len(arrays[name].shape) not in axes:
+            raise UserError(
+                f"{name!r} of {selection.path!r} has shape "
+                f"{list(arrays[name].shape)}: expected {_expected(axes)}."
+            )
+        return name
+    fitting = [
+        name
+        for name, array in arrays.items()
+        if len(array.shape) in axes and np.dtype(array.dtype).kind in "biuf"
+    ]
+    if len(fitting) != 1:
+        raise UserError(
+            f"dataset={place!r} has {len(fitting)} arrays of images, {_expected(axes)}:"
+            f" expected one. Name it behind the path, as in {selection.path}:NAME; "
+            + has
+        )
+    return fitting[0]
+
+
+def labels_of(
+    arrays: Mapping[str, Any], name: str, count: int, place: str
+) -> np.ndarray | None:
+    """Return NAME_labels, or labels beside the images, as int32 [n]; None if there are
+    none.
+    """
+    folder = name.rpartition("/")[0]
+    beside = [f"{folder}/{label}" if folder else label for label in _LABELS]
+    for candidate in (f"{name}_labels", *beside):
+        if candidate in arrays:
+            labels = np.asarray(arrays[candidate][...])
+            if labels.shape == (count, 1):
+                labels = labels[:, 0]
+            return check_labels(labels, count, f"{candidate!r} of {place!r}")
+    return None
+
+
+def _expected(axes: tuple[int, ...]) -> str:
+    shapes = {2: "[h, w]", 3: "[n, h, w]", 4: "[n, h, w, c]"}
+    return " or ".join(shapes[number] for number in axes if number in shapes)

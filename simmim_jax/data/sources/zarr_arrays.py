@@ -1,0 +1,165 @@
+"""Zarr 2 and 3 and OME-Zarr: stacks of images, or windows of large arrays."""
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from simmim_jax.data.codecs.base import array_dtype
+from simmim_jax.data.sources.base import numbered_classes
+from simmim_jax.data.sources.format import Format
+from simmim_jax.data.sources.groups import choose_images, choose_split, labels_of
+from simmim_jax.data.sources.planes import (
+    MAX_SIDE,
+    WINDOW,
+    ArrayPlanes,
+    PlaneSource,
+    Selection,
+    open_planes,
+    parse_selection,
+)
+from simmim_jax.errors import MissingPackageError, UserError
+
+_METADATA = ("zarr.json", ".zarray", ".zgroup")
+# Names of axes, in lower case.
+_NAMES = {
+    **dict.fromkeys(("y", "lat", "latitude", "row", "height", "h"), "y"),
+    **dict.fromkeys(("x", "lon", "longitude", "column", "col", "width", "w"), "x"),
+    **dict.fromkeys(("c", "channel", "channels", "band", "bands"), "c"),
+}
+# Large planes of which there are at most as many are channels.
+_MAX_CHANNELS = 64
+
+
+def is_zarr(place: str) -> bool:
+    """Whether a place is a folder of a Zarr array or group, with or without ":NAME"."""
+    path = parse_selection(place).path
+    return any(os.path.isfile(os.path.join(path, name)) for name in _METADATA)
+
+
+def open_zarr(place: str, split: str) -> PlaneSource:
+    """Open one split of a Zarr array, or of one in a group; see `open_source`.
+
+    Axes are those that OME-Zarr, Zarr 3 or xarray name. Without names, [y, x] is one
+    plane, [n, y, x] many and [n, y, x, c] many of several channels; of planes with a
+    side of more than 1024 pixels, at most 64 of them are channels. Planes that large
+    are read in windows of 512 pixels, or of those behind "@". Chunks are not cached.
+    raises: UserError for a damaged store, or one without or with several images.
+    """
+    selection, prefix, name, mine, axes = _chosen(place, split)
+    array = mine[name]
+    planes = ArrayPlanes(array, axes)
+    window = selection.window
+    if not window and max(planes.shape[1:]) > MAX_SIDE and axes != "nyxc":
+        window = WINDOW
+    labels = labels_of(mine, name, planes.shape[0], place) if axes[0] == "n" else None
+    return open_planes(
+        place,
+        split,
+        functools.partial(_planes, selection.path, prefix + name, axes),
+        window=window,
+        is_split=bool(prefix),
+        labels=labels,
+        class_names=() if labels is None else numbered_classes(labels),
+    )
+
+
+def check_zarr(place: str, split: str) -> None:
+    """Raise the errors of `open_zarr`, except those of labels."""
+    _chosen(place, split)
+
+
+def import_zarr() -> ModuleType:
+    """Return zarr."""
+    try:
+        import zarr
+    except ImportError as error:
+        raise MissingPackageError(
+            "Zarr arrays need the package zarr: pip install 'simmim_jax[arrays]'."
+        ) from error
+    return zarr
+
+
+def _open(path: str) -> Any:
+    """Return the array or group at a path; raises UserError if it is damaged."""
+    zarr = import_zarr()
+    try:
+        return zarr.open(path, mode="r")
+    except Exception as error:  # zarr raises many types
+        raise UserError(
+            f"{path!r} cannot be opened by zarr ({error!s:.200}): expected a Zarr "
+            "array or group. Copy or write it again."
+        ) from error
+
+
+def _chosen(place: str, split: str) -> tuple[Selection, str, str, dict[str, Any], str]:
+    """Return the selection, the group of the split, the name, arrays and axes."""
+    zarr = import_zarr()
+    selection = parse_selection(place)
+    opened = _open(selection.path)
+    if isinstance(opened, zarr.Array):
+        arrays, scales = {"": opened}, []
+    else:
+        arrays = {
+            name: item
+            for name, item in opened.members(max_depth=None)
+            if isinstance(item, zarr.Array)
+        }
+        scales = _multiscales(opened.attrs)
+    prefix, mine = choose_split(arrays, split, place)
+    if scales and not selection.names:
+        selection = selection._replace(names=(scales[0]["datasets"][0]["path"],))
+    if isinstance(opened, zarr.Array):
+        name = ""
+    else:
+        name = choose_images(mine, selection, place, (2, 3, 4, 5))
+    array = mine[name]
+    array_dtype(array.dtype, f"{name!r} of {selection.path!r}")
+    return selection, prefix, name, mine, _axes(array, name, scales, place)
+
+
+def _multiscales(attributes: Mapping[str, Any]) -> list[Any]:
+    """Return the multiscales of OME-Zarr 0.4 or 0.5, [] for other groups."""
+    return list(attributes.get("ome", attributes).get("multiscales", []))
+
+
+def _axes(array: Any, name: str, scales: Sequence[Any], place: str) -> str:
+    """Return a letter for each axis of an array; see `ArrayPlanes`."""
+    names: Sequence[Any] = ()
+    for scale in scales:
+        if name in [each["path"] for each in scale["datasets"]]:
+            # Version 0.3 has strings.
+            given = scale.get("axes", ())
+            names = [a["name"] if isinstance(a, dict) else a for a in given]
+    names = names or getattr(array.metadata, "dimension_names", None) or ()
+    names = names or array.attrs.get("_ARRAY_DIMENSIONS", ())
+    if len(names) == len(array.shape):
+        letters = [_NAMES.get(str(n).lower(), "n") for n in names]
+        if letters.count("y") == letters.count("x") == 1 and letters.count("c") < 2:
+            return "".join(letters)
+    return _unnamed(array.shape, place)
+
+
+def _unnamed(shape: tuple[int, ...], place: str) -> str:
+    if len(shape) == 3:
+        is_large = max(shape[1:]) > MAX_SIDE and shape[0] <= _MAX_CHANNELS
+        return "cyx" if is_large else "nyx"
+    axes = {2: "yx", 4: "nyxc"}.get(len(shape))
+    if axes is None:
+        raise UserError(
+            f"dataset={place!r} has an array of shape {list(shape)} without names for "
+            "its axes: expected [y, x], [n, y, x] or [n, y, x, c]. Write it with "
+            "dimension_names (Zarr 3), or select another one with PATH:NAME."
+        )
+    return axes
+
+
+def _planes(path: str, name: str, axes: str) -> ArrayPlanes:
+    opened = _open(path)
+    return ArrayPlanes(opened[name] if name else opened, axes)
+
+
+FORMAT = Format(
+    "a Zarr array, or GROUP:NAME of one in a group", is_zarr, check_zarr, open_zarr
+)
