@@ -30,8 +30,6 @@ def get_config(arg: str = "") -> ConfigDict:
         dataset="bundled:climate",
         eval_split="validation",
         image_size=(64, 64),
-        mean=common.IMAGENET_MEAN,
-        std=common.IMAGENET_STD,
         patch_size=(8, 8),
     )
     for run in (config.pretrain, config.finetune):

@@ -9,6 +9,7 @@ from PIL import Image
 
 from simmim_jax.augment.normalization import Normalization
 from simmim_jax.checkpoints import store
+from simmim_jax.checkpoints.convert.overrides import OFFICIAL_DATA
 from simmim_jax.cli.convert import main
 from simmim_jax.config import schema
 from simmim_jax.data.sources.base import NO_LABEL
@@ -167,7 +168,7 @@ def picture(size: tuple[int, int] = (61, 47), seed: int = 0) -> Image.Image:
 
 def prepared(image: Image.Image, **data) -> np.ndarray:
     """What a model with these fields of config.data sees of an image: [h w c]."""
-    data = schema.FinetuneData(**data)
+    data = schema.FinetuneData(**OFFICIAL_DATA | {"dtype": "uint8"} | data)
     example = {"image": np.asarray(image), "label": NO_LABEL}
     pixels = eval_view(data)(example, np.random.default_rng(0))["image"]
     return np.asarray(Normalization(data.mean, data.std)(pixels))

@@ -58,9 +58,12 @@ def finetuning(config: Pretrain, name: str) -> str:
 
 
 def _unlike_photographs(config: Pretrain) -> list[str]:
-    """Return the flags of images with other channels than configs are made for."""
+    """Return the flags of images with other channels than configs are made for.
+
+    The checkpoint knows the type and the statistics of their values.
+    """
     data = config.data
     if data.channels == 3:
         return []
-    names = ("channels", "mean", "std", "image_size")
+    names = ("channels", "image_size")
     return [f"--config.data.{name}={getattr(data, name)}" for name in names]

@@ -37,6 +37,8 @@ class Meaning:
     below: float | None = None
     # A resumed run may change it: it has no effect on what is learned.
     harmless: bool = False
+    # What runs did that were recorded before the field existed; None: the default.
+    earlier: Any = None
 
     @property
     def allowed(self) -> str:
@@ -119,6 +121,10 @@ def parse_group(
         else:
             allowed = Meaning("") if stored else meaning(known[name])
             parsed[name] = _parse_value(value, kind, allowed, where)
+    if stored:
+        for name in known.keys() - parsed.keys():
+            if (earlier := meaning(known[name]).earlier) is not None:
+                parsed[name] = earlier
     return cls(**parsed)
 
 

@@ -80,9 +80,14 @@ class Data:
         2048, "Images a step, over all devices of all hosts.", unit="images", low=1
     )
     dtype: str = field(
-        "uint8",
-        'Type of pixels: "uint8" for images, others for measured values.',
-        choices=("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32"),
+        "auto",
+        'Type of pixels: "uint8" for photographs, others for measured values; "auto": '
+        "one that holds the values of a sample of the training split.",
+        choices=(
+            *("auto", "uint8", "int8", "uint16", "int16", "uint32", "int32"),
+            "float32",
+        ),
+        earlier="uint8",
     )
     value_range: tuple[float, ...] = field(
         (),
@@ -144,14 +149,44 @@ class Data:
         choices=("round", "floor"),
     )
     flip: bool = field(True, "Mirror half of the images left to right.")
+    bands: tuple[str, ...] = field(
+        (),
+        "Names of the channels, for files that name theirs: they are chosen and "
+        "ordered so; (): all, as they are.",
+    )
+    nodata: tuple[float, ...] = field(
+        (),
+        "Value of pixels without a measurement: they count in neither statistics nor "
+        "loss, and the model sees 0; (): the one that files declare. NaN always is.",
+    )
+    normalization: str = field(
+        "standard",
+        'How values become what the model sees: "standard", (pixel - mean) / std; '
+        '"clipped", that within data.clip; "percentiles" and "range", from -1 to 1 '
+        'between those of data.clip; "decibels", 10 log10(pixel) as "standard".',
+        choices=("standard", "clipped", "percentiles", "range", "decibels"),
+    )
+    clip: tuple[float, ...] = field(
+        (),
+        'Lowest and highest value that stay: with "clipped" in standard deviations, '
+        '(): (-2, 2); with "percentiles" in percent, (): (1, 99); with "range" as '
+        "pixels.",
+    )
+    statistics: str = field(
+        "",
+        'File of `simmim stats` that mean and std are taken from; "": a sample of the '
+        "training split is measured.",
+        harmless=True,
+    )
     mean: tuple[float, ...] = field(
-        IMAGENET_MEAN,
-        "Mean of the pixels, one a channel: the model sees (pixel - mean) / std.",
+        (),
+        "Mean of the pixels, one a channel: the model sees (pixel - mean) / std. (): "
+        "ImageNet's for colour photographs, measured for everything else.",
         unit="pixels in 0..1 with dtype uint8, the values themselves with others",
     )
     std: tuple[float, ...] = field(
-        IMAGENET_STD,
-        "Standard deviation of the pixels, one a channel.",
+        (),
+        "Standard deviation of the pixels, one a channel; (): as mean.",
         unit="as mean",
         low=0,
     )
@@ -822,21 +857,31 @@ def _parse_run(cls: type, values: Mapping[str, Any], path: str, stored: bool) ->
         parsed, model=parse_group(fields, model, f"{path}.model", stored)
     )
     if not stored:
-        _check(run, path)
+        check(run, path)
     return run
 
 
-def _check(run: Pretrain | Finetune, path: str) -> None:
+def check(run: Pretrain | Finetune, path: str) -> None:
     """Raise UserError for values that do not go together."""
     data = run.data
-    for name in ("mean", "std"):
-        if len(getattr(data, name)) != data.channels:
-            raise UserError(
-                f"{path}.data.{name}={getattr(data, name)!r}: expected one number for "
-                f"each of {path}.data.channels={data.channels}."
-            )
+    if data.mean or data.std:
+        for name in ("mean", "std"):
+            if len(getattr(data, name)) != data.channels:
+                raise UserError(
+                    f"{path}.data.{name}={getattr(data, name)!r}: expected one number "
+                    f"for each of {path}.data.channels={data.channels}, or () as mean "
+                    "and std to measure them."
+                )
     if 0 in data.std:
         raise UserError(f"{path}.data.std={data.std!r}: expected more than 0.")
+    if data.bands and len(data.bands) != data.channels:
+        raise UserError(
+            f"{path}.data.bands={data.bands!r}: expected as many names as "
+            f"{path}.data.channels={data.channels}."
+        )
+    if len(data.nodata) > 1:
+        raise UserError(f"{path}.data.nodata={data.nodata!r}: expected one value.")
+    _check_normalization(data, path)
     if data.value_range and (
         len(data.value_range) != 2 or data.value_range[0] >= data.value_range[1]
     ):
@@ -844,7 +889,7 @@ def _check(run: Pretrain | Finetune, path: str) -> None:
             f"{path}.data.value_range={data.value_range!r}: expected the values that "
             "become 0 and 255, such as (0, 4095), or ()."
         )
-    if data.value_range and data.dtype != "uint8":
+    if data.value_range and data.dtype not in ("auto", "uint8"):
         raise UserError(
             f"{path}.data.value_range={data.value_range!r} makes 8-bit pixels, but "
             f"data.dtype={data.dtype!r}: expected 'uint8', or value_range=()."
@@ -859,7 +904,10 @@ def _check(run: Pretrain | Finetune, path: str) -> None:
             f"{path}.data.num_threads=0: expected 1 or more, or -1 for as many as the "
             "machine has CPUs for."
         )
-    if data.dtype != "uint8" and getattr(run, "loss", Loss()).kind == "bins":
+    if (
+        data.dtype not in ("auto", "uint8")
+        and getattr(run, "loss", Loss()).kind == "bins"
+    ):
         raise UserError(
             f"{path}.loss.kind='bins' sorts values 0..255: expected data.dtype='uint8'."
         )
@@ -870,6 +918,18 @@ def _check(run: Pretrain | Finetune, path: str) -> None:
         )
     if data.eval_crop == 0:
         raise UserError(f"{path}.data.eval_crop=0: expected more than 0, up to 1.")
+
+
+def _check_normalization(data: Data, path: str) -> None:
+    kind, clip = data.normalization, data.clip
+    takes_clip = kind in ("clipped", "percentiles", "range")
+    is_pair = len(clip) == 2 and clip[0] < clip[1]
+    if (clip and not (takes_clip and is_pair)) or (kind == "range" and not clip):
+        expected = "lowest and highest value" if takes_clip else "()"
+        raise UserError(
+            f"{path}.data.clip={clip!r}: expected {expected} with "
+            f"data.normalization={kind!r}."
+        )
 
 
 def harmless(config: Pretrain | Finetune) -> set[str]:

@@ -21,7 +21,7 @@ from simmim_jax.errors import UserError
 from simmim_jax.monitoring.writer import write_json
 from simmim_jax.runtime import sharding
 from simmim_jax.runtime.accelerators import Accelerator, accelerator
-from simmim_jax.tasks import inputs
+from simmim_jax.tasks import inputs, values
 from simmim_jax.tasks.learners import learner
 from simmim_jax.tasks.views import decoding_of, train_view
 from simmim_jax.training import compilation
@@ -73,6 +73,7 @@ def bench_input(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
     source = inputs.open_split(config.data, config.data.train_split)
     if isinstance(config, Finetune) and config.data.num_labels:
         source = subset(source, config.data.num_labels, config.seed)
+    config, _ = values.resolve(config, source)
     classes = max(len(source.class_names), 2)
     flops = compilation.flops_per_image(learner(config, len(source), classes))
     if jax.process_index() == 0:

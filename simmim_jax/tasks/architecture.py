@@ -57,8 +57,7 @@ def adopt(
     if channels != config.data.channels:
         raise UserError(
             f"config.data.channels={config.data.channels}, but {where} learned from "
-            f"images of {channels}: expected --config.data.channels={channels}, and "
-            "mean and std for them."
+            f"images of {channels}: expected --config.data.channels={channels}."
         )
     changes = {}
     begun = _recorded_model(workdir)

@@ -27,7 +27,7 @@ from simmim_jax.models import build_classifier, plain
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.monitoring import pictures
 from simmim_jax.runtime import sharding
-from simmim_jax.tasks import inputs
+from simmim_jax.tasks import inputs, values
 from simmim_jax.tasks.classify_step import finetune_loss, finetune_prepare
 from simmim_jax.tasks.optimizer import notices, optimizer
 from simmim_jax.tasks.resumed import changes_of
@@ -58,7 +58,7 @@ def learner(
                 config.augment,
                 num_classes=num_classes,
                 label_smoothing=config.label_smoothing,
-                normalization=inputs.normalization(config.data),
+                normalization=values.normalization(config.data),
                 flip=config.data.flip,
             ),
             loss=finetune_loss(model, drop_paths=not config.freeze_encoder),
@@ -97,6 +97,8 @@ def build(
     # `or` would replace an empty source in silence.
     source = inputs.open_split(data, data.train_split) if train is None else train
     class_names = _check_classes(data, source)
+    config, said = values.resolve(config, source, workdir, path)
+    data = config.data
     if data.num_labels:
         source = subset(source, data.num_labels, config.seed)
     if held_out is None:
@@ -136,6 +138,7 @@ def build(
         record=record,
         changes=changes_of(workdir, config, record, len(source)),
         notices=(
+            *said,
             *notices(config, len(source), path),
             *class_notices(source, held_out, path),
         ),
@@ -198,7 +201,7 @@ def draw_augmented(
         batch = next(batches)
     key = steps.purpose(jax.random.key(config.seed), "preview")
     seen = jax.jit(prepare)(batch, key)["image"]
-    pixels = inputs.normalization(data).inverse(seen)
+    pixels = values.normalization(data).inverse(seen)
     return pictures.augmentation_grid(
         inputs.displayed(data, batch["image"]),
         inputs.displayed(data, np.asarray(pixels)),
@@ -267,7 +270,7 @@ def evaluation(
     top1 and top5 are shares in 0..1; top5 is left out below six classes.
     """
     data = config.data
-    normalization = inputs.normalization(data)
+    normalization = values.normalization(data)
 
     @functools.partial(jax.jit, out_shardings=jax.NamedSharding(mesh, jax.P()))
     def totals(params: Any, batch: steps.Batch) -> dict[str, jax.Array]:

@@ -187,7 +187,7 @@ def draw_predictions(config: Finetune, workdir: Path, step: int) -> Path:
     names, probabilities = predictor.top(predictor(images))
     true_names = [predictor.class_names[example["label"]] for example in examples]
     return pictures.prediction_grid(
-        inputs.displayed(config.data, images),
+        inputs.displayed(predictor.config.data, images),
         names,
         probabilities,
         workdir / "predictions.png",

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simmim_jax.augment.normalization import Normalization
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Finetune, Pretrain
 from simmim_jax.data.loader.bad_examples import BadImages
@@ -27,6 +26,7 @@ from simmim_jax.data.sources.registry import open_source
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.progress import say
 from simmim_jax.runtime import distributed
+from simmim_jax.tasks.values import normalization
 from simmim_jax.tasks.views import eval_view, train_view
 from simmim_jax.training.run import Lengths
 
@@ -69,11 +69,6 @@ def batch_like(data: schema.Data) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def normalization(data: schema.Data) -> Normalization:
-    """Return how values of a batch become what the model sees."""
-    return Normalization(data.mean, data.std, 255.0 if data.dtype == "uint8" else 1.0)
-
-
 def displayed(data: schema.Data, images: np.ndarray) -> np.ndarray:
     """Return images [n h w c] as grey levels or colours in 0..255, to draw them.
 
@@ -81,7 +76,7 @@ def displayed(data: schema.Data, images: np.ndarray) -> np.ndarray:
     """
     if data.dtype == "uint8":
         return images
-    levels = (images - np.array(data.mean)) / np.array(data.std)
+    levels = np.asarray(normalization(data)(images))
     return np.round(np.clip(255 * (levels + 2) / 4, 0, 255)).astype(np.uint8)
 
 

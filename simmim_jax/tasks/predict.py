@@ -18,7 +18,7 @@ from simmim_jax.data.sources.base import NO_LABEL
 from simmim_jax.errors import UserError
 from simmim_jax.models import build_classifier, plain
 from simmim_jax.models.classifier import Classifier
-from simmim_jax.tasks import inputs, values
+from simmim_jax.tasks import values
 from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.tasks.views import eval_view
 

@@ -17,7 +17,7 @@ from simmim_jax.models import build_simmim, plain
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.monitoring import pictures
 from simmim_jax.runtime import sharding
-from simmim_jax.tasks import inputs
+from simmim_jax.tasks import inputs, values
 from simmim_jax.tasks.optimizer import notices, optimizer
 from simmim_jax.tasks.pretrain_step import pretrain_loss, pretrain_prepare
 from simmim_jax.tasks.resumed import changes_of
@@ -40,7 +40,7 @@ class Parts:
             mask_kind=config.mask.kind,
             mask_unit=config.mask.unit_size,
             mask_ratio=config.mask.ratio,
-            normalization=inputs.normalization(config.data),
+            normalization=values.normalization(config.data),
         )
 
     def learner(self, num_examples: int) -> Learner:
@@ -77,11 +77,13 @@ def build(
     train, held_out: in place of the splits of config.data.dataset; path: of `config`,
     to name its fields.
     """
-    data, parts = config.data, Parts(config)
+    data = config.data
     # `or` would replace an empty source in silence.
     source = inputs.open_split(data, data.train_split) if train is None else train
     if held_out is None:
         held_out = inputs.open_split(data, data.eval_split)
+    config, said = values.resolve(config, source, workdir, path)
+    parts = Parts(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     record = {
         "config": schema.to_dict(config),
@@ -101,7 +103,7 @@ def build(
         mode="min",
         record=record,
         changes=changes_of(workdir, config, record, len(source)),
-        notices=notices(config, len(source), path),
+        notices=(*said, *notices(config, len(source), path)),
         picture=functools.partial(picture_path, workdir) if config.pictures else None,
         keep_checkpoints=config.keep_checkpoints,
         wandb=config.wandb,
@@ -126,7 +128,7 @@ def objective_of(config: Pretrain) -> Objective:
         loss=config.loss.kind,
         bins=config.loss.bins,
         area=config.loss.area,
-        normalization=inputs.normalization(config.data),
+        normalization=values.normalization(config.data),
     )
     objective.check_mask(config.mask.unit_size, config.mask.ratio)
     return objective
@@ -160,7 +162,7 @@ def constants(parts: Parts, num_held_out: int) -> dict[str, float]:
     @jax.jit
     def distances(index: jax.Array) -> jax.Array:
         # A value that is not the mark of pixels without data.
-        measured = int(inputs.normalization(config.data).nodata == 0)
+        measured = int(values.normalization(config.data).nodata == 0)
         images = jnp.full(shape, measured, config.data.dtype)
         mask = prepare({"image": images}, _mask_key(config, index))["mask"]
         return masking.avg_dist(mask, config.model.patch_size)

@@ -82,6 +82,8 @@ def decoding_of(data: Data) -> Decoding:
     """Return how files become arrays."""
     return Decoding(
         channels=data.channels,
+        bands=data.bands,
+        nodata=data.nodata[0] if data.nodata else None,
         value_range=(data.value_range[0], data.value_range[1])
         if data.value_range
         else None,

@@ -327,7 +327,10 @@ def test_choices_and_bounds_of_every_field_are_checked(run):
         ("data.eval_crop", 0.0, "expected more than 0, up to 1"),
         ("data.image_size", (0, 28), "0: expected 1 or more"),
         ("data.interpolation", "cubic", "expected one of .*'bicubic'"),
-        ("data.dtype", "int8", "expected one of .*'float32'"),
+        ("data.nodata", (0.0, 255.0), "expected one value"),
+        ("data.bands", ("B4", "VH"), r"as many names as config\.data\.channels=1"),
+        ("data.clip", (-2.0, 2.0), r"expected \(\) with .*='standard'"),
+        ("data.dtype", "int64", "expected one of .*'float32'"),
     ],
 )
 def test_invalid_values_raise(field, value, says):

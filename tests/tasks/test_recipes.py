@@ -140,8 +140,8 @@ def check_shared(config):
     assert config.data.batch_size == 2048
     assert config.data.crop_ratio == (3 / 4, 4 / 3)
     assert config.data.flip
-    assert config.data.mean == (0.485, 0.456, 0.406)
-    assert config.data.std == (0.229, 0.224, 0.225)
+    assert config.data.dtype == "auto"  # uint8, and ImageNet's mean and std
+    assert config.data.mean == config.data.std == ()
     assert (config.optim.b1, config.optim.b2, config.optim.eps) == (0.9, 0.999, 1e-8)
     assert config.optim.weight_decay == 0.05
     assert config.optim.clip_norm == 5.0

@@ -84,6 +84,13 @@ class Accumulator:
             sums.add(pixels[:, :, band].ravel(), mark, rng)
         self.images += 1
 
+    def note(self, raster: Raster) -> None:
+        """Note type, names and mark of an image, without counting its values."""
+        self._fit(
+            raster.pixels.shape[2], raster.pixels.dtype, raster.bands, raster.nodata
+        )
+        self.images += 1
+
     def merge(self, other: "Accumulator") -> None:
         """Count what another one has counted."""
         if other.dtype is None:
