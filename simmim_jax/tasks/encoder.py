@@ -21,7 +21,7 @@ from simmim_jax.data.sources.base import NO_LABEL, Source
 from simmim_jax.errors import UserError
 from simmim_jax.models import Encoded, build_classifier, plain
 from simmim_jax.models.vit import ViT
-from simmim_jax.tasks import inputs
+from simmim_jax.tasks import values
 from simmim_jax.tasks.views import eval_view
 
 POOLS = ("mean", "cls")
@@ -150,6 +150,17 @@ class Encoder:
         """
         return np.stack([self._prepare(image) for image in images])
 
+    def apply(self, params: Any, images: jax.Array | np.ndarray) -> jax.Array:
+        """Return float32 [n, d] of prepared images [n h w c], for JAX to trace."""
+        encoded = self._encoded(params, images)
+        if self.pool == "cls":
+            return jnp.asarray(encoded.cls, jnp.float32)
+        vectors = encoded.grid.mean((1, 2), dtype=jnp.float32)
+        if self.head_norm is None:
+            return vectors
+        norm = nn.LayerNorm(getattr(self.module, "norm_eps", 1e-6))
+        return norm.apply({"params": self.head_norm}, vectors)
+
     def embed_source(self, source: Source, indices: range) -> Iterator[Embedded]:
         """Yield the features of these examples of a source, a batch at a time.
 
@@ -219,28 +230,18 @@ class Encoder:
         first = images[0]
         padded = np.zeros((BATCH, *first.shape), first.dtype)
         padded[: len(images)] = images
-        return self._pooled(self.params, padded)
+        return self._jitted(self.params, padded)
 
     @functools.cached_property
-    def _pooled(self) -> Callable[[Any, np.ndarray], jax.Array]:
-        def pooled(params: Any, images: np.ndarray) -> jax.Array:
-            encoded = self._apply(params, images)
-            if self.pool == "cls":
-                return jnp.asarray(encoded.cls, jnp.float32)
-            vectors = encoded.grid.mean((1, 2), dtype=jnp.float32)
-            if self.head_norm is None:
-                return vectors
-            norm = nn.LayerNorm(getattr(self.module, "norm_eps", 1e-6))
-            return norm.apply({"params": self.head_norm}, vectors)
-
-        return jax.jit(pooled)
+    def _jitted(self) -> Callable[[Any, np.ndarray], jax.Array]:
+        return jax.jit(self.apply)
 
     @functools.cached_property
     def _encode(self) -> Callable[[Any, np.ndarray], Encoded]:
-        return jax.jit(self._apply)
+        return jax.jit(self._encoded)
 
-    def _apply(self, params: Any, images: np.ndarray) -> Encoded:
-        pixels = inputs.normalization(self.config.data)(images)
+    def _encoded(self, params: Any, images: jax.Array | np.ndarray) -> Encoded:
+        pixels = values.normalization(self.config.data)(images)
         return self.module.apply({"params": params}, pixels)
 
 

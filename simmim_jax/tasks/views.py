@@ -6,6 +6,8 @@ A new modality is a `View` of its own and one `register` call.
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
+
 from simmim_jax.config.schema import Data
 from simmim_jax.data.codecs.base import Decoding
 from simmim_jax.data.views.base import View
@@ -92,10 +94,16 @@ def decoding_of(data: Data) -> Decoding:
 
 
 def _mean_pixel(data: Data) -> tuple[float, ...]:
-    """Return the mean of config.data as a pixel."""
-    if data.dtype != "uint8":
-        return data.mean
-    return tuple(min(max(round(255 * value), 0), 255) for value in data.mean)
+    """Return the pixel that the model sees as 0."""
+    mean = data.mean
+    if data.normalization == "decibels":
+        mean = tuple(10 ** (value / 10) for value in mean)
+    elif data.dtype == "uint8":
+        mean = tuple(255 * value for value in mean)
+    if data.dtype == "float32":
+        return mean
+    limits = np.iinfo(data.dtype)
+    return tuple(min(max(round(value), limits.min), limits.max) for value in mean)
 
 
 _MODALITIES = {"image": Modality(_random_crops, _center_crops)}

@@ -64,7 +64,7 @@ def random_crop(
     if jpeg is None:
         image = decode(data, decoding)
         box = _random_box(image.shape[:2], rng, scale, ratio)
-        return _resize(image, box, size, interpolation, fast)
+        return _resize(image, box, size, interpolation, decoding.nodata, fast)
     box = _random_box(jpeg.shape, rng, scale, ratio)
     shrink = min(box[2] / size[0], box[3] / size[1])
     reduction = next(n for n in (8, 4, 2, 1) if shrink >= n or n == 1)
@@ -73,7 +73,8 @@ def random_crop(
     except ValueError:
         image, reduction = decode(data, decoding), 1
     top, left, height, width = (side / reduction for side in box)
-    return _resize(image, (top, left, height, width), size, interpolation, fast)
+    reduced = (top, left, height, width)
+    return _resize(image, reduced, size, interpolation, decoding.nodata, fast)
 
 
 def _reducible(data: bytes | np.ndarray, decoding: Decoding) -> Jpeg | None:
@@ -82,6 +83,8 @@ def _reducible(data: bytes | np.ndarray, decoding: Decoding) -> Jpeg | None:
         return None
     if decoding.channels not in PHOTO_CHANNELS or decoding.value_range:
         return None
+    if decoding.nodata is not None:
+        return None  # a smaller image has mixtures with it
     return read_jpeg_header(data, decoding.max_pixels)
 
 
@@ -94,6 +97,7 @@ def resize_center_crop(
     fit: str = "official",
     center: str = "round",
     fill: tuple[float, ...] = (0,),
+    nodata: float | None = None,
 ) -> np.ndarray:
     """Resize to size / crop_fraction, then cut `size` out of the middle.
 
@@ -109,7 +113,8 @@ def resize_center_crop(
 
     image: [h w c]; size: (height, width); crop_fraction: in (0, 1]; interpolation: a
     filter of Pillow; center: the crop's offset is rounded half to even, "round", or
-    down, "floor"; fill: a value per channel, or one for all.
+    down, "floor"; fill: a value per channel, or one for all; nodata: value of pixels
+    without a measurement, which do not mix with others.
     returns: [size c] of the dtype of the image; the same pixels if it fits already.
     """
     if not 0 < crop_fraction <= 1:
@@ -129,8 +134,8 @@ def resize_center_crop(
         # A line of 20,000 pixels would take gigabytes.
         y, x = height / resized[0], width / resized[1]
         middle = (top * y, left * x, size[0] * y, size[1] * x)
-        return _resize(image, middle, size, interpolation)
-    image = _resize(image, whole, resized, interpolation)
+        return _resize(image, middle, size, interpolation, nodata)
+    image = _resize(image, whole, resized, interpolation, nodata)
     if fit == "pad":
         image = _pad(image, size, fill)
         top, left = max(top, 0), max(left, 0)
@@ -207,9 +212,14 @@ def _resize(
     box: Box,
     size: tuple[int, int],
     interpolation: str,
+    nodata: float | None = None,
     fast: bool = False,
 ) -> np.ndarray:
-    """Resize a box of an image; the same pixels where it has that size already."""
+    """Resize a box of an image; the same pixels where it has that size already.
+
+    nodata: value of pixels without a measurement, as NaN always is: see
+    `_resize_measured`.
+    """
     if interpolation not in _RESAMPLING:
         raise UserError(
             f"interpolation={interpolation!r} is unknown: expected one of "
@@ -222,6 +232,16 @@ def _resize(
     is_whole = box == (0, 0, *image.shape[:2])
     if is_whole and image.shape[:2] == size:
         return image
+    measured = _measured(image, nodata)
+    if measured is not None:
+        mark = np.nan if nodata is None else nodata
+        parts = [
+            _resize_measured(
+                image[:, :, c], measured[:, :, c], box, size, interpolation, mark
+            )
+            for c in range(image.shape[2])
+        ]
+        return np.stack(parts, axis=2)
     shrink = max(box[2] / size[0], box[3] / size[1])
     is_uint8 = image.dtype == np.uint8
     if fast and is_uint8 and interpolation == "bilinear" and shrink <= _MAX_SHRINK:
@@ -257,6 +277,50 @@ def _resize_channel(
     return (
         (resized.astype(np.int64) + middle).clip(limits.min, limits.max).astype(dtype)
     )
+
+
+def _measured(image: np.ndarray, nodata: float | None) -> np.ndarray | None:
+    """Return bool[h w c], where an image has measurements; None if it is everywhere."""
+    if image.dtype.kind == "f":
+        found = ~np.isnan(image)
+        if nodata is not None:
+            found &= image != nodata
+    elif nodata is not None:
+        found = image != nodata
+    else:
+        return None
+    return None if found.all() else found
+
+
+def _resize_measured(
+    pixels: np.ndarray,
+    measured: np.ndarray,
+    box: Box,
+    size: tuple[int, int],
+    interpolation: str,
+    mark: float,
+) -> np.ndarray:
+    """Resize [h w] of which only the pixels `measured` bool[h w] count.
+
+    The result is the weighted mean of those under the filter, or `mark` where they have
+    less than half of its weight.
+    """
+    dtype = pixels.dtype
+    if measured.all():
+        return _resize_channel(pixels, box, size, interpolation)
+    if not measured.any():
+        return np.full(size, mark, dtype)
+    # float32 holds differences from the mean of integers that it does not hold.
+    center = pixels[measured].mean(dtype=np.float64)
+    offsets = np.where(measured, pixels - center, 0).astype(np.float32)
+    total = _resize_by_pillow(offsets, box, size, interpolation).astype(np.float64)
+    weight = _resize_by_pillow(measured.astype(np.float32), box, size, interpolation)
+    enough = weight >= 0.5
+    values = center + total / np.where(enough, weight, 1)
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        values = np.rint(values).clip(limits.min, limits.max)
+    return np.where(enough, values, mark).astype(dtype)
 
 
 def _resize_by_pillow(

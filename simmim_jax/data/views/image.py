@@ -59,6 +59,7 @@ class ImageView(View):
             self.size,
             1.0,
             self.interpolation,
+            nodata=self.decoding.nodata,
         )
 
     def is_identity(self, images: np.ndarray) -> bool:
@@ -122,6 +123,7 @@ class CenterCropView(ImageView):
             fit=self.fit,
             center=self.center,
             fill=self.fill,
+            nodata=self.decoding.nodata,
         )
 
     def is_identity(self, images: np.ndarray) -> bool:

@@ -1,5 +1,7 @@
 """Views of images: what config.data says reaches the decoder."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,9 +19,9 @@ def test_views_decode_up_to_the_limit_of_the_config(view_of, crop_scale, kind):
     pixels = Image.new("RGB", (50, 40))
     image = np.asarray(pixels) if kind == "array" else encoded(pixels, kind)
     example, rng = {"image": image, "label": 0}, np.random.default_rng(0)
-    size, scale = (16, 16), crop_scale
+    data = schema.Data(dtype="uint8", image_size=(16, 16), crop_scale=crop_scale)
     fits, over = (
-        view_of(schema.Data(image_size=size, crop_scale=scale, max_image_pixels=limit))
+        view_of(dataclasses.replace(data, max_image_pixels=limit))
         for limit in (2000, 1999)
     )
     assert fits(example, rng)["image"].shape == (16, 16, 3)
