@@ -16,6 +16,7 @@ from simmim_jax.data.sources import (
     hdf5,
     idx,
     manifests,
+    netcdf,
     npy,
     packed,
     tfds_sets,
@@ -35,6 +36,7 @@ FORMATS: tuple[Format, ...] = (
     archives.ARCHIVE,
     npy.ARRAY_FILE,
     hdf5.FORMAT,
+    netcdf.FORMAT,
     zarr_arrays.FORMAT,
     packed.FORMAT,
     idx.FORMAT,
@@ -79,6 +81,8 @@ def open_source(
       or in the one behind a colon (FILE:NAME); labels int [n] in NAME_labels or labels;
     - a Zarr array or group, also OME-Zarr: images as in .h5 files, or windows of large
       planes (PATH:NAME@SIDE in pixels, by default 512);
+    - a NetCDF file (.nc, .cdf): all variables, or those behind a colon (FILE:SST,AIRT),
+      are channels; #month behind it labels each step by its month;
     - a manifest: .csv or .tsv whose first line names the columns path (or image, file,
       filename) and optionally label (or class) and split; .parquet with the same
       columns; .txt with one path per line, or a path and a label separated by a tab, or

@@ -84,7 +84,7 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     [
         ("x.tar.gz", r"x.tar.gz' is compressed.*gunzip .*x.tar.gz .*name the .tar"),
         ("x.tgz", "is compressed"),
-        ("x.h5", r"unknown file format: .*a .tar or .zip.*a manifest \(.txt/.csv"),
+        ("x.xyz", r"unknown file format: .*a .tar or .zip.*a manifest \(.txt/.csv"),
         ("x.tar", r"is not a tar file.*expected a complete, uncompressed .tar"),
         ("x.zip", "is not a zip file.*expected a complete"),
         ("x.parquet", "is not a Parquet file"),

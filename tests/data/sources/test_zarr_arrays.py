@@ -72,7 +72,7 @@ def test_groups_with_labels_and_splits(tmp_path):
     validation = open_source(place, "validation")
     np.testing.assert_array_equal(validation[0]["image"], IMAGES[30])
     for function in (check_source, open_source):
-        with pytest.raises(UserError, match="names 'image', but .*Did you mean"):
+        with pytest.raises(UserError, match=r"names 'image', but .*Did you mean"):
             function(f"{place}:image", "train")
 
 
