@@ -30,11 +30,11 @@ def choose_split(
 
 
 def choose_images(
-    arrays: Mapping[str, Any], selection: Selection, place: str, axes: tuple[int, ...]
+    arrays: Mapping[str, Any], selection: Selection, place: str, axes: Mapping[int, str]
 ) -> str:
     """Return the name of the images: the selected one, or the only one.
 
-    axes: numbers of axes that images may have.
+    axes: by their number, a letter for each axis that images may have.
     raises: UserError otherwise.
     """
     listed = ", ".join(
@@ -67,8 +67,7 @@ def choose_images(
     if len(fitting) != 1:
         raise UserError(
             f"dataset={place!r} has {len(fitting)} arrays of images, {_expected(axes)}:"
-            f" expected one. Name it behind the path, as in {selection.path}:NAME; "
-            + has
+            f" expected one. Name it behind the path, as in PATH:NAME; {has}"
         )
     return fitting[0]
 
@@ -90,6 +89,8 @@ def labels_of(
     return None
 
 
-def _expected(axes: tuple[int, ...]) -> str:
-    shapes = {2: "[h, w]", 3: "[n, h, w]", 4: "[n, h, w, c]"}
-    return " or ".join(shapes[number] for number in axes if number in shapes)
+def _expected(axes: Mapping[int, str]) -> str:
+    names = str.maketrans({"y": "h", "x": "w"})
+    return " or ".join(
+        f"[{', '.join(letters.translate(names))}]" for letters in axes.values()
+    )

@@ -5,17 +5,25 @@ import os
 from types import ModuleType
 from typing import Any
 
-from simmim_jax.data.codecs.base import array_dtype
-from simmim_jax.data.sources.base import numbered_classes
+from simmim_jax.data.codecs.base import BadImage, array_dtype
+from simmim_jax.data.sources.base import Source, numbered_classes
+from simmim_jax.data.sources.folders import Files
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.groups import choose_images, choose_split, labels_of
 from simmim_jax.data.sources.planes import (
     ArrayPlanes,
     PlaneSource,
+    Selection,
     open_planes,
     parse_selection,
 )
-from simmim_jax.errors import MissingPackageError, UserError
+from simmim_jax.data.sources.stacks import (
+    PlanesReader,
+    check_stack,
+    has_files,
+    open_stack,
+)
+from simmim_jax.errors import MissingPackageError
 
 _ENDINGS = (".h5", ".hdf5")
 # By the number of axes of a data set.
@@ -39,7 +47,7 @@ def open_hdf5(place: str, split: str) -> PlaneSource:
     with open_file(selection.path) as file:
         arrays = data_sets(file)
         prefix, mine = choose_split(arrays, split, place)
-        name = choose_images(mine, selection, place, tuple(_AXES))
+        name = choose_images(mine, selection, place, _AXES)
         array_dtype(mine[name].dtype, f"{name!r} of {selection.path!r}")
         axes = _AXES[mine[name].ndim]
         labels = labels_of(mine, name, len(mine[name]), place)
@@ -59,7 +67,7 @@ def check_hdf5(place: str, split: str) -> None:
     selection = parse_selection(place)
     with open_file(selection.path) as file:
         _, mine = choose_split(data_sets(file), split, place)
-        name = choose_images(mine, selection, place, tuple(_AXES))
+        name = choose_images(mine, selection, place, _AXES)
         array_dtype(mine[name].dtype, f"{name!r} of {selection.path!r}")
 
 
@@ -75,16 +83,17 @@ def import_h5py() -> ModuleType:
 
 
 def open_file(path: str) -> Any:
-    """Return an open h5py.File; raises UserError if it is damaged."""
+    """Return an open h5py.File; raises BadImage if it is damaged."""
     h5py = import_h5py()
     try:
         return h5py.File(path, "r")
     except OSError as error:
         if error.errno is not None:  # of the file system
             raise
-        raise UserError(
+        raise BadImage(
+            "corrupt",
             f"{path!r} cannot be opened by h5py ({error!s:.200}): expected an HDF5 "
-            "file. Copy or write it again."
+            "file.",
         ) from error
 
 
@@ -105,6 +114,51 @@ def _planes(path: str, name: str, axes: str) -> ArrayPlanes:
     return ArrayPlanes(open_file(path)[name], axes)
 
 
+# ---- A folder of files ---------------------------------------------------------------
+
+_FILES = Files(
+    lambda name: name.lower().endswith(tuple(map(str.encode, _ENDINGS))),
+    _ENDINGS,
+    "hdf5 1",
+)
+_FILE_AXES = {2: "yx", 3: "yxc", 4: "nyxc"}
+
+
+def is_hdf5_folder(place: str) -> bool:
+    """Whether a place is a folder of HDF5 files without images, or such and ":NAME"."""
+    return has_files(parse_selection(place).path, _FILES)
+
+
+def open_hdf5_folder(place: str, split: str) -> Source:
+    """Open one split of a folder of HDF5 files, laid out like a folder of images.
+
+    Each file has one image [h, w] or [h, w, c], or several [n, h, w, c].
+    raises: NotFoundError without files, UserError for a split that does not exist.
+    """
+    return open_stack(*_folder(place, split))
+
+
+def check_hdf5_folder(place: str, split: str) -> None:
+    """Raise the errors of `open_hdf5_folder`."""
+    check_stack(*_folder(place, split))
+
+
+def _folder(place: str, split: str) -> tuple[str, str, PlanesReader, Files]:
+    selection = parse_selection(place)
+    import_h5py()
+    reader = PlanesReader(functools.partial(_only_image, selection.names))
+    return selection.path, split, reader, _FILES
+
+
+def _only_image(names: tuple[str, ...], path: str) -> ArrayPlanes:
+    arrays = data_sets(open_file(path))
+    name = choose_images(arrays, Selection(path, names), path, _FILE_AXES)
+    return ArrayPlanes(arrays[name], _FILE_AXES[arrays[name].ndim])
+
+
 FORMAT = Format(
     "a .h5 file, or FILE:NAME of one of its arrays", is_hdf5, check_hdf5, open_hdf5
+)
+FOLDER = Format(
+    "a folder of .h5 files", is_hdf5_folder, check_hdf5_folder, open_hdf5_folder
 )

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from simmim_jax.data.codecs.base import array_dtype
+from simmim_jax.data.codecs.base import BadImage, array_dtype
 from simmim_jax.data.sources import hdf5
+from simmim_jax.data.sources.base import Source
+from simmim_jax.data.sources.folders import Files
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import find_split
 from simmim_jax.data.sources.planes import (
@@ -26,6 +28,12 @@ from simmim_jax.data.sources.planes import (
     Selection,
     open_planes,
     parse_selection,
+)
+from simmim_jax.data.sources.stacks import (
+    PlanesReader,
+    check_stack,
+    has_files,
+    open_stack,
 )
 from simmim_jax.errors import UserError, did_you_mean
 
@@ -150,9 +158,10 @@ def _classic(path: str) -> dict[str, Variable]:
             for name, variable in file.variables.items()
         }
     except Exception as error:  # SciPy's parser raises many types
-        raise UserError(
+        raise BadImage(
+            "corrupt",
             f"{path!r} cannot be opened by SciPy ({error!s:.200}): expected a NetCDF "
-            "file. Copy or write it again."
+            "file.",
         ) from error
 
 
@@ -305,6 +314,53 @@ def _month_of(steps: np.ndarray, since: re.Match[str], kind: str) -> np.ndarray:
     return (times.astype("datetime64[M]").astype(int) % 12).astype(np.int32)
 
 
+# ---- A folder of files ---------------------------------------------------------------
+
+_FILES = Files(
+    lambda name: name.lower().endswith(tuple(map(str.encode, _ENDINGS))),
+    _ENDINGS,
+    "netcdf 1",
+)
+
+
+def is_netcdf_folder(place: str) -> bool:
+    """Whether a place is a folder of NetCDF files without images, or such and names."""
+    return has_files(parse_selection(place).path, _FILES)
+
+
+def open_netcdf_folder(place: str, split: str) -> Source:
+    """Open one split of a folder of NetCDF files, laid out like a folder of images.
+
+    raises: NotFoundError without files, UserError for a split that does not exist, or a
+    selection of windows or labels.
+    """
+    return open_stack(*_folder(place, split))
+
+
+def check_netcdf_folder(place: str, split: str) -> None:
+    """Raise the errors of `open_netcdf_folder`."""
+    check_stack(*_folder(place, split))
+
+
+def _folder(place: str, split: str) -> tuple[str, str, PlanesReader, Files]:
+    selection = parse_selection(place)
+    if selection.window or selection.label:
+        raise UserError(
+            f"dataset={place!r} is a folder: expected names of variables behind the "
+            "colon. '@' and '#' select of single files."
+        )
+    reader = PlanesReader(functools.partial(_fields, selection.names))
+    return selection.path, split, reader, _FILES
+
+
+def _fields(names: tuple[str, ...], path: str) -> VariablePlanes:
+    chosen = _chosen(read_variables(path), Selection(path, names), path)
+    return _open(path, chosen)
+
+
+FOLDER = Format(
+    "a folder of .nc files", is_netcdf_folder, check_netcdf_folder, open_netcdf_folder
+)
 FORMAT = Format(
     "a NetCDF file, or FILE:VARIABLE,VARIABLE", is_netcdf, check_netcdf, open_netcdf
 )

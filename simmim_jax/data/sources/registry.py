@@ -44,6 +44,8 @@ FORMATS: tuple[Format, ...] = (
     npy.ARRAY_FOLDER,
     volumes.DICOM_FRAMES,
     volumes.VOLUMES,
+    hdf5.FOLDER,
+    netcdf.FOLDER,
     folders.URL,
     folders.FOLDER,
 )
@@ -79,6 +81,8 @@ def open_source(
     - a .dcm file, or FOLDER:frames: each frame is an image;
     - a .h5 or .hdf5 file of images [n, h, w] or [n, h, w, c] in its only such data set,
       or in the one behind a colon (FILE:NAME); labels int [n] in NAME_labels or labels;
+    - a folder of .h5 files of one image [h, w] or [h, w, c] each, or several
+      [n, h, w, c]; a folder of NetCDF files;
     - a Zarr array or group, also OME-Zarr: images as in .h5 files, or windows of large
       planes (PATH:NAME@SIDE in pixels, by default 512);
     - a NetCDF file (.nc, .cdf): all variables, or those behind a colon (FILE:SST,AIRT),

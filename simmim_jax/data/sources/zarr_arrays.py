@@ -21,6 +21,7 @@ from simmim_jax.data.sources.planes import (
 )
 from simmim_jax.errors import MissingPackageError, UserError
 
+_AXES = {2: "yx", 3: "nyx", 4: "nyxc", 5: "tczyx"}
 _METADATA = ("zarr.json", ".zarray", ".zgroup")
 # Names of axes, in lower case.
 _NAMES = {
@@ -113,7 +114,7 @@ def _chosen(place: str, split: str) -> tuple[Selection, str, str, dict[str, Any]
     if isinstance(opened, zarr.Array):
         name = ""
     else:
-        name = choose_images(mine, selection, place, (2, 3, 4, 5))
+        name = choose_images(mine, selection, place, _AXES)
     array = mine[name]
     array_dtype(array.dtype, f"{name!r} of {selection.path!r}")
     return selection, prefix, name, mine, _axes(array, name, scales, place)
@@ -145,14 +146,13 @@ def _unnamed(shape: tuple[int, ...], place: str) -> str:
     if len(shape) == 3:
         is_large = max(shape[1:]) > MAX_SIDE and shape[0] <= _MAX_CHANNELS
         return "cyx" if is_large else "nyx"
-    axes = {2: "yx", 4: "nyxc"}.get(len(shape))
-    if axes is None:
+    if len(shape) not in (2, 4):
         raise UserError(
             f"dataset={place!r} has an array of shape {list(shape)} without names for "
             "its axes: expected [y, x], [n, y, x] or [n, y, x, c]. Write it with "
             "dimension_names (Zarr 3), or select another one with PATH:NAME."
         )
-    return axes
+    return _AXES[len(shape)]
 
 
 def _planes(path: str, name: str, axes: str) -> ArrayPlanes:

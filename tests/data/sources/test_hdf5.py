@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from simmim_jax.data.codecs.base import BadImage
 from simmim_jax.data.sources.registry import check_source, open_source
 from simmim_jax.errors import NotFoundError, UserError
 
@@ -73,7 +74,7 @@ def test_the_name_stands_behind_a_colon(tmp_path):
     file = write(tmp_path / "set.h5", a=IMAGES, b__c=IMAGES + 1, mean=np.zeros(3))
     message = fails(file)
     assert "has 2 arrays of images, [n, h, w] or [n, h, w, c]: expected one" in message
-    assert f"{file}:NAME; it has a [40, 5, 6, 2] float32, b/c" in message
+    assert "PATH:NAME; it has a [40, 5, 6, 2] float32, b/c" in message
     np.testing.assert_array_equal(both(f"{file}:b/c")[0]["image"], IMAGES[0] + 1)
     assert "has a [40, 5, 6, 2] float32" in fails(f"{file}:b/d")
     assert "Did you mean" in fails(f"{file}:b/d")
@@ -159,3 +160,42 @@ def test_other_arrays_are_refused(array, message, tmp_path):
     place = write(tmp_path / "set.h5", images=array)
     with pytest.raises((UserError, NotFoundError), match=message):
         open_source(place, "train")
+
+
+# ---- A folder of files ---------------------------------------------------------------
+
+
+def test_folders_of_files(tmp_path):
+    root = tmp_path / "set"
+    for folder in ("train/a", "train/b", "validation/a"):
+        (root / folder).mkdir(parents=True)
+    write(root / "train/a/1.h5", image=IMAGES[0])
+    write(root / "train/b/2.hdf5", image=IMAGES[1:4])
+    write(root / "validation/a/3.h5", image=IMAGES[4, :, :, 0])
+    check_source(str(root), "train")
+    source = open_source(str(root), "train")
+    assert source.class_names == ("a", "b")
+    assert source.labels.tolist() == [0, 1, 1, 1]
+    for copy in (source, pickle.loads(pickle.dumps(source))):
+        for i in range(4):
+            np.testing.assert_array_equal(copy[i]["image"], IMAGES[i])
+    (held_out,) = open_source(str(root), "validation")
+    np.testing.assert_array_equal(held_out["image"], IMAGES[4, :, :, :1])
+
+
+def test_folders_of_files_with_several_sets_and_damage(tmp_path):
+    (tmp_path / "set/train").mkdir(parents=True)
+    for i in range(3):
+        write(tmp_path / f"set/train/{i}.h5", image=IMAGES[i], mask=IMAGES[i] > 0)
+    (tmp_path / "set/train/1.h5").write_bytes(b"damaged")
+    with pytest.raises(UserError) as error:
+        open_source(str(tmp_path / "set"), "train")
+    message = str(error.value)
+    assert "has 2 arrays of images, [h, w] or [h, w, c] or [n, h, w, c]" in message
+    assert "PATH:NAME; it has image [5, 6, 2] float32, mask" in message
+    source = open_source(f"{tmp_path}/set:image", "train")
+    assert len(source) == 3
+    np.testing.assert_array_equal(source[2]["image"], IMAGES[2])
+    with pytest.raises(BadImage, match="cannot be opened by h5py") as raised:
+        source[1]
+    assert raised.value.filename == str(tmp_path / "set/train/1.h5:0")

@@ -226,3 +226,17 @@ def test_damaged_files_are_refused(tmp_path):
     pytest.importorskip("h5py")
     path.write_bytes(b"neither")
     assert "cannot be opened by h5py" in fails(str(path))
+
+
+def test_folders_of_files(tmp_path):
+    (tmp_path / "set" / "train").mkdir(parents=True)
+    classic(tmp_path / "set" / "train" / "1.nc", FIELDS)
+    classic(tmp_path / "set" / "train" / "2.cdf", {"u": (WIND[:3] + 1, None, {})})
+    check_source(f"{tmp_path}/set:u", "train")
+    source = open_source(f"{tmp_path}/set:u", "train")
+    assert len(source) == 24 + 3
+    for copy in (source, pickle.loads(pickle.dumps(source))):
+        np.testing.assert_array_equal(copy[5]["image"][:, :, 0], WIND[5])
+        np.testing.assert_array_equal(copy[26]["image"][:, :, 0], WIND[2] + 1)
+    with pytest.raises(UserError, match="is a folder: expected names of variables"):
+        open_source(f"{tmp_path}/set:u#month", "train")
