@@ -127,6 +127,30 @@ def curves(
     return Path(path)
 
 
+def histograms(
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | Path
+) -> Path:
+    """Draw the distribution of values of each band: {name: (shares, edges)}.
+
+    shares: [bins], of all values; edges: [bins + 1]. Returns: the path.
+    """
+    columns = min(len(bands), 3)
+    rows = -(-len(bands) // columns)
+    figure = _figure(FIGURE_WIDTH, 1.9 * rows)
+    grid = figure.add_gridspec(rows, columns, wspace=0.06, hspace=0.06)
+    for index, (name, (shares, edges)) in enumerate(bands.items()):
+        axes = figure.add_subplot(grid[index // columns, index % columns])
+        axes.stairs(shares, edges, fill=True, color=LINE_COLOURS[0])
+        _write_title(axes, name, INK)
+        axes.set_yticks([])
+        axes.locator_params(axis="x", nbins=4)
+        axes.tick_params(labelsize=8, color="#999999", labelcolor=INK)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    with _atomic(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return Path(path)
+
+
 def prediction_grid(
     images: np.ndarray,
     names: Sequence[Sequence[str]],
