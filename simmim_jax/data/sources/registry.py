@@ -12,6 +12,7 @@ from typing import Any
 from simmim_jax.data.sources import (
     archives,
     bundled_sets,
+    dicom_folders,
     folders,
     hdf5,
     idx,
@@ -46,6 +47,7 @@ FORMATS: tuple[Format, ...] = (
     volumes.VOLUMES,
     hdf5.FOLDER,
     netcdf.FOLDER,
+    dicom_folders.FORMAT,
     folders.URL,
     folders.FOLDER,
 )
@@ -65,7 +67,7 @@ def open_source(
 
     dataset: "bundled:NAME", "tfds:NAME[/CONFIG][:VERSION]", or the path of
 
-    - a folder of images (.jpg, .jpeg, .png, .webp, .gif, .bmp), at any depth;
+    - a folder of images (.jpg, .jpeg, .png, .webp, .gif, .bmp, .dcm), at any depth;
     - a folder that `simmim pack` wrote, with the splits that were packed;
     - a folder of four MNIST-like files such as train-images-idx3-ubyte.gz: "train"
       reads train-*, "validation" and "test" both read t10k-*;
@@ -79,6 +81,7 @@ def open_source(
     - a .nii or .nii.gz volume, or a folder of such files: each slice is an image,
       across the axis behind a colon (PATH:sagittal, coronal or axial, the default);
     - a .dcm file, or FOLDER:frames: each frame is an image;
+    - a folder of DICOM files without endings;
     - a .h5 or .hdf5 file of images [n, h, w] or [n, h, w, c] in its only such data set,
       or in the one behind a colon (FILE:NAME); labels int [n] in NAME_labels or labels;
     - a folder of .h5 files of one image [h, w] or [h, w, c] each, or several
