@@ -13,6 +13,7 @@ from simmim_jax.data.codecs.base import BadImage, Decoding, Raster
 from simmim_jax.data.codecs.image import IMAGE
 from simmim_jax.data.codecs.registry import codec_of, read
 from simmim_jax.data.sources.base import Source
+from simmim_jax.errors import UserError
 
 # Examples decoded at once, which bounds memory.
 _THREADS = 8
@@ -30,7 +31,7 @@ class Sampled:
     """
 
     index: int
-    image: Raster | BadImage | OSError
+    image: Raster | UserError | OSError
     encoding: str = ""
     data: bytes | np.ndarray | None = dataclasses.field(default=None, repr=False)
     path: str = ""
@@ -38,13 +39,14 @@ class Sampled:
 
 
 def sample(
-    source: Source, count: int, decoding: Decoding = AS_STORED
+    source: Source, count: int, decoding: Decoding = AS_STORED, *, strict: bool = True
 ) -> Iterator[Sampled]:
     """Yield evenly spaced examples of a source in order, the same ones every time.
 
     count: number of examples; all of them if there are fewer. decoding: without
     channels, arrays are as the files store them.
-    raises: UserError for images that can never be decoded so.
+    raises: UserError for images that can never be decoded so; without `strict`, it is
+    yielded like that of a bad image.
     """
 
     def one(index: int) -> Sampled:
@@ -54,7 +56,14 @@ def sample(
             return Sampled(index, error, path=error.filename)
         except OSError as error:
             return Sampled(index, error, path=str(error.filename or ""))
-        return _decoded(index, example, decoding)
+        except UserError as error:
+            if strict:
+                raise
+            return Sampled(index, error)
+        found = _decoded(index, example, decoding)
+        if strict and not isinstance(found.image, Raster | BadImage):
+            raise found.image
+        return found
 
     places = indices(len(source), count)
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -84,10 +93,10 @@ def encoding_of(data: bytes | np.ndarray) -> str:
 
 def _decoded(index: int, example: dict[str, Any], decoding: Decoding) -> Sampled:
     data = example["image"]
-    image: Raster | BadImage
+    image: Raster | UserError
     try:
         image = read(data, decoding)
-    except BadImage as error:
+    except UserError as error:
         image = error
     return Sampled(
         index,
