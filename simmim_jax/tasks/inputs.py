@@ -4,7 +4,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Finetune, Pretrain
@@ -23,13 +22,15 @@ from simmim_jax.data.sources.base import (
     SubsetSource,
 )
 from simmim_jax.data.sources.registry import open_source
+from simmim_jax.data.survey.inspect import kind
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.progress import say
 from simmim_jax.runtime import distributed
-from simmim_jax.tasks.values import normalization
 from simmim_jax.tasks.views import eval_view, train_view
 from simmim_jax.training.run import Lengths
 
+# Images that a run looks at for its first line, in milliseconds.
+_IMAGES_LOOKED_AT = 4
 # Class names that a run prints: enough to see whether they are the right ones.
 _NAMES_SHOWN = 6
 
@@ -46,11 +47,16 @@ def describe(
     held_out: Source,
     class_names: tuple[str, ...] = (),
 ) -> str:
-    """Return what a run sees: data set, numbers of images, classes that count."""
+    """Return what a run sees: data set, numbers and kind of images, classes."""
     text = f"{data.dataset}: {len(source):,} images to train on"
+    notes = []
+    if data.view == "image" and (what := kind(source, _IMAGES_LOOKED_AT)):
+        notes.append(what)
     if len(source) < data.batch_size:
         times = data.batch_size / len(source)
-        text += f" (each {times:.1f} times in a batch of {data.batch_size:,})"
+        notes.append(f"each {times:.1f} times in a batch of {data.batch_size:,}")
+    if notes:
+        text += f" ({'; '.join(notes)})"
     text += f", {len(held_out):,} held out"
     if not class_names:
         return text
@@ -67,17 +73,6 @@ def batch_like(data: schema.Data) -> dict[str, jax.ShapeDtypeStruct]:
         )
         for name, spec in train_view(data).spec.items()
     }
-
-
-def displayed(data: schema.Data, images: np.ndarray) -> np.ndarray:
-    """Return images [n h w c] as grey levels or colours in 0..255, to draw them.
-
-    Measured values are shown from two standard deviations below the mean to two above.
-    """
-    if data.dtype == "uint8":
-        return images
-    levels = np.asarray(normalization(data)(images))
-    return np.round(np.clip(255 * (levels + 2) / 4, 0, 255)).astype(np.uint8)
 
 
 def train_batches(

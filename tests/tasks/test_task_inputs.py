@@ -27,7 +27,8 @@ def test_description_has_the_set_its_sizes_and_the_first_classes(class_names, sa
     train, held_out = (ArraySource(images(n), None, class_names) for n in (1100, 60))
     data = tiny_config.typed("pretrain").data
     assert inputs.describe(data, train, held_out, class_names) == (
-        f"bundled:fashion_mnist_10k: 1,100 images to train on, 60 held out{says}"
+        "bundled:fashion_mnist_10k: 1,100 images to train on (1 x uint8, 28x28), "
+        f"60 held out{says}"
     )
 
 
@@ -36,7 +37,8 @@ def test_description_mentions_a_batch_larger_than_the_data_set():
     fields = {"data.batch_size": 25, "data.dataset": "/data"}
     data = tiny_config.typed("pretrain", **fields).data
     assert inputs.describe(data, source, source) == (
-        "/data: 10 images to train on (each 2.5 times in a batch of 25), 10 held out"
+        "/data: 10 images to train on (1 x uint8, 28x28; each 2.5 times in a batch of "
+        "25), 10 held out"
     )
 
 

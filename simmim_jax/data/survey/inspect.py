@@ -162,8 +162,10 @@ def describe(
     """Return the words of `kind`."""
     if not sizes:
         return ""
+    names = "/".join(name for name in encodings if name != "array")
     numbers, types = ("/".join(map(str, part)) for part in (bands, dtypes))
-    text = f"{'/'.join(encodings)}, {numbers} x {types}, {size_text(sizes[0])}"
+    values = f"{numbers} x {types}, {size_text(sizes[0])}"
+    text = f"{names}, {values}" if names else values
     return text if sizes[0] == sizes[-1] else f"{text} to {size_text(sizes[-1])}"
 
 
