@@ -154,7 +154,11 @@ class PatchEmbed(nn.Module):
         x += bias.astype(self.dtype)
         if self.norm_eps is None:
             return x
-        return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
+        # Flax's fast variance, E[x²] - E[x]², cancels where the mean is large, as that
+        # of projected pixels may be. Later norms see sums of many such terms, near 0.
+        return nn.LayerNorm(
+            self.norm_eps, dtype=self.dtype, use_fast_variance=False, name="norm"
+        )(x)
 
 
 def replace_masked(

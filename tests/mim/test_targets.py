@@ -97,6 +97,55 @@ def test_bright_images_are_as_exact_as_float32_allows():
     assert error < 1e-4
 
 
+def test_values_far_from_zero_are_normalised_exactly():
+    values = 29_000 + np.linspace(-10, 10, 256, dtype=np.float32)
+    image = values.reshape(1, 16, 16, 1)
+    found = jax.jit(targets.normalize_windows, static_argnums=1)(image, 31)
+    exact = values.astype(np.float64)  # a window that covers all of the image
+    expected = (exact - exact.mean()) / exact.std(ddof=1)
+    np.testing.assert_allclose(found.ravel(), expected, atol=1e-3)
+
+
+# ---- Pixels without data -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window", [3, 7])
+def test_moments_are_those_of_the_valid_pixels_in_the_window(window):
+    rng = np.random.default_rng(0)
+    image = rng.normal(5, 2, (1, 12, 10, 2)).astype(np.float32)
+    valid = rng.random(image.shape) < 0.6
+    filled = np.where(valid, image, 1e6)
+    mean, std = targets.window_moments(filled, window, valid)
+    half = window // 2
+    for y, x, c in np.ndindex(12, 10, 2):
+        rows, columns = (slice(max(i - half, 0), i + half + 1) for i in (y, x))
+        inside = image[0, rows, columns, c][valid[0, rows, columns, c]]
+        if len(inside) < 2:
+            continue
+        expected = inside.astype(np.float64)
+        np.testing.assert_allclose(mean[0, y, x, c], expected.mean(), rtol=1e-4)
+        spread = np.sqrt(expected.var(ddof=1) + targets.EPS)
+        np.testing.assert_allclose(std[0, y, x, c], spread, rtol=1e-3, atol=1e-4)
+
+
+def test_moments_of_valid_images_are_those_without_a_mask():
+    image = np.random.default_rng(0).normal(size=(2, 12, 10, 3)).astype(np.float32)
+    plain = targets.window_moments(image, 5)
+    masked = targets.window_moments(image, 5, np.ones(image.shape, bool))
+    np.testing.assert_allclose(masked, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_cells_are_means_of_their_valid_pixels():
+    image = np.array([[1, 3, 50, 5], [2, 4, 60, 70]], np.float32).reshape(1, 2, 4, 1)
+    valid = np.array([[1, 1, 0, 1], [1, 1, 0, 0]], bool).reshape(1, 2, 4, 1)
+    found = targets.downsample(image, 2, valid)
+    np.testing.assert_array_equal(found.ravel(), [2.5, 5])
+    assert targets.any_in_cell(valid & (image < 5), 2).ravel().tolist() == [True, False]
+
+
+# --------------------------------------------------------------------------------------
+
+
 def test_moments_undo_the_normalisation():
     images = noise(2, 16, 24, 3)
     mean, std = targets.window_moments(images, 5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from simmim_jax.models.layers import gelu
+from simmim_jax.models.layers import PatchEmbed, gelu
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -21,3 +21,20 @@ def test_gelu_and_its_gradient_match_flax_in_float32(dtype):
     # PyTorch's rounding: Φ may be off by two steps, which x multiplies.
     assert np.all(np.abs(ours[0] - exact[0]) <= 2 * step * np.abs(wide))
     np.testing.assert_allclose(slope, expected, rtol=1.25 * step, atol=1.25 * step)
+
+
+def test_patches_far_from_zero_are_normalised_exactly():
+    values = 29_000 + np.linspace(-10, 10, 256, dtype=np.float32)
+    embed = PatchEmbed((16, 16), 256, norm_eps=1e-5)
+    params = {
+        "kernel": np.eye(256, dtype=np.float32).reshape(16, 16, 1, 256),
+        "bias": np.zeros(256, np.float32),
+        "norm": {"scale": np.ones(256), "bias": np.zeros(256)},
+    }
+    with jax.default_matmul_precision("highest"):
+        found = embed.apply({"params": params}, values.reshape(1, 16, 16, 1))
+    exact = values.astype(np.float64)
+    expected = (exact - exact.mean()) / exact.std()
+    np.testing.assert_allclose(found.ravel(), expected, atol=1e-3)
+    cancelled = nn.LayerNorm(use_scale=False, use_bias=False).apply({}, values)
+    assert np.abs(cancelled - expected).max() > 0.1  # what Flax does by default

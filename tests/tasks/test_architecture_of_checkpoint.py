@@ -17,6 +17,7 @@ from simmim_jax.configs import common
 from simmim_jax.errors import NotFoundError, UserError
 from simmim_jax.tasks import api, classify, pretrain
 from simmim_jax.tasks.architecture import adopt
+from simmim_jax.tasks.values import assume
 
 # A ViT with patches of 14x7, width 16, depth 2 and 2 heads, trained on grey images.
 PRETRAINED = Path(__file__).parents[1] / "workdirs" / "e0607c8" / "pretrain"
@@ -200,8 +201,8 @@ def test_no_field_of_the_encoder_stops_fine_tuning_once_adopted(encoder, tmp_pat
         folder.mkdir()
         finetuning.init_from = checkpoint_of(pretraining, folder)
         adopted, _ = adopt(schema.parse(finetuning))
-        learned = pretrain.learner(schema.parse(pretraining), 10)
-        learns, _ = classify.learner(adopted, 10, 3)
+        learned = pretrain.learner(assume(schema.parse(pretraining)), 10)
+        learns, _ = classify.learner(assume(adopted), 10, 3)
         old, new = (
             jax.eval_shape(of.init, jax.random.key(0)) for of in (learned, learns)
         )
