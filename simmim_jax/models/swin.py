@@ -83,7 +83,7 @@ class WindowAttention(nn.Module):
             qkv_bias,
             bias,
             mask,
-            batch=len(x) // bias.shape[1],
+            batch=x.shape[0] // bias.shape[1],
             num_heads=self.num_heads,
             tokens=bias.shape[1],
             implementation=self.implementation,
@@ -312,7 +312,7 @@ class Swin(nn.Module):
             x += rearrange(positions, "b (h w) d -> b h w d", h=height).astype(x.dtype)
 
         scales = drop_path_scales(
-            self, self.drop_path_rate, sum(self.depths), len(x), train
+            self, self.drop_path_rate, sum(self.depths), x.shape[0], train
         )
         shared: dict[str, Any] = {
             "norm_eps": self.norm_eps,

@@ -93,7 +93,7 @@ class CosineAttention(nn.Module):
             None,
             bias,
             mask,
-            batch=len(x) // bias.shape[1],
+            batch=x.shape[0] // bias.shape[1],
             num_heads=self.num_heads,
             tokens=bias.shape[1],
             implementation=self.implementation,

@@ -74,17 +74,17 @@ class Predictor:
         example = {"image": image, "label": NO_LABEL}
         return view(example, np.random.default_rng(0))["image"]
 
+    def apply(self, params: Any, images: jax.Array | np.ndarray) -> jax.Array:
+        """Return float32[n classes] of prepared images [n h w c], for JAX to trace."""
+        pixels = values.normalization(self.config.data)(images)
+        logits = self.model.apply({"params": params}, pixels)
+        if self.config.probabilities == "sigmoid":
+            return jax.nn.sigmoid(logits)
+        return jax.nn.softmax(logits)
+
     @functools.cached_property
     def _probabilities(self) -> Callable[[Any, np.ndarray], jax.Array]:
-        normalization = values.normalization(self.config.data)
-
-        def probabilities(params: Any, images: np.ndarray) -> jax.Array:
-            logits = self.model.apply({"params": params}, normalization(images))
-            if self.config.probabilities == "sigmoid":
-                return jax.nn.sigmoid(logits)
-            return jax.nn.softmax(logits)
-
-        return jax.jit(probabilities)
+        return jax.jit(self.apply)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return float32[n classes], the probabilities of prepared images [n h w c]."""
