@@ -17,6 +17,7 @@ def get_config(mode: str) -> ConfigDict:
     config.data.channels = 1
     config.data.batch_size = 16
     config.data.eval_crop = 1.0
+    config.data.dtype = "uint8"
     config.data.mean = (0.286,)
     config.data.std = (0.353,)
     config.model.patch_size = (14, 7)

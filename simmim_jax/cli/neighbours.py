@@ -139,13 +139,13 @@ def _draw(
     output: str,
 ) -> None:
     from simmim_jax.monitoring.pictures import neighbour_grid
-    from simmim_jax.tasks import inputs
+    from simmim_jax.tasks.display import displayed
 
     data = encoder.config.data
 
     def shown(what: Sequence[Any]) -> np.ndarray:
         contents = [source[i]["image"] if isinstance(i, int) else i for i in what]
-        return inputs.displayed(data, encoder.prepare(contents))
+        return displayed(data, encoder.prepare(contents))
 
     neighbours = [
         shown([int(indices[i]) for i in nearest.indices[row]]) for row in drawn

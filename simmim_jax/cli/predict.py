@@ -134,11 +134,11 @@ def _draw(
     output: str,
 ) -> None:
     from simmim_jax.monitoring import pictures
-    from simmim_jax.tasks import inputs
+    from simmim_jax.tasks.display import displayed
 
     paths, images, probabilities = zip(*drawn, strict=True)
     pictures.prediction_grid(
-        inputs.displayed(predictor.config.data, np.stack(images)),
+        displayed(predictor.config.data, np.stack(images)),
         *predictor.top(np.stack(probabilities)),
         output,
         titles=[_text(Path(path).name) for path in paths],

@@ -190,6 +190,13 @@ class Data:
         unit="as mean",
         low=0,
     )
+    display_bands: tuple[int, ...] = field(
+        (),
+        "Bands that pictures show, counted from 0: one in grey, three as red, green "
+        "and blue, more side by side; (): the first three.",
+        low=0,
+        harmless=True,
+    )
     max_bad_fraction: float = field(
         0.1,
         "Images that cannot be read or decoded are skipped, counted and listed in "
@@ -878,6 +885,11 @@ def check(run: Pretrain | Finetune, path: str) -> None:
         raise UserError(
             f"{path}.data.bands={data.bands!r}: expected as many names as "
             f"{path}.data.channels={data.channels}."
+        )
+    if any(band >= data.channels for band in data.display_bands):
+        raise UserError(
+            f"{path}.data.display_bands={data.display_bands!r}: expected numbers below "
+            f"{path}.data.channels={data.channels}, counted from 0."
         )
     if len(data.nodata) > 1:
         raise UserError(f"{path}.data.nodata={data.nodata!r}: expected one value.")

@@ -29,6 +29,7 @@ from simmim_jax.monitoring import pictures
 from simmim_jax.runtime import sharding
 from simmim_jax.tasks import inputs, values
 from simmim_jax.tasks.classify_step import finetune_loss, finetune_prepare
+from simmim_jax.tasks.display import displayed
 from simmim_jax.tasks.optimizer import notices, optimizer
 from simmim_jax.tasks.resumed import changes_of
 from simmim_jax.training import steps
@@ -203,8 +204,8 @@ def draw_augmented(
     seen = jax.jit(prepare)(batch, key)["image"]
     pixels = values.normalization(data).inverse(seen)
     return pictures.augmentation_grid(
-        inputs.displayed(data, batch["image"]),
-        inputs.displayed(data, np.asarray(pixels)),
+        displayed(data, batch["image"]),
+        displayed(data, np.asarray(pixels)),
         workdir / "augmented.png",
     )
 

@@ -19,6 +19,7 @@ from simmim_jax.runtime import workdir_lock
 from simmim_jax.tasks import classify, inputs, pretrain
 from simmim_jax.tasks.accuracy import Accuracy, gain, last_and_best
 from simmim_jax.tasks.classify import patch_grid
+from simmim_jax.tasks.display import displayed
 from simmim_jax.tasks.predict import Predictor
 from simmim_jax.tasks.pretrain import picture_path
 from simmim_jax.training import compilation, loop
@@ -187,7 +188,7 @@ def draw_predictions(config: Finetune, workdir: Path, step: int) -> Path:
     names, probabilities = predictor.top(predictor(images))
     true_names = [predictor.class_names[example["label"]] for example in examples]
     return pictures.prediction_grid(
-        inputs.displayed(predictor.config.data, images),
+        displayed(predictor.config.data, images),
         names,
         probabilities,
         workdir / "predictions.png",

@@ -18,6 +18,7 @@ from simmim_jax.models.simmim import SimMIM
 from simmim_jax.monitoring import pictures
 from simmim_jax.runtime import sharding
 from simmim_jax.tasks import inputs, values
+from simmim_jax.tasks.display import displayed, displayed_masks
 from simmim_jax.tasks.optimizer import notices, optimizer
 from simmim_jax.tasks.pretrain_step import pretrain_loss, pretrain_prepare
 from simmim_jax.tasks.resumed import changes_of
@@ -220,9 +221,8 @@ def evaluation(
         images, masks, pixels = jax.device_get(reconstruct(params, batch))
         if jax.process_index() == 0:
             path = picture_path(workdir, step)
-            images, pixels = (
-                inputs.displayed(config.data, x) for x in (images, pixels)
-            )
+            images, pixels = (displayed(config.data, x) for x in (images, pixels))
+            masks = displayed_masks(config.data, masks)
             pictures.reconstruction_grid(images, masks, pixels, path)
 
     def evaluate(params: Any, step: int) -> dict[str, float]:

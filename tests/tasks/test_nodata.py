@@ -142,14 +142,14 @@ def test_fields_with_gaps_pre_train_and_classify(dtype, mark, tmp_path):
     fields[rng.random((80, 28, 28)) < 0.2] = mark  # both bands
     fields[:, :, :14] = mark  # and half of each image
     config = tiny_config.get_config("pretrain")
-    config.data.channels, config.data.mean, config.data.std = 2, (), ()
+    config.data.update({"channels": 2, "dtype": "auto", "mean": (), "std": ()})
     config.data.nodata = () if dtype == "float32" else (float(mark),)
     config.duration, config.optim.warmup = "4 steps", "1 steps"
     trained = pretrain(config, tmp_path / "pre", data=fields, held_out=fields[:20])
     assert 0.3 < trained.last["eval_loss"] < 2
     assert (tmp_path / "pre/reconstructions/0000004.png").exists()
     later = tiny_config.get_config("finetune")
-    later.data.channels, later.data.mean, later.data.std = 2, (), ()
+    later.data.update({"channels": 2, "dtype": "auto", "mean": (), "std": ()})
     later.data.num_labels, later.init_from = 0, str(tmp_path / "pre")
     later.duration, later.optim.lr, later.pictures = "60 steps", 0.1, 4
     pair = (fields, labels)

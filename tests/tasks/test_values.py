@@ -16,7 +16,7 @@ from simmim_jax.tasks import values
 from simmim_jax.tasks.api import finetune, pretrain
 from simmim_jax.tasks.values import assume, normalization, resolve
 
-OPEN = {"data.mean": (), "data.std": ()}
+OPEN = {"data.dtype": "auto", "data.mean": (), "data.std": ()}
 
 
 def bands(dtype="uint16", channels=13, count=40):
@@ -166,7 +166,7 @@ def test_a_resumed_run_and_later_tasks_keep_what_was_measured(tmp_path, capsys):
     images = bands(channels=2)
     labels = np.arange(40) % 2
     fields = tiny_config.get_config("pretrain")
-    fields.data.channels, fields.data.mean, fields.data.std = 2, (), ()
+    fields.data.update({"channels": 2, "dtype": "auto", "mean": (), "std": ()})
     fields.duration, fields.optim.warmup = "2 steps", "1 steps"
     pretrain(fields, tmp_path / "pre", data=images, held_out=images[:8])
     assert "values: uint16, 2 bands, measured on 40 of 40" in capsys.readouterr().out
@@ -180,7 +180,7 @@ def test_a_resumed_run_and_later_tasks_keep_what_was_measured(tmp_path, capsys):
     assert "resumed at step 2 of 3" in output
     assert "data.mean" not in output
     later = tiny_config.get_config("finetune")
-    later.data.channels, later.data.mean, later.data.std = 2, (), ()
+    later.data.update({"channels": 2, "dtype": "auto", "mean": (), "std": ()})
     later.data.num_labels, later.duration = 0, "1 steps"
     later.init_from = str(tmp_path / "pre")
     pair = (images + np.uint16(9), labels)
