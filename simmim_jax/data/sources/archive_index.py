@@ -1,5 +1,6 @@
 """Index of the images in a tar or zip file, kept between runs."""
 
+import collections
 import dataclasses
 import importlib.util
 import os
@@ -9,7 +10,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 import numpy as np
@@ -46,7 +47,7 @@ def index_archive(file: str) -> ArchiveIndex:
     """Index one archive, or load its index if the file has not changed."""
     status = os.stat(file)
     stamp = np.array([status.st_size, status.st_mtime_ns])
-    key = f"archive 4 {os.path.realpath(file)}"
+    key = f"archive 5 {os.path.realpath(file)}"
     arrays = cache.load(key, _COLUMNS)
     if arrays is None or not np.array_equal(arrays.pop("stamp"), stamp):
         members = list(_labelled_members(file))
@@ -108,21 +109,59 @@ _Member = tuple[bytes, int, int, int]
 def _labelled_members(file: str) -> Iterator[tuple[bytes, int, int, int, int]]:
     """Yield the images of an archive with the labels from their .cls files."""
     members = list(archive_members(file))
+    images = [member for member in members if is_image(member[0])]
+    numbers = [member for member in members if _is_number(member[0])]
+    number_of = _match_numbers(
+        [path for path, *_ in images], [path for path, *_ in numbers], file
+    )
     labels = {}
-    for path, offset, size, unpacked in members:
-        if path.endswith(b".cls"):
-            text = _read_label(file, offset, size, unpacked)
-            if not text.isdigit() or int(text) >= MAX_CLASSES:
-                raise UserError(
-                    f"{os.fsdecode(path)!r} in {file!r} contains {text[:40]!r}: "
-                    "expected the number of the class, from 0 and less than "
-                    f"{MAX_CLASSES:,}. Write the archive again, or leave out all .cls "
-                    "files and use class folders."
-                )
-            labels[_key(path)] = int(text)
-    for path, offset, size, unpacked in members:
-        if is_image(path):
-            yield path, offset, size, unpacked, labels.get(_key(path), NO_LABEL)
+    for path, offset, size, unpacked in numbers:
+        text = _read_label(file, offset, size, unpacked)
+        if not text.isdigit() or int(text) >= MAX_CLASSES:
+            raise UserError(
+                f"{os.fsdecode(path)!r} in {file!r} contains {text[:40]!r}: "
+                "expected the number of the class, from 0 and less than "
+                f"{MAX_CLASSES:,}. Write the archive again, or leave out all .cls "
+                "files and use class folders."
+            )
+        labels[path] = int(text)
+    for path, offset, size, unpacked in images:
+        number = number_of.get(path)
+        label = NO_LABEL if number is None else labels[number]
+        yield path, offset, size, unpacked, label
+
+
+def _match_numbers(
+    images: Sequence[bytes], numbers: Sequence[bytes], file: str
+) -> dict[bytes, bytes]:
+    """Return the .cls file of each image that has one.
+
+    It has the image's name without the ending: img_1.0m.cls of img_1.0m.jpg. Without
+    such a file, it is the one that WebDataset puts into the same example, since names
+    are equal up to the first dot: 0.cls of 0.left.jpg.
+    raises: UserError for an image that several .cls files match.
+    """
+    by_stem: dict[bytes, set[bytes]] = collections.defaultdict(set)
+    by_key: dict[bytes, set[bytes]] = collections.defaultdict(set)
+    stems = set(map(_stem, images))
+    for number in numbers:
+        stem, key = _stem(number), _key(number)
+        by_stem[stem].add(number)
+        # 0.cls belongs to all of 0.left.jpg and 0.jpg, 0.left.cls to the former alone.
+        if stem == key or stem not in stems:
+            by_key[key].add(number)
+    found = {}
+    for image in images:
+        matches = by_stem.get(_stem(image)) or by_key.get(_key(image)) or ()
+        if len(matches) > 1:
+            names = ", ".join(repr(os.fsdecode(name)) for name in sorted(matches))
+            raise UserError(
+                f"{os.fsdecode(image)!r} in {file!r} has the .cls files {names}: "
+                "expected one, with the name of the image. Rename or remove the others."
+            )
+        if matches:
+            (found[image],) = matches
+    return found
 
 
 def _read_label(file: str, offset: int, size: int, unpacked: int) -> bytes:
@@ -135,14 +174,24 @@ def _read_label(file: str, offset: int, size: int, unpacked: int) -> bytes:
         raise broken(file, f"cannot be read ({error})") from error
 
 
+def _is_number(path: bytes) -> bool:
+    """Whether a file has the number of a class."""
+    return path.lower().endswith(b".cls")
+
+
+def _stem(path: bytes) -> bytes:
+    """Return a path without its ending."""
+    return path.rpartition(b".")[0]
+
+
 def _key(path: bytes) -> bytes:
-    """Return what files of one example share: the path up to the name's first dot."""
+    """Return the path up to the name's first dot, WebDataset's key of an example."""
     folder, slash, name = path.rpartition(b"/")
     return folder + slash + name.partition(b".")[0]
 
 
 def _is_wanted(path: bytes) -> bool:
-    return (is_image(path) or path.endswith(b".cls")) and not any(
+    return (is_image(path) or _is_number(path)) and not any(
         map(is_hidden, path.split(b"/"))
     )
 

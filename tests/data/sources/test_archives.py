@@ -214,7 +214,33 @@ def test_shards_of_splits(name, tmp_path):
         open_source(str(tmp_path), "test")
 
 
+@pytest.mark.parametrize("cls", [".cls", ".CLS"])
+@pytest.mark.parametrize("name", ["set.tar", "set.zip"])
+def test_the_whole_stem_comes_first(name, cls, tmp_path):
+    files = {f"img_1.{i}m.jpg": CHINA for i in range(5)}
+    files |= {f"img_1.{i}m{cls}": str(i % 2).encode() for i in range(5)}
+    found = whole(write(tmp_path / name, files))
+    assert [found[f"img_1.{i}m.jpg"][1] for i in range(5)] == ["0", "1", "0", "1", "0"]
+
+
+def test_a_number_of_another_image_is_not_taken(tmp_path):
+    files = {"train/a.0.jpg": CHINA, "train/a.0.cls": b"1", "train/a.1.jpg": CHINA}
+    path = write_tar(tmp_path / "set.tar", files)
+    with pytest.raises(UserError, match=r"'a.1.jpg' in .* has no .cls file beside it"):
+        open_source(path, "train")
+
+
+def test_several_numbers_for_an_image_are_an_error(tmp_path):
+    for numbers in (["a.cls", "a.CLS"], ["a.x.cls", "a.y.cls"]):
+        files = {"a.b.jpg": CHINA, "c.jpg": CHINA} | dict.fromkeys(numbers, b"0")
+        first, second = sorted(numbers)
+        named = f"'a.b.jpg' in .* has the .cls files '{first}', '{second}': expected"
+        with pytest.raises(UserError, match=named):
+            open_source(write_tar(tmp_path / "set.tar", files), "train")
+
+
 def test_keys_of_examples_end_at_the_first_dot(tmp_path):
+    """As in webdataset 1.0.2: "a/b.c.jpg" is key "a/b", field "c.jpg"."""
     files = {"a.b/0.left.jpg": CHINA, "a.b/0.cls": b"1\n", "a.b/0.x.right.jpg": FLOWER}
     found = whole(write_tar(tmp_path / "set.tar", files))
     assert sorted(name for _, name in found.values()) == ["1", "1"]
