@@ -154,6 +154,11 @@ class Data:
         "Names of the channels, for files that name theirs: they are chosen and "
         "ordered so; (): all, as they are.",
     )
+    fill_bands: bool = field(
+        False,
+        "Bands of data.bands that a file lacks are pixels without a measurement; "
+        "False: an error.",
+    )
     nodata: tuple[float, ...] = field(
         (),
         "Value of pixels without a measurement: they count in neither statistics nor "

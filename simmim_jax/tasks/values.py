@@ -167,6 +167,8 @@ def _surveyed(data: Data, source: Source, path: str) -> tuple[dict[str, Any], st
         )
     marks = changes.get("nodata", data.nodata)
     said = f"values: {dtype}, {data.channels} band{'s' * (data.channels > 1)}"
+    if found.missing:
+        said += f", without {', '.join(found.missing)} in some images"
     if marks:
         said += f", {marks[0]:g} where there is no data"
     if data.mean:
@@ -212,7 +214,7 @@ def _sampled(source: Source, data: Data, count: int, measures: bool) -> Accumula
         elif measures:
             found.add(each.image, each.index, decoding.nodata)
         else:
-            found.note(each.image)
+            found.note(each.image, decoding.nodata)
     if found.dtype is None:
         raise UserError(
             f"None of {min(count, len(source)):,} images from all over "

@@ -85,6 +85,7 @@ def decoding_of(data: Data) -> Decoding:
     return Decoding(
         channels=data.channels,
         bands=data.bands,
+        fill_bands=data.fill_bands,
         nodata=data.nodata[0] if data.nodata else None,
         value_range=(data.value_range[0], data.value_range[1])
         if data.value_range

@@ -8,6 +8,8 @@ import pytest
 import tiny_config
 
 from simmim_jax.checkpoints import layout
+from simmim_jax.data.codecs import registry
+from simmim_jax.data.codecs.base import Codec, Raster
 from simmim_jax.data.sources.base import as_source
 from simmim_jax.data.survey.sample import sample
 from simmim_jax.data.survey.stats import Accumulator, to_json
@@ -15,6 +17,7 @@ from simmim_jax.errors import UserError
 from simmim_jax.tasks import values
 from simmim_jax.tasks.api import finetune, pretrain
 from simmim_jax.tasks.values import assume, normalization, resolve
+from simmim_jax.tasks.views import eval_view
 
 OPEN = {"data.dtype": "auto", "data.mean": (), "data.std": ()}
 
@@ -189,6 +192,32 @@ def test_a_resumed_run_and_later_tasks_keep_what_was_measured(tmp_path, capsys):
         kept = layout.read_meta(tmp_path / workdir)["config"]["data"]
         assert kept["mean"] == measured["mean"]
         assert kept["dtype"] == "uint16"
+
+
+def test_a_later_task_may_lack_bands(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", [])
+
+    def decoded(data, decoding):
+        pixels = np.frombuffer(data[4:], np.uint16).reshape(28, 28, 2)
+        return Raster(pixels, ("B4", "B8"))
+
+    registry.register_codec(Codec("bands", b"BAND", decoded))
+    files = [b"BAND" + scene.tobytes() for scene in bands(channels=2, count=5)]
+    fields = {
+        "data.bands": ("B8", "VH", "B4"),
+        "data.mean": (4000.0,) * 3,
+        "data.std": (300.0,) * 3,
+        "data.dtype": "uint16",
+    }
+    with pytest.raises(UserError, match="no band 'VH': it has B4, B8"):
+        resolve(config(3, **fields), as_source(files))
+    filled = config(3, **fields | {"data.fill_bands": True, "data.nodata": (0.0,)})
+    found, (said,) = resolve(filled, as_source(files))
+    assert "without VH in some images" in said
+    row = eval_view(found.data)({"image": files[0], "label": 0}, None)["image"]
+    out = np.asarray(normalization(found.data)(row))
+    assert (out[..., 1] == 0).all()  # the model sees the mean
+    assert (out[..., 0] != 0).all()
 
 
 def test_bands_in_another_order_than_a_checkpoint_are_refused(tmp_path):

@@ -53,6 +53,7 @@ class Decoding:
     channels: number of channels; 1 or 3 turns photographs into grey or RGB; None: as
     many as the file has;
     bands: names of the channels, in the order of the result; (): the file's own;
+    fill_bands: those that a file lacks become pixels without a measurement;
     value_range: these values become 0 and 255, in uint8; None: values stay;
     nodata: replaces a file's own value for pixels without a measurement; None: it
     stays;
@@ -62,6 +63,7 @@ class Decoding:
 
     channels: int | None = None
     bands: tuple[str, ...] = ()
+    fill_bands: bool = False
     value_range: tuple[float, float] | None = None
     nodata: float | None = None
     level: int = 0

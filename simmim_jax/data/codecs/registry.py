@@ -56,7 +56,7 @@ def read(data: bytes | np.ndarray, decoding: Decoding) -> Raster:
     else:
         raster = codec_of(data).decode(data, decoding)
     if decoding.bands:
-        raster = _chosen(raster, decoding.bands)
+        raster = _chosen(raster, decoding)
     check_channels(raster.pixels, decoding.channels, "An image")
     if decoding.nodata is not None and raster.nodata not in (None, decoding.nodata):
         raster = _marked(raster, decoding.nodata)
@@ -70,27 +70,54 @@ def decode(data: bytes | np.ndarray, decoding: Decoding) -> np.ndarray:
     return read(data, decoding).pixels
 
 
-def _chosen(raster: Raster, names: tuple[str, ...]) -> Raster:
-    """Return the channels with these names, in this order."""
+def _chosen(raster: Raster, decoding: Decoding) -> Raster:
+    """Return the channels with the wanted names, in their order."""
+    names = decoding.bands
     if not raster.bands:
         raise UserError(
             f"bands={names}, but an image names none of its "
             f"{raster.pixels.shape[2]} bands: remove --config.data.bands."
         )
-    for name in names:
-        if name not in raster.bands:
-            raise UserError(
-                f"bands={names}, but an image has no band {name!r}: it has "
-                f"{', '.join(raster.bands)}." + did_you_mean(name, raster.bands)
-            )
+    missing = [name for name in names if name not in raster.bands]
+    if missing and (not decoding.fill_bands or len(missing) == len(names)):
+        raise UserError(
+            f"bands={names}, but an image has no band {missing[0]!r}: it has "
+            f"{', '.join(raster.bands)}." + did_you_mean(missing[0], raster.bands)
+        )
+    if missing:
+        return _filled(raster, decoding)
     if names == raster.bands:
         return raster
     places = [raster.bands.index(name) for name in names]
     return Raster(raster.pixels[:, :, places], names, raster.nodata)
 
 
+def _filled(raster: Raster, decoding: Decoding) -> Raster:
+    """Return the wanted channels; those that are missing have no measurement."""
+    pixels, names = raster.pixels, decoding.bands
+    mark = decoding.nodata if raster.nodata is None else raster.nodata
+    if mark is None and pixels.dtype != np.float32:
+        raise UserError(
+            f"An image has the bands {', '.join(raster.bands)} of bands={names}, and "
+            f"{pixels.dtype} has no value for pixels without a measurement: choose one "
+            "with --config.data.nodata."
+        )
+    value = np.nan if mark is None else mark
+    filled = np.full((*pixels.shape[:2], len(names)), value, pixels.dtype)
+    for place, name in enumerate(names):
+        if name in raster.bands:
+            filled[:, :, place] = pixels[:, :, raster.bands.index(name)]
+    return Raster(filled, names, raster.nodata)
+
+
 def _marked(raster: Raster, nodata: float) -> Raster:
-    """Return an image with `nodata` in place of its own value for it."""
+    """Return an image with `nodata` in place of its own value for it.
+
+    Integers that do not have this value become wider.
+    """
     pixels = raster.pixels
-    marked = np.where(pixels == raster.nodata, np.asarray(nodata, pixels.dtype), pixels)
-    return Raster(marked, raster.bands, nodata)
+    dtype = pixels.dtype
+    if dtype.kind in "iu" and nodata == int(nodata):
+        dtype = np.promote_types(dtype, np.min_scalar_type(int(nodata)))
+    marked = np.where(pixels == raster.nodata, np.asarray(nodata, dtype), pixels)
+    return Raster(marked.astype(dtype, copy=False), raster.bands, nodata)

@@ -67,6 +67,8 @@ class Accumulator:
         self.dtype: np.dtype | None = None
         self.names: tuple[str, ...] = ()
         self.nodata: float | None = None
+        # Bands that had no value at all in an image.
+        self.missing: tuple[str, ...] = ()
         self._bands: list[_Sums] = []
 
     def add(self, raster: Raster, key: int, nodata: float | None = None) -> None:
@@ -84,11 +86,16 @@ class Accumulator:
             sums.add(pixels[:, :, band].ravel(), mark, rng)
         self.images += 1
 
-    def note(self, raster: Raster) -> None:
-        """Note type, names and mark of an image, without counting its values."""
+    def note(self, raster: Raster, nodata: float | None = None) -> None:
+        """Note type, names, mark and missing bands, without counting values."""
         self._fit(
             raster.pixels.shape[2], raster.pixels.dtype, raster.bands, raster.nodata
         )
+        mark = raster.nodata if nodata is None else nodata
+        for place, name in enumerate(raster.bands):
+            is_new = name not in self.missing
+            if is_new and not valid(raster.pixels[:, :, place], mark).any():
+                self.missing += (name,)
         self.images += 1
 
     def merge(self, other: "Accumulator") -> None:

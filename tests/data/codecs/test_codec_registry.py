@@ -1,5 +1,7 @@
 """Codecs are chosen by content, and users can add their own."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -146,3 +148,20 @@ def test_bands_are_chosen_by_name():
         decode(data, Decoding(bands=("ni",)))
     with pytest.raises(UserError, match="an image names none of its 1 bands"):
         decode(np.zeros((2, 2), np.uint8), Decoding(bands=("nir",)))
+
+
+def test_bands_that_a_file_lacks_have_no_measurement():
+    register_codec(Codec("bands", b"BAND", Bands.decode))
+    data = b"BAND\x01\x02\x03\x09"
+    wanted = Decoding(3, bands=("nir", "swir", "red"), fill_bands=True)
+    assert decode(data, wanted).tolist() == [[[2, 9, 1], [9, 9, 3]]]
+    marked = dataclasses.replace(wanted, nodata=-9999.0)
+    found = decode(data, marked)
+    assert found.tolist() == [[[2, -9999, 1], [-9999, -9999, 3]]]
+    assert found.dtype == np.int16  # which has that value
+    with pytest.raises(UserError, match="no band 'swir': it has red, nir"):
+        decode(data, Decoding(bands=("swir",), fill_bands=True))
+    unmarked = Raster(np.zeros((1, 1, 2), np.uint8), ("red", "nir"))
+    register_codec(Codec("bands", b"BAND", lambda *_: unmarked))
+    with pytest.raises(UserError, match="uint8 has no value for pixels without"):
+        decode(data, wanted)
