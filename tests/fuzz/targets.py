@@ -1,6 +1,6 @@
 """All targets."""
 
-from tests.fuzz import data_sets, foreign, images, run_files
+from tests.fuzz import data_sets, foreign, images, run_files, scans
 from tests.fuzz.target import Target
 
 TARGETS: tuple[Target, ...] = (
@@ -8,4 +8,5 @@ TARGETS: tuple[Target, ...] = (
     *data_sets.TARGETS,
     *run_files.TARGETS,
     *foreign.TARGETS,
+    *scans.TARGETS,
 )

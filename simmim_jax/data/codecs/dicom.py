@@ -147,7 +147,11 @@ def decode_frame(
             pixels = pixels[:, :, None]
     except UserError:
         raise
-    except Exception as error:  # pydicom and its decoders raise many types
+    except BaseException as error:  # pydicom and its decoders raise many types
+        # That of RLE is written in Rust, whose panics are no Exception.
+        is_panic = type(error).__name__ == "PanicException"
+        if not is_panic and not isinstance(error, Exception):
+            raise
         raise _damaged(pydicom, error) from error
     pixels = native(pixels, "A DICOM image")
     return Raster(_with_channels(pixels, decoding.channels), nodata=nodata)
@@ -266,7 +270,7 @@ def _check_deflated(data: bytes, max_pixels: int) -> None:
         raise too_large("A deflated DICOM file has more bytes", f"{most:,}", max_pixels)
 
 
-def _damaged(pydicom: ModuleType, error: Exception) -> BadImage:
+def _damaged(pydicom: ModuleType, error: BaseException) -> BadImage:
     is_invalid = isinstance(error, pydicom.errors.InvalidDicomError)
     is_short = isinstance(error, EOFError) or "less than expected" in str(error)
     reason = "not an image" if is_invalid else "truncated" if is_short else "corrupt"

@@ -19,6 +19,7 @@ _SIGNATURE_1 = b"n+1\0"
 _SIGNATURE_2 = b"n+2\0\r\n\032\n"
 # Of a compressed volume, which takes that much memory once [bytes].
 _MAX_UNPACKED = 2**33
+_MAX_SIDE = 2**20
 
 
 class Volume(NamedTuple):
@@ -128,6 +129,8 @@ def _load(nibabel: ModuleType, path: str) -> tuple[Any, tuple[int, ...], np.ndar
             f"{path!r} has shape {list(shape)}: expected a volume [x, y, z] or "
             "[x, y, z, channels]. Save one volume for each image."
         )
+    if min(shape) < 1 or max(shape) > _MAX_SIDE:
+        raise ValueError(f"shape {list(shape)}")
     num_bytes = math.prod(shape) * image.get_data_dtype().itemsize
     if path.lower().endswith(".gz") and num_bytes > _MAX_UNPACKED:
         raise BadImage(

@@ -5,7 +5,7 @@ import os
 from types import ModuleType
 from typing import Any
 
-from simmim_jax.data.codecs.base import BadImage, array_dtype
+from simmim_jax.data.codecs.base import array_dtype
 from simmim_jax.data.sources.base import Source, numbered_classes
 from simmim_jax.data.sources.folders import Files
 from simmim_jax.data.sources.format import Format
@@ -16,6 +16,7 @@ from simmim_jax.data.sources.planes import (
     Selection,
     open_planes,
     parse_selection,
+    reading,
 )
 from simmim_jax.data.sources.stacks import (
     PlanesReader,
@@ -44,7 +45,7 @@ def open_hdf5(place: str, split: str) -> PlaneSource:
     raises: UserError for a damaged file, or one without or with several sets of images.
     """
     selection = parse_selection(place)
-    with open_file(selection.path) as file:
+    with reading(selection.path, "h5py"), open_file(selection.path) as file:
         arrays = data_sets(file)
         prefix, mine = choose_split(arrays, split, place)
         name = choose_images(mine, selection, place, _AXES)
@@ -65,7 +66,7 @@ def open_hdf5(place: str, split: str) -> PlaneSource:
 def check_hdf5(place: str, split: str) -> None:
     """Raise the errors of `open_hdf5`, except those of labels."""
     selection = parse_selection(place)
-    with open_file(selection.path) as file:
+    with reading(selection.path, "h5py"), open_file(selection.path) as file:
         _, mine = choose_split(data_sets(file), split, place)
         name = choose_images(mine, selection, place, _AXES)
         array_dtype(mine[name].dtype, f"{name!r} of {selection.path!r}")
@@ -85,16 +86,8 @@ def import_h5py() -> ModuleType:
 def open_file(path: str) -> Any:
     """Return an open h5py.File; raises BadImage if it is damaged."""
     h5py = import_h5py()
-    try:
+    with reading(path, "h5py"):
         return h5py.File(path, "r")
-    except OSError as error:
-        if error.errno is not None:  # of the file system
-            raise
-        raise BadImage(
-            "corrupt",
-            f"{path!r} cannot be opened by h5py ({error!s:.200}): expected an HDF5 "
-            "file.",
-        ) from error
 
 
 def data_sets(file: Any) -> dict[str, Any]:
@@ -106,7 +99,8 @@ def data_sets(file: Any) -> dict[str, Any]:
         if isinstance(item, h5py.Dataset):
             found[name] = item
 
-    file.visititems(visit)
+    with reading(file.filename, "h5py"):
+        file.visititems(visit)
     return found
 
 
@@ -151,9 +145,10 @@ def _folder(place: str, split: str) -> tuple[str, str, PlanesReader, Files]:
 
 
 def _only_image(names: tuple[str, ...], path: str) -> ArrayPlanes:
-    arrays = data_sets(open_file(path))
-    name = choose_images(arrays, Selection(path, names), path, _FILE_AXES)
-    return ArrayPlanes(arrays[name], _FILE_AXES[arrays[name].ndim])
+    with reading(path, "h5py"):
+        arrays = data_sets(open_file(path))
+        name = choose_images(arrays, Selection(path, names), path, _FILE_AXES)
+        return ArrayPlanes(arrays[name], _FILE_AXES[arrays[name].ndim])
 
 
 FORMAT = Format(

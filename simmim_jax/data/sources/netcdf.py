@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from simmim_jax.data.codecs.base import BadImage, array_dtype
+from simmim_jax.data.codecs.base import array_dtype
 from simmim_jax.data.sources import hdf5
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.folders import Files
@@ -28,6 +28,7 @@ from simmim_jax.data.sources.planes import (
     Selection,
     open_planes,
     parse_selection,
+    reading,
 )
 from simmim_jax.data.sources.stacks import (
     PlanesReader,
@@ -104,13 +105,14 @@ def open_netcdf(place: str, split: str) -> PlaneSource:
     selection = parse_selection(place)
     find_split(split, place, lambda name: False)
     variables = read_variables(selection.path)
-    names = _chosen(variables, selection, place)
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
-    if selection.label:
-        labels = _months(variables, names[0], selection, place)
-        classes = tuple(calendar.month_name)[1:]
-    planes = _planes_of(variables[names[0]])
+    with reading(selection.path, "NumPy"):
+        names = _chosen(variables, selection, place)
+        planes = _planes_of(variables[names[0]])
+        if selection.label:
+            labels = _months(variables, names[0], selection, place)
+            classes = tuple(calendar.month_name)[1:]
     is_large = planes.shape[0] == 1 and max(planes.shape[1:]) > MAX_SIDE
     return open_planes(
         place,
@@ -149,7 +151,7 @@ def _classic(path: str) -> dict[str, Variable]:
 
     # Arrays stay mapped after it.
     warnings.filterwarnings("ignore", "Cannot close a netcdf_file", RuntimeWarning)
-    try:
+    with reading(path, "SciPy"):
         file = netcdf_file(path, "r", mmap=True, maskandscale=False)
         return {
             name: Variable(
@@ -157,23 +159,18 @@ def _classic(path: str) -> dict[str, Variable]:
             )
             for name, variable in file.variables.items()
         }
-    except Exception as error:  # SciPy's parser raises many types
-        raise BadImage(
-            "corrupt",
-            f"{path!r} cannot be opened by SciPy ({error!s:.200}): expected a NetCDF "
-            "file.",
-        ) from error
 
 
 def _hdf5(path: str) -> dict[str, Variable]:
     file = hdf5.open_file(path)
-    return {
-        name: Variable(array, _dims(file, name, array), dict(array.attrs))
-        for name, array in hdf5.data_sets(file).items()
-    }
+    with reading(path, "h5py"):
+        return {
+            name: Variable(array, _dims(name, array), dict(array.attrs))
+            for name, array in hdf5.data_sets(file).items()
+        }
 
 
-def _dims(file: Any, name: str, array: Any) -> tuple[str, ...]:
+def _dims(name: str, array: Any) -> tuple[str, ...]:
     """Return the names of the dimension scales of an HDF5 data set."""
     scales = [list(axis.values()) for axis in array.dims]
     return tuple(

@@ -1,15 +1,16 @@
 """Large arrays in files that each process opens itself: whole planes, or windows."""
 
+import contextlib
 import dataclasses
 import errno
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from simmim_jax.data.codecs.base import as_image
+from simmim_jax.data.codecs.base import MAX_PIXELS, BadImage, as_image
 from simmim_jax.data.sources.base import NO_LABEL
 from simmim_jax.data.sources.paths import hashed_split
 from simmim_jax.data.sources.selections import split_selection
@@ -18,6 +19,23 @@ from simmim_jax.errors import UserError
 # Planes with a longer side are read in windows of `WINDOW` pixels.
 MAX_SIDE = 1024
 WINDOW = 512
+_MAX_COUNT = 10**8
+
+
+@contextlib.contextmanager
+def reading(path: str, library: str) -> Iterator[None]:
+    """Raise BadImage for what a library raises because a file is damaged."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # h5py, Zarr and SciPy raise many types
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the file system
+        text = " ".join(str(error).split())
+        raise BadImage(
+            "corrupt", f"{path!r} cannot be read by {library} ({text:.200})."
+        ) from error
 
 
 class Planes(Protocol):
@@ -183,6 +201,17 @@ def open_planes(
     """
     shape = open().shape
     count = math.prod(grid_of(shape, window))
+    if min(shape) < 1 or count > _MAX_COUNT:
+        raise UserError(
+            f"dataset={place!r} has {shape[0]:,} planes of {shape[2]:,} x {shape[1]:,} "
+            f"pixels: expected 1 to {_MAX_COUNT:,} planes or windows."
+        )
+    if not window and shape[1] * shape[2] > MAX_PIXELS:
+        raise UserError(
+            f"dataset={place!r} has planes of {shape[2]:,} x {shape[1]:,} pixels: "
+            f"expected at most {MAX_PIXELS:,}. Read windows of them: "
+            f"{place}{'' if ':' in place else ':'}@{WINDOW}."
+        )
     if is_split:
         chosen = np.arange(count)
     else:

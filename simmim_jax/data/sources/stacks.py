@@ -24,7 +24,7 @@ from simmim_jax.data.sources.paths import (
     is_array,
     is_image,
 )
-from simmim_jax.data.sources.planes import Planes
+from simmim_jax.data.sources.planes import Planes, reading
 from simmim_jax.errors import NotFoundError, UserError
 
 # Neighbouring images of a file are alike: those of a single file are split in blocks.
@@ -60,7 +60,8 @@ class PlanesReader:
         """Return a plane [h, w, c]."""
         planes = self._planes(path)
         _, height, width = planes.shape
-        image = planes.read(index, slice(0, height), slice(0, width))
+        with reading(path, "its library"):
+            image = planes.read(index, slice(0, height), slice(0, width))
         return np.ascontiguousarray(as_image(image, repr(path)))
 
     def _planes(self, path: str) -> Planes:

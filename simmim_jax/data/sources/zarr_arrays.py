@@ -18,6 +18,7 @@ from simmim_jax.data.sources.planes import (
     Selection,
     open_planes,
     parse_selection,
+    reading,
 )
 from simmim_jax.errors import MissingPackageError, UserError
 
@@ -48,13 +49,14 @@ def open_zarr(place: str, split: str) -> PlaneSource:
     are read in windows of 512 pixels, or of those behind "@". Chunks are not cached.
     raises: UserError for a damaged store, or one without or with several images.
     """
-    selection, prefix, name, mine, axes = _chosen(place, split)
-    array = mine[name]
-    planes = ArrayPlanes(array, axes)
+    with reading(place, "zarr"):
+        selection, prefix, name, mine, axes = _chosen(place, split)
+        planes = ArrayPlanes(mine[name], axes)
+        is_stack = axes[0] == "n"
+        labels = labels_of(mine, name, planes.shape[0], place) if is_stack else None
     window = selection.window
     if not window and max(planes.shape[1:]) > MAX_SIDE and axes != "nyxc":
         window = WINDOW
-    labels = labels_of(mine, name, planes.shape[0], place) if axes[0] == "n" else None
     return open_planes(
         place,
         split,
@@ -68,7 +70,8 @@ def open_zarr(place: str, split: str) -> PlaneSource:
 
 def check_zarr(place: str, split: str) -> None:
     """Raise the errors of `open_zarr`, except those of labels."""
-    _chosen(place, split)
+    with reading(place, "zarr"):
+        _chosen(place, split)
 
 
 def import_zarr() -> ModuleType:
@@ -83,15 +86,10 @@ def import_zarr() -> ModuleType:
 
 
 def _open(path: str) -> Any:
-    """Return the array or group at a path; raises UserError if it is damaged."""
+    """Return the array or group at a path; raises BadImage if it is damaged."""
     zarr = import_zarr()
-    try:
+    with reading(path, "zarr"):
         return zarr.open(path, mode="r")
-    except Exception as error:  # zarr raises many types
-        raise UserError(
-            f"{path!r} cannot be opened by zarr ({error!s:.200}): expected a Zarr "
-            "array or group. Copy or write it again."
-        ) from error
 
 
 def _chosen(place: str, split: str) -> tuple[Selection, str, str, dict[str, Any], str]:

@@ -220,12 +220,12 @@ def test_damaged_files_are_refused(tmp_path):
     assert "64-bit data: expected the classic format" in message
     assert "nccopy -k nc4" in message
     path.write_bytes(b"CDF\x01" + bytes(5))
-    assert "cannot be opened by SciPy" in fails(str(path))
+    assert "cannot be read by SciPy" in fails(str(path))
     path.write_bytes(b"CDF\x01" + bytes(28))
     assert "has no variable of two axes" in fails(str(path))
     pytest.importorskip("h5py")
     path.write_bytes(b"neither")
-    assert "cannot be opened by h5py" in fails(str(path))
+    assert "cannot be read by h5py" in fails(str(path))
 
 
 def test_folders_of_files(tmp_path):

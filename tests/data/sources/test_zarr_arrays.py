@@ -190,5 +190,5 @@ def test_damaged_stores_are_refused(tmp_path):
     metadata["data_type"] = "no_such_type"
     (tmp_path / "set.zarr" / "zarr.json").write_text(json.dumps(metadata))
     for function in (check_source, open_source):
-        with pytest.raises(UserError, match="cannot be opened by zarr"):
+        with pytest.raises(UserError, match="cannot be read by zarr"):
             function(place, "train")
