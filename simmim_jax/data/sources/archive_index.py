@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import importlib.util
+import itertools
 import os
 import pathlib
 import re
@@ -24,6 +25,8 @@ from simmim_jax.errors import UserError
 
 _IMAGENET_VALIDATION = "ILSVRC2012_img_val.tar"
 _MAX_LABEL_BYTES = 1000
+# Files that are counted for the error of an archive without images.
+_MAX_NAMES = 10_000
 _MAX_OFFSET = 2**62
 _COLUMNS = ("paths", "offsets", "sizes", "unpacked", "labels", "stamp")
 
@@ -216,6 +219,17 @@ def archive_members(file: str) -> Iterator[_Member]:
             kind = "zip" if is_zip else "tar"
             what = f"is not a {kind} file, or is corrupt ({error})"
             raise broken(file, what) from error
+
+
+def file_names(file: str) -> list[bytes]:
+    """Return names of files in an archive that can be read, at most `_MAX_NAMES`."""
+    if file.lower().endswith(".zip"):
+        with zipfile.ZipFile(file) as archive:
+            infos = archive.infolist()[:_MAX_NAMES]
+            return [os.fsencode(i.filename) for i in infos if not i.is_dir()]
+    with tarfile.TarFile(file) as tar:
+        members = itertools.islice(tar, _MAX_NAMES)
+        return [os.fsencode(m.name) for m in members if m.isreg()]
 
 
 def check_zip(file: str) -> None:

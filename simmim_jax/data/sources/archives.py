@@ -12,10 +12,12 @@ from simmim_jax.data.codecs.base import BadImage
 from simmim_jax.data.sources.archive_index import (
     archive_members,
     check_zip,
+    file_names,
     index_archive,
     read_member,
 )
 from simmim_jax.data.sources.base import NO_LABEL, numbered_classes
+from simmim_jax.data.sources.endings import check_package
 from simmim_jax.data.sources.folders import is_folder
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import (
@@ -95,7 +97,7 @@ def open_archives(
     )
     members = [path for part in parts for path in part.paths]
     if not members:
-        raise no_images(place)
+        raise no_images(place, itertools.chain(*map(file_names, files)))
     paths, splits = _splits(members, archive, files, split, place)
     name = find_split(split, place, set(splits).__contains__)
     if name is None:
@@ -123,8 +125,11 @@ def check_archive(file: str) -> None:
     """Raise the error of `open_archives` for a file that is not an archive."""
     if file.lower().endswith(".zip"):
         check_zip(file)  # listing it takes seconds for a million files
-    elif next(archive_members(file), None) is None:
-        raise no_images(file)
+        return
+    first = next(archive_members(file), None)
+    if first is None:
+        raise no_images(file, file_names(file))
+    check_package(first[0], file)
 
 
 def find_shards(folder: str) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from simmim_jax.data.sources import cache
 from simmim_jax.data.sources.base import NO_LABEL
+from simmim_jax.data.sources.endings import check_package
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import (
     IMAGE_ENDINGS,
@@ -133,11 +134,15 @@ def open_folder(
 
 
 def check_folder(root: str, split: str, files: Files = IMAGE_FILES) -> str:
-    """Raise the errors of `open_folder`; return the path of the first file found."""
+    """Raise the errors of `open_folder`; return the path of the first file found.
+
+    raises: MissingPackageError if nothing is installed that reads this file.
+    """
     folder = os.path.join(root, _find_split(root, split) or "")
     first = first_file(folder, files.wanted)
     if first is None:
         raise no_images(folder, _some_names(folder), files.endings)
+    check_package(first, folder)
     return first
 
 

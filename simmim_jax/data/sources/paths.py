@@ -4,7 +4,6 @@ Paths are bytes, as the file system has them, relative to the data set, with "/"
 folders. Names that are not valid UTF-8 are valid paths.
 """
 
-import collections
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simmim_jax.data.sources.endings import count_endings, ways_in
 from simmim_jax.errors import NotFoundError, UserError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".dcm")
@@ -90,16 +90,13 @@ def no_images(
         f"{place!r} has no {what}: expected {'/'.join(endings)} files in it or in "
         "class folders."
     )
-    counts = collections.Counter(
-        os.path.splitext(os.fsdecode(name))[1].lower() or "files without an ending"
-        for name in others
-    )
+    counts = count_endings(others)
     if counts:
-        most = counts.most_common(_LISTED_ENDINGS)
+        most = list(counts.items())[:_LISTED_ENDINGS]
         listed = ", ".join(f"{count:,} {ending}" for ending, count in most)
         more = ", and others" if len(counts) > len(most) else ""
-        text += f" It has {listed}{more}."
-    if what == "images" and any(counts[ending] for ending in ARRAY_ENDINGS):
+        text += f" It has {listed}{more}.{ways_in(counts)}"
+    if what == "images" and any(ending in counts for ending in ARRAY_ENDINGS):
         text += (
             " For .npy arrays, name a local folder that has arrays and no images, or a "
             "local .npy file [n, h, w, c]."

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import hashlib
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from simmim_jax.data.codecs.base import BadImage, Raster
 from simmim_jax.data.codecs.image import IMAGE, PHOTO_CHANNELS
 from simmim_jax.data.codecs.registry import codec_of
 from simmim_jax.data.sources.base import Source
+from simmim_jax.data.sources.endings import count_endings
 from simmim_jax.data.sources.registry import open_source
 from simmim_jax.data.survey.sample import Sampled, sample
 from simmim_jax.data.survey.stats import valid
@@ -208,11 +208,9 @@ def _is_alias(source: Source, validation: Source | None) -> bool:
 
 
 def _endings(sources: Iterable[Source]) -> dict[str, int]:
-    endings: collections.Counter[str] = collections.Counter()
-    for source in sources:
-        for path in getattr(source, "paths", ()):
-            endings[os.path.splitext(path)[1].lower() or "no ending"] += 1
-    return dict(endings.most_common())
+    return count_endings(
+        path for source in sources for path in getattr(source, "paths", ())
+    )
 
 
 def _classes(source: Source) -> Classes | None:
