@@ -10,8 +10,8 @@ from simmim_jax.errors import UserError, did_you_mean
 # Name: module in cli with main(argv), and what the command is for.
 COMMANDS = {
     "train": ("train", "pre-train, fine-tune or compare, as a config says"),
-    "stats": ("stats", "mean, range and percentiles of a data set, per band"),
     "inspect": ("inspect", "what a data set has, before training on it"),
+    "stats": ("stats", "mean, range and percentiles of a data set, per band"),
     "predict": ("predict", "classify image files with a fine-tuned run"),
     "embed": ("embed", "a vector of features for every image of a data set"),
     "probe": ("probe", "what an encoder's features are worth: kNN and linear"),

@@ -95,8 +95,8 @@ def test_missing_package_is_named_before_training(tmp_path, monkeypatch):
         tar.add(scan, "1.dcm")
     for place in ("scans", "scans.tar"):
         says = (
-            f"^'{tmp_path / place}/?' has .dcm files \\(DICOM\\), which need the package "
-            r"pydicom: pip install 'simmim_jax\[medical\]'\.$"
+            f"^'{tmp_path / place}/?' has .dcm files \\(DICOM\\), which need the "
+            r"package pydicom: pip install 'simmim_jax\[medical\]'\.$"
         )
         with pytest.raises(MissingPackageError, match=says):
             check_source(str(tmp_path / place), "train")
