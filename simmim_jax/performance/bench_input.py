@@ -16,7 +16,7 @@ from simmim_jax.config.schema import Finetune, Pretrain
 from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.loader.memory import Batch
 from simmim_jax.data.loader.workers import num_cpus
-from simmim_jax.data.sources.base import Source, subset
+from simmim_jax.data.sources.base import Source, labelled, subset
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.writer import write_json
 from simmim_jax.runtime import sharding
@@ -71,8 +71,10 @@ def bench_input(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
     mesh = sharding.make_mesh()
     compilation.check_batch(config.data.batch_size, config.optim.accumulation, mesh)
     source = inputs.open_split(config.data, config.data.train_split)
-    if isinstance(config, Finetune) and config.data.num_labels:
-        source = subset(source, config.data.num_labels, config.seed)
+    if isinstance(config, Finetune):
+        source = labelled(source)
+        if config.data.num_labels:
+            source = subset(source, config.data.num_labels, config.seed)
     config, _ = values.resolve(config, source)
     classes = max(len(source.class_names), 2)
     flops = compilation.flops_per_image(learner(config, len(source), classes))

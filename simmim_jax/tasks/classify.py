@@ -19,6 +19,7 @@ from simmim_jax.data.sources.base import (
     Source,
     SubsetSource,
     absent_classes,
+    labelled,
     subset,
 )
 from simmim_jax.errors import UserError
@@ -100,10 +101,11 @@ def build(
     class_names = _check_classes(data, source)
     config, said = values.resolve(config, source, workdir, path)
     data = config.data
-    if data.num_labels:
-        source = subset(source, data.num_labels, config.seed)
     if held_out is None:
         held_out = inputs.open_split(data, data.eval_split)
+    source, held_out, left_out = _leave_out_unlabelled(source, held_out, path)
+    if data.num_labels:
+        source = subset(source, data.num_labels, config.seed)
     if held_out.class_names != class_names:
         raise UserError(
             f"config.data.eval_split={data.eval_split!r} has the classes "
@@ -140,6 +142,7 @@ def build(
         changes=changes_of(workdir, config, record, len(source)),
         notices=(
             *said,
+            *left_out,
             *notices(config, len(source), path),
             *class_notices(source, held_out, path),
         ),
@@ -165,6 +168,21 @@ def _check_classes(data: schema.Data, source: Source) -> tuple[str, ...]:
             f"image beside them. {getattr(source, 'unlabelled', '')}".rstrip()
         )
     return source.class_names
+
+
+def _leave_out_unlabelled(
+    source: Source, held_out: Source, path: str
+) -> tuple[Source, Source, tuple[str, ...]]:
+    """Return the labelled examples of both splits, and how many are left out."""
+    kept, said = [], []
+    for split, each in (("train_split", source), ("eval_split", held_out)):
+        kept.append(labelled(each))
+        if missing := len(each) - len(kept[-1]):
+            said.append(
+                f"{path}.data.{split}: {missing:,} of {len(each):,} images have no "
+                "label and are left out"
+            )
+    return kept[0], kept[1], tuple(said)
 
 
 def class_notices(source: Source, held_out: Source, path: str) -> tuple[str, ...]:

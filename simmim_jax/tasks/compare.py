@@ -13,6 +13,7 @@ from simmim_jax.checkpoints.disk import make_workdir
 from simmim_jax.checkpoints.transfer import transfer
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Compare, Finetune
+from simmim_jax.data.sources.base import labelled
 from simmim_jax.monitoring import pictures
 from simmim_jax.monitoring.writer import read_metrics, write_json
 from simmim_jax.runtime import workdir_lock
@@ -173,12 +174,12 @@ def draw_curves(workdir: Path) -> Path:
 def num_labels(config: Finetune) -> int:
     """Return the number of labelled images that fine-tuning learns from."""
     source = inputs.open_split(config.data, config.data.train_split)
-    return config.data.num_labels or len(source)
+    return config.data.num_labels or len(labelled(source))
 
 
 def draw_predictions(config: Finetune, workdir: Path, step: int) -> Path:
     """Draw what the SimMIM classifier predicts for some held-out images."""
-    source = inputs.open_split(config.data, config.data.eval_split)
+    source = labelled(inputs.open_split(config.data, config.data.eval_split))
     predictor = Predictor.load(workdir / "simmim" / "checkpoints" / str(step))
     chosen = np.random.default_rng(config.seed).choice(
         len(source), min(PREDICTIONS, len(source)), replace=False

@@ -16,7 +16,7 @@ from simmim_jax.configs import common
 from simmim_jax.data.sources.base import ArraySource
 from simmim_jax.models import build_classifier
 from simmim_jax.runtime import sharding
-from simmim_jax.tasks import classify, inputs
+from simmim_jax.tasks import classify, inputs, pretrain
 from simmim_jax.tasks.api import finetune
 from simmim_jax.tasks.classify import draw_augmented, window_notice
 from simmim_jax.training import compilation
@@ -273,6 +273,28 @@ def test_classes_without_examples_are_named(tmp_path):
     )
     whole = ArraySource(images, np.array([0, 1, 2, 0]), names)
     assert classify.class_notices(whole, whole, "config") == ()
+
+
+def test_images_without_a_label_are_left_out_of_fine_tuning(tmp_path):
+    names = [f"{i}.jpg" for i in range(6)]
+    write_photographs(tmp_path, names)
+    labels, splits = ["a", "", "b", "", "b", ""], ["train"] * 3 + ["val"] * 3
+    rows = [("path", "label", "split"), *zip(names, labels, splits, strict=True)]
+    (tmp_path / "list.csv").write_text("\n".join(map(",".join, rows)))
+    config = tiny_config.typed(
+        "finetune", **{"data.num_labels": 0, "data.dataset": f"{tmp_path}/list.csv"}
+    )
+    run = classify.build(config, tmp_path / "run")
+    assert "list.csv: 2 images to train on" in run.description
+    assert ", 1 held out" in run.description
+    assert run.notices[1:3] == (
+        "config.data.train_split: 1 of 3 images have no label and are left out",
+        "config.data.eval_split: 2 of 3 images have no label and are left out",
+    )
+    pretraining = tiny_config.typed(
+        "pretrain", **{"data.dataset": f"{tmp_path}/list.csv"}
+    )
+    assert "list.csv: 3 images" in pretrain.build(pretraining, tmp_path).description
 
 
 def test_a_list_with_a_class_of_validation_alone_is_refused(tmp_path):

@@ -25,7 +25,7 @@ from simmim_jax.data.pack.shards import (
     write_shard,
 )
 from simmim_jax.data.sources import packed
-from simmim_jax.data.sources.base import NO_LABEL
+from simmim_jax.data.sources.base import known_labels
 from simmim_jax.data.sources.registry import open_source
 from simmim_jax.errors import UserError
 
@@ -159,7 +159,7 @@ def _finish(
             )
         split = splits[name]
         split["num_examples"] = len(labels)
-        is_labelled = NO_LABEL not in labels
+        is_labelled = known_labels(labels) is not None
         split["labels"] = f"{name}-labels.npy" if is_labelled else None
         if split["labels"]:
             np.save(os.path.join(out, split["labels"]), labels, allow_pickle=False)

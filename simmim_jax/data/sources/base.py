@@ -33,7 +33,7 @@ class Source(Protocol):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """int [n], or None if unlabelled."""
+        """int [n], -1 for examples without a label; None if none has one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +77,30 @@ class SubsetSource:
         return None if labels is None else labels[self.indices]
 
 
+def labelled(source: Source) -> Source:
+    """Return the examples that have a label; an unlabelled source stays as it is.
+
+    So do TFDS sets, whose records would all have to be read: they have labels or none.
+    """
+    if getattr(source, "reads_labels", False) or source.labels is None:
+        return source
+    indices = np.flatnonzero(source.labels != NO_LABEL)
+    return source if len(indices) == len(source) else _choose(source, indices)
+
+
+def known_labels(labels: np.ndarray) -> np.ndarray | None:
+    """Return labels, None if all are missing."""
+    return labels if (labels != NO_LABEL).any() else None
+
+
 def subset(source: Source, num_labels: int, seed: int) -> Source:
     """Choose `num_labels` labelled examples, balanced over the classes if possible.
 
     With the same seed, a smaller choice is part of every larger one.
 
-    raises: UserError if the source is unlabelled or has fewer examples.
+    raises: UserError if the source is unlabelled or has fewer labelled examples.
     """
+    source = labelled(source)
     labels = source.labels
     if labels is None:
         raise UserError(
@@ -94,7 +111,8 @@ def subset(source: Source, num_labels: int, seed: int) -> Source:
     if not 0 < num_labels <= len(labels):
         raise UserError(
             f"num_labels={num_labels} must be between 1 and {len(labels)}, the number "
-            "of examples in the split; --config.data.num_labels=0 trains on all."
+            "of labelled examples in the split; --config.data.num_labels=0 trains on "
+            "all."
         )
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
@@ -106,9 +124,14 @@ def subset(source: Source, num_labels: int, seed: int) -> Source:
         rank[members] = np.arange(len(members))
     class_order = rng.permutation(labels.max() + 1)
     order = np.lexsort((class_order[labels], rank))
-    indices = np.sort(order[:num_labels])
-    if isinstance(source, ArraySource):
-        return ArraySource(source.images[indices], labels[indices], source.class_names)
+    return _choose(source, np.sort(order[:num_labels]))
+
+
+def _choose(source: Source, indices: np.ndarray) -> Source:
+    """Return some examples of a labelled source; an `ArraySource` stays one."""
+    if isinstance(source, ArraySource) and source.labels is not None:
+        chosen = source.labels[indices]
+        return ArraySource(source.images[indices], chosen, source.class_names)
     return SubsetSource(source, indices)
 
 
@@ -210,15 +233,20 @@ class SequenceSource:
         return SequenceSource, (self.data, self.given_labels, self.given_names)
 
 
-def check_labels(labels: Any, num_examples: int, where: str) -> np.ndarray:
-    """Return labels as int32 [n]; raises UserError unless they are classes 0, 1, …"""
+def check_labels(
+    labels: Any, num_examples: int, where: str, *, lowest: int = 0
+) -> np.ndarray:
+    """Return labels as int32 [n]; raises UserError unless they are classes 0, 1, …
+
+    lowest: NO_LABEL where labels may be missing.
+    """
     array = np.asarray(labels)
     if array.shape != (num_examples,) or array.dtype.kind not in "iu":
         raise UserError(
             f"{where} is {array.dtype} {list(array.shape)}: expected integers "
             f"[{num_examples}], one for each image. Write or pass them so."
         )
-    if num_examples and not (array.min() >= 0 and array.max() < MAX_CLASSES):
+    if num_examples and not (array.min() >= lowest and array.max() < MAX_CLASSES):
         raise UserError(
             f"{where} is from {array.min()} to {array.max()}: expected classes, "
             f"counted from 0 and fewer than {MAX_CLASSES:,}. Number the classes anew."

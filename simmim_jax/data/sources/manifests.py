@@ -7,11 +7,11 @@ import csv
 import io
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from simmim_jax.data.sources.base import MAX_CLASSES
+from simmim_jax.data.sources.base import MAX_CLASSES, NO_LABEL, known_labels
 from simmim_jax.data.sources.folders import FolderSource
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import (
@@ -45,7 +45,7 @@ def open_manifest(file: str, split: str, *, max_bytes: int = MAX_BYTES) -> Folde
     """Open one split of a manifest; see `open_source` for its content.
 
     Images keep the order of the list. Labels that are all whole numbers are kept; names
-    are numbered in sorted order, over all splits.
+    are numbered in sorted order, over all splits; rows without one have the label -1.
     raises: UserError, which names the line, for rows that cannot be read; NotFoundError
     if the first image does not exist.
     """
@@ -71,7 +71,8 @@ def open_manifest(file: str, split: str, *, max_bytes: int = MAX_BYTES) -> Folde
         classes = _classes(file, rows, rows, name)
         chosen = hashed_split(paths, split, file)
         if classes.labels is not None:
-            classes = classes._replace(labels=classes.labels[chosen])
+            labels = known_labels(classes.labels[chosen])
+            classes = Classes() if labels is None else classes._replace(labels=labels)
     else:
         chosen = np.array([i for i, row in enumerate(rows) if row.split == name])
         classes = _classes(file, [rows[i] for i in chosen], rows, name)
@@ -196,10 +197,8 @@ def _parquet_rows(file: str) -> Iterator[_Row]:
                 or types.is_large_binary(kind)
             ):
                 raise UserError(
-                    f"{file!r} holds images, not their paths: Parquet reads whole "
-                    "groups of rows, which is too slow for a random order. Write the "
-                    "images to files or to a .tar, with datasets.load_dataset for "
-                    "example."
+                    f"{file!r} holds images, not their paths: expected a local file, "
+                    "of which groups of rows are read. Download it first."
                 )
             wanted = [names[i] for i in columns if i is not None]
             values = table.read(columns=wanted).to_pydict()
@@ -213,10 +212,17 @@ def _parquet_rows(file: str) -> Iterator[_Row]:
             ) from error
     for number, path in enumerate(lists[0] or [], start=1):
         label, split = (
-            "" if column is None or column[number - 1] is None else column[number - 1]
-            for column in lists[1:]
+            "" if column is None else _text(column[number - 1]) for column in lists[1:]
         )
-        yield _Row(number, str(path or ""), str(label), str(split))
+        yield _Row(number, str(path or ""), label, split)
+
+
+def _text(value: Any) -> str:
+    """Return a value of a column; pandas stores integers with gaps as 1.0 and NaN."""
+    if value is None or value != value:
+        return ""
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value)
 
 
 def _columns(file: str, header: list[str]) -> tuple[int, int | None, int | None]:
@@ -239,21 +245,17 @@ def _classes(
     file: str, rows: list[_Row], all_rows: list[_Row], split: str | None
 ) -> Classes:
     """Return the classes of the rows of a split; all rows name classes."""
-    unlabelled = [row.line for row in rows if not row.label]
-    if len(unlabelled) == len(rows):
+    if not any(row.label for row in rows):
         return Classes()
-    if unlabelled:
-        raise UserError(
-            f"{file!r}, line {unlabelled[0]}: no label, but other rows have one. "
-            "Expected a label for each image of a split, or for none. Mend the row."
-        )
     every = {row.label for row in all_rows} - {""}
     are_numbers = all(label.isascii() and label.isdigit() for label in every)
 
     def same(label: str) -> str:  # 01 is 1
         return label.lstrip("0") or "0" if are_numbers else label
 
-    lacking = sorted({*map(same, every)} - {same(row.label) for row in rows})
+    lacking = sorted(
+        {*map(same, every)} - {same(row.label) for row in rows if row.label}
+    )
     if lacking and split == TRAIN:
         return Classes(unlabelled=nothing_to_learn_from(lacking, file, "rows"))
     if are_numbers:
@@ -271,6 +273,7 @@ def _classes(
     else:
         class_names = sorted(every)
         numbers = {label: i for i, label in enumerate(class_names)}
+    numbers[""] = NO_LABEL
     labels = np.array([numbers[row.label] for row in rows], np.int32)
     return Classes(labels, tuple(class_names))
 

@@ -1,7 +1,7 @@
 """Packed data sets: the folders that `simmim pack` writes.
 
     dataset.json                        index of splits and shards; written last
-    train-labels.npy                    int32 [n], if the split is labelled
+    train-labels.npy                    int32 [n], -1 without a label; if some have one
     train-00000-of-00012.array_record   shards, in the order of the split
     skipped.tsv                         images that could not be packed, with reasons
 
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from simmim_jax.data.codecs.npy import encode_npy
-from simmim_jax.data.sources.base import check_labels
+from simmim_jax.data.sources.base import NO_LABEL, check_labels
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import NAME_A_SPLIT
 from simmim_jax.errors import NotFoundError, UserError
@@ -145,7 +145,7 @@ class PackedSource:
 
     @functools.cached_property
     def labels(self) -> np.ndarray | None:
-        """int32 [n], from a separate file."""
+        """int32 [n], from a separate file; -1 for images without a label."""
         if self.labels_file is None:
             return None
         path = os.path.join(self.folder, self.labels_file)
@@ -157,7 +157,7 @@ class PackedSource:
                 f"[{len(self)}]. "
                 f"{WHAT_TO_DO}"
             ) from error
-        labels = check_labels(labels, len(self), repr(path))
+        labels = check_labels(labels, len(self), repr(path), lowest=NO_LABEL)
         if labels.max(initial=0) >= len(self.class_names):
             raise UserError(
                 f"{path!r} has the label {labels.max()}, but {INDEX} has "

@@ -20,7 +20,7 @@ from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.pack.shards import Options, pack_image
 from simmim_jax.data.sources import packed
 from simmim_jax.data.sources.registry import open_source
-from tests.images import crops
+from tests.images import crops, write_photographs
 from tests.packing import COMMAND, ROOT, fails
 
 SHORT_SIDE = 96
@@ -311,3 +311,14 @@ def test_damaged_arrays_are_skipped_with_their_path(tmp_path):
     main([str(folder), str(tmp_path / "out"), *args])
     lines = (tmp_path / "out" / "skipped.tsv").read_text().splitlines()
     assert [line.split("\t")[1:3] for line in lines[1:]] == [["3.npy", "truncated"]]
+
+
+def test_images_without_a_label_stay_without(tmp_path):
+    write_photographs(tmp_path, ["1.jpg", "2.jpg", "3.jpg"])
+    rows = ["path,label,split", "1.jpg,a,train", "2.jpg,,train", "3.jpg,b,train"]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    out = str(tmp_path / "packed")
+    main([str(tmp_path / "list.csv"), out, "--splits=train", "--short_side=32"])
+    train = open_source(out, "train")
+    assert train.labels.tolist() == [0, -1, 1]
+    assert train.class_names == ("a", "b")

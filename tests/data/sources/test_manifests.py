@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from simmim_jax.data.sources.base import labelled, subset
 from simmim_jax.data.sources.registry import check_source, open_source
 from simmim_jax.errors import UserError
 from tests.images import PHOTOS, write_photographs
@@ -189,10 +190,6 @@ def test_errors_name_the_line(name, text, error, message, folder):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (
-            "label\nimg/a.jpg,1\nimg/d.jpg,1\nimg/b c.jpg,",
-            r"line 4: no label.*each image",
-        ),
         ("split\nimg/a.jpg,train\nimg/d.jpg,", "line 3: no split, but other rows"),
         (
             "label\nimg/a.jpg,1\nimg/d.jpg,20260101",
@@ -206,6 +203,31 @@ def test_errors_of_later_lines(rows, message, folder):
     check_source(file, "train")
     with pytest.raises(ValueError, match=message):
         open_source(file, "train")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "pandas"])
+def test_rows_without_a_label_stay(kind, folder):
+    splits, labels = ["train", "train", "train", "val"], ["1", "", "0", "1"]
+    if kind == "csv":
+        rows = [("path", "label", "split"), *zip(NAMES, labels, splits, strict=True)]
+        file = write(folder, "list.csv", "\n".join(map(",".join, rows)))
+    else:
+        # pandas makes floats of integers with gaps.
+        read = float if kind == "pandas" else int
+        numbers = [read(label) if label else None for label in labels]
+        table = {"path": NAMES, "label": numbers, "split": splits}
+        file = str(folder / "list.parquet")
+        pyarrow.parquet.write_table(pyarrow.table(table), file)
+    train = open_source(file, "train")
+    assert train.labels.tolist() == [1, -1, 0]
+    assert [train[i]["label"] for i in range(3)] == [1, -1, 0]
+    assert train.class_names == ("0", "1")
+    assert labelled(train).labels.tolist() == [1, 0]
+    assert subset(train, 2, 0).labels.tolist() == [1, 0]
+    with pytest.raises(UserError, match="num_labels=3 must be between 1 and 2, the n"):
+        subset(train, 3, 0)
+    validation = open_source(file, "validation")
+    assert labelled(validation) is validation
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
