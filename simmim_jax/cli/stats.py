@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for index, band in enumerate(statistics.bands)
             }
             print(f"picture            {pictures.histograms(histograms, args.picture)}")
+    except BrokenPipeError:  # as in `simmim stats DATA | head`
+        raise
     except (OSError, UserError) as error:
         sys.exit(str(error))
 
