@@ -85,6 +85,23 @@ class Raster:
     nodata: float | None = None
 
 
+class BandArray(np.ndarray):
+    """An array [h, w, c] of a source, with what a file says of it.
+
+    bands, nodata: as in `Raster`; arrays made of this one do not have them.
+    """
+
+    bands: tuple[str, ...] = ()
+    nodata: float | None = None
+
+    @staticmethod
+    def of(raster: Raster) -> "BandArray":
+        """Return the pixels of a raster, which know the rest of it."""
+        array = raster.pixels.view(BandArray)
+        array.bands, array.nodata = raster.bands, raster.nodata
+        return array
+
+
 @dataclasses.dataclass(frozen=True)
 class Codec:
     """One encoding of images.

@@ -3,6 +3,7 @@
 import numpy as np
 
 from simmim_jax.data.codecs.base import (
+    BandArray,
     Codec,
     Decoding,
     Raster,
@@ -46,12 +47,16 @@ def codec_of(data: bytes) -> Codec:
 def read(data: bytes | np.ndarray, decoding: Decoding) -> Raster:
     """Decode an image, with the names and the nodata value of its file.
 
-    data: an encoded image, or an array [h, w, c] or [h, w] of numbers.
+    data: an encoded image, or an array [h, w, c] or [h, w] of numbers, which may be a
+    BandArray.
     raises: BadImage if the bytes are not a usable image, or one that is too large;
     UserError for a wrong dtype or number of channels.
     """
     if isinstance(data, np.ndarray):
-        raster = Raster(as_image(data, "An array"))
+        pixels = as_image(np.asarray(data), "An array")
+        raster = Raster(pixels)
+        if isinstance(data, BandArray):
+            raster = Raster(pixels, data.bands, data.nodata)
         check_array_size(raster.pixels, decoding.max_pixels)
     else:
         raster = codec_of(data).decode(data, decoding)

@@ -72,6 +72,7 @@ class VariablePlanes:
     """Planes of several variables of equal axes, as channels."""
 
     variables: tuple[Variable, ...]
+    bands: tuple[str, ...]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -181,7 +182,7 @@ def _dims(name: str, array: Any) -> tuple[str, ...]:
 
 def _open(path: str, names: tuple[str, ...]) -> VariablePlanes:
     variables = read_variables(path)
-    return VariablePlanes(tuple(variables[name] for name in names))
+    return VariablePlanes(tuple(variables[name] for name in names), names)
 
 
 def _planes_of(variable: Variable) -> ArrayPlanes:

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from simmim_jax.data.codecs.base import MAX_PIXELS, BadImage, as_image
+from simmim_jax.data.codecs.base import (
+    MAX_PIXELS,
+    BadImage,
+    BandArray,
+    Raster,
+    as_image,
+)
 from simmim_jax.data.sources.base import NO_LABEL
 from simmim_jax.data.sources.paths import hashed_split
 from simmim_jax.data.sources.selections import split_selection
@@ -44,6 +50,10 @@ class Planes(Protocol):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Number of planes, height, width."""
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the channels, () if they have none."""
 
     def read(self, plane: int, rows: slice, columns: slice) -> np.ndarray:
         """Return a part of a plane, [h, w] or [h, w, c]."""
@@ -86,6 +96,7 @@ class ArrayPlanes:
 
     array: Any = dataclasses.field(repr=False)
     axes: str
+    bands: tuple[str, ...] = ()
 
     @functools.cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -143,7 +154,7 @@ class PlaneSource:
             raise OSError(errno.EIO, what, self.place) from error
         labels = self.plane_labels
         label = NO_LABEL if labels is None else int(labels[plane])
-        image = np.ascontiguousarray(as_image(image, repr(self.place)))
+        image = with_bands(image, self._planes.bands, repr(self.place))
         where = f"{self.place}:{plane}"
         if self.window:
             where += f",{rows.start},{columns.start}"
@@ -175,6 +186,15 @@ class PlaneSource:
             return slice(0, side)
         start = max(0, min(number * self.window, side - self.window))
         return slice(start, min(start + self.window, side))
+
+
+def with_bands(image: np.ndarray, bands: tuple[str, ...], where: str) -> np.ndarray:
+    """Return an image as [h, w, c] of one of DTYPES, as a BandArray if it has bands.
+
+    where: the file, for messages.
+    """
+    image = np.ascontiguousarray(as_image(image, where))
+    return BandArray.of(Raster(image, bands)) if bands else image
 
 
 def grid_of(shape: tuple[int, int, int], window: int) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from simmim_jax.data.codecs.base import BadImage, as_image
+from simmim_jax.data.codecs.base import BadImage
 from simmim_jax.data.sources.base import NO_LABEL, Source, SubsetSource
 from simmim_jax.data.sources.folders import (
     Files,
@@ -24,7 +24,7 @@ from simmim_jax.data.sources.paths import (
     is_array,
     is_image,
 )
-from simmim_jax.data.sources.planes import Planes, reading
+from simmim_jax.data.sources.planes import Planes, reading, with_bands
 from simmim_jax.errors import NotFoundError, UserError
 
 # Neighbouring images of a file are alike: those of a single file are split in blocks.
@@ -62,7 +62,7 @@ class PlanesReader:
         _, height, width = planes.shape
         with reading(path, "its library"):
             image = planes.read(index, slice(0, height), slice(0, width))
-        return np.ascontiguousarray(as_image(image, repr(path)))
+        return with_bands(image, planes.bands, repr(path))
 
     def _planes(self, path: str) -> Planes:
         status = os.stat(path)

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from simmim_jax.data.codecs.base import Decoding
+from simmim_jax.data.codecs.base import BandArray, Decoding
 from simmim_jax.data.codecs.dicom import count_frames, import_pydicom, read_frame
 from simmim_jax.data.codecs.nifti import (
     AXES,
@@ -58,8 +58,8 @@ class Frames:
         return count_frames(path)
 
     def read(self, path: str, index: int) -> np.ndarray:
-        """Return the values of a frame, with nodata as in the file."""
-        return read_frame(path, index, Decoding()).pixels
+        """Return the values of a frame, a BandArray with nodata as in the file."""
+        return BandArray.of(read_frame(path, index, Decoding()))
 
 
 @functools.lru_cache(_OPEN_VOLUMES)

@@ -155,7 +155,18 @@ def _unnamed(shape: tuple[int, ...], place: str) -> str:
 
 def _planes(path: str, name: str, axes: str) -> ArrayPlanes:
     opened = _open(path)
-    return ArrayPlanes(opened[name] if name else opened, axes)
+    if not name:
+        return ArrayPlanes(opened, axes)
+    return ArrayPlanes(opened[name], axes, _labels(opened.attrs, opened[name], axes))
+
+
+def _labels(attributes: Mapping[str, Any], array: Any, axes: str) -> tuple[str, ...]:
+    """Return the names of channels that OME-Zarr gives, () unless each has its own."""
+    channels = attributes.get("ome", attributes).get("omero", {}).get("channels", [])
+    names = tuple(str(each.get("label", "")) for each in channels)
+    count = array.shape[axes.index("c")] if "c" in axes else 1
+    is_complete = len(set(names)) == count == len(names) and all(names)
+    return names if is_complete else ()
 
 
 FORMAT = Format(

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy.io import netcdf_file
 
+from simmim_jax.data.codecs.base import Decoding
+from simmim_jax.data.codecs.registry import decode, read
 from simmim_jax.data.sources.netcdf import values_of
 from simmim_jax.data.sources.registry import check_source, open_source
 from simmim_jax.errors import UserError
@@ -101,6 +103,11 @@ def test_variables_are_chosen_and_ordered_by_name(write, tmp_path):
     image = examples(f"{place}:u,t2m")[3]["image"]
     assert image[0, 0].tolist() == [WIND[3, 0, 0], 300]  # 270 + 60 / 2
     assert examples(f"{place}:u")[3]["image"].shape == (4, 5, 1)
+    raster = read(examples(place)[3]["image"], Decoding(2))
+    assert raster.bands == ("t2m", "u")
+    assert type(raster.pixels) is np.ndarray
+    image = decode(examples(place)[3]["image"], Decoding(bands=("u", "t2m")))
+    assert image[0, 0].tolist() == [WIND[3, 0, 0], 300]
     message = fails(f"{place}:u,t")
     assert "names 't', but it has t2m [time, lat, lon], u [time, lat, lon]" in message
 

@@ -15,7 +15,7 @@ import pytest
 
 from simmim_jax.data.codecs.base import BadImage, Decoding
 from simmim_jax.data.codecs.nifti import open_volume, slice_of
-from simmim_jax.data.codecs.registry import decode
+from simmim_jax.data.codecs.registry import decode, read
 from simmim_jax.data.sources import volumes
 from simmim_jax.data.sources.registry import check_source, open_source
 from simmim_jax.errors import NotFoundError, UserError
@@ -283,6 +283,16 @@ def test_frames_of_a_folder(tmp_path):
     with pytest.raises(UserError, match="has 2 frames"):
         decode(plain[1]["image"], Decoding(3))
     assert decode(plain[0]["image"], Decoding(3)).shape == (100, 100, 3)
+
+
+def test_padding_of_frames_is_nodata(tmp_path):
+    dataset = pytest.importorskip("pydicom").dcmread(own_dicom("CT_small.dcm"))
+    dataset.NumberOfFrames = 20
+    dataset.PixelData *= 20
+    dataset.save_as(tmp_path / "cine.dcm")
+    image = open_source(str(tmp_path / "cine.dcm"), "train")[3]["image"]
+    assert read(image, Decoding(1)).nodata == -2000 - 1024
+    assert image[0, 0, 0] == -849
 
 
 def test_unknown_selections_of_dicom_are_refused():

@@ -7,6 +7,8 @@ import pickle
 import numpy as np
 import pytest
 
+from simmim_jax.data.codecs.base import Decoding
+from simmim_jax.data.codecs.registry import decode, read
 from simmim_jax.data.sources.registry import check_source, open_source
 from simmim_jax.errors import UserError
 
@@ -165,6 +167,16 @@ def test_ome_zarr(version, tmp_path):
     # z is counted through first: plane 6 is t 1, z 2.
     expected = array[1, :, 2].transpose(1, 2, 0)
     np.testing.assert_array_equal(found["6"]["image"], expected)
+    root = zarr.open(place, mode="a")
+    labels = {"channels": [{"label": "DAPI"}, {"label": "GFP"}]}
+    if version == "0.4":
+        root.attrs["omero"] = labels
+    else:
+        root.attrs["ome"] = {**root.attrs["ome"], "omero": labels}
+    image = examples(place)["6"]["image"]
+    assert read(image, Decoding(2)).bands == ("DAPI", "GFP")
+    only = decode(image, Decoding(1, bands=("GFP",)))
+    np.testing.assert_array_equal(only, expected[:, :, 1:])
     smaller = examples(f"{place}:s1")["6"]["image"]
     np.testing.assert_array_equal(smaller, expected[::2, ::2])
 
