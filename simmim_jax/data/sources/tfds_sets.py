@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from simmim_jax.data.codecs.base import native
 from simmim_jax.data.sources import cache
 from simmim_jax.data.sources.base import NO_LABEL
 from simmim_jax.data.sources.folders import subfolders
@@ -32,8 +33,9 @@ _DESCRIPTIONS = (_INFO, "features.json")
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-    """A prepared TFDS data set; `records` is its data source, with encoded images.
+    """A prepared TFDS data set.
 
+    records: its data source, with images encoded or as arrays;
     image_key, label_key: their keys in a nested record.
     """
 
@@ -55,6 +57,8 @@ class TfdsSource:
             label = NO_LABEL if self.label_key is None else _get(record, self.label_key)
             if image is None:  # TFDS reads past the end of a file as empty records.
                 raise UserError("empty record")
+            if isinstance(image, np.ndarray):
+                image = native(image, "/".join(self.image_key))
             return {"image": image, "label": int(label)}
         except Exception as error:  # from ArrayRecord, Protobuf or TFDS
             what = f"{self.split}: example {index}: {error}"
@@ -95,8 +99,9 @@ class TfdsSource:
 def open_tfds(name: str, split: str, data_dir: str) -> TfdsSource:
     """Open one split of a prepared data set "NAME[/CONFIG][:VERSION]".
 
-    The image is the feature "image", or the only image; the label is the ClassLabel
-    "label", or the only ClassLabel. Features may be nested.
+    The image is the feature "image", or else the only image, or else the only tensor
+    [h, w, c]; the label is the ClassLabel "label", or the only ClassLabel. Features may
+    be nested.
     raises: UserError if that leaves no image, or several.
     """
     folder = find_prepared(name, split, data_dir)
@@ -108,21 +113,30 @@ def open_tfds(name: str, split: str, data_dir: str) -> TfdsSource:
         raise _damaged(folder, error) from error
     features = dict(_leaves(builder.info.features, tfds.features.FeaturesDict))
     encoded = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
-    image_key = _choose(
-        "image",
-        # Segmentation masks are images as well.
-        [k for k in encoded if not isinstance(features[k], tfds.features.LabeledImage)],
-    )
+    # Segmentation masks are images as well.
+    photos = [
+        k for k in encoded if not isinstance(features[k], tfds.features.LabeledImage)
+    ]
+    arrays = [
+        k
+        for k, f in features.items()
+        if type(f) is tfds.features.Tensor
+        and len(f.shape) == 3
+        and np.dtype(f.np_dtype).kind in "biuf"
+    ]
+    named = [k for k in arrays if "/".join(k) == "image"]
+    image_key = _choose("image", photos + named or arrays)
     if image_key is None:
         names = sorted(map("/".join, features))
         raise UserError(
             f"{folder!r} has the features {', '.join(names)}: "
-            "expected one image, named 'image' if there are several. Save the ones "
-            "that you want as files in a folder."
+            "expected one image or tensor [h, w, c], named 'image' if there are "
+            "several. Save the ones that you want as files in a folder."
         )
-    if not np.issubdtype(features[image_key].np_dtype, np.integer):
+    dtype = features[image_key].np_dtype
+    if image_key not in arrays and not np.issubdtype(dtype, np.integer):
         raise UserError(
-            f"{folder!r} has {features[image_key].np_dtype} images: expected an "
+            f"{folder!r} has {dtype} images: expected an "
             "integer dtype. Save the images as .npy files instead."
         )
     decoders: dict[str, Any] = {}

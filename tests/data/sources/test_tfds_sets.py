@@ -54,6 +54,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 # Images and labels with other names, nested, several of them, or none.
 FEATURES_BUILDER = """
 import io
+import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -76,7 +77,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name=name)
-        for name in ("nested", "masks", "two_images", "two_labels", "no_labels", "text")
+        for name in ("nested", "masks", "two_images", "two_labels", "no_labels", "text",
+                     "bands", "field")
     ]
 
     def _info(self):
@@ -99,6 +101,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             },
             "no_labels": {"image": image(), "label": classes()},
             "text": {"text": tfds.features.Text(), "label": classes()},
+            "bands": {
+                "image": tfds.features.Tensor(shape=(32, 32, 13), dtype=np.uint16),
+                "label": classes(),
+            },
+            "field": {
+                "field": tfds.features.Tensor(shape=(4, 5, 2), dtype=np.float64),
+                "mean": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+            },
         }[self.builder_config.name]
         features = tfds.features.FeaturesDict(features)
         return tfds.core.DatasetInfo(builder=self, features=features)
@@ -121,6 +131,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 },
                 "no_labels": lambda: {"image": file(i), "label": -1},
                 "text": lambda: {"text": "x", "label": 0},
+                "bands": lambda: {
+                    "image": np.full((32, 32, 13), 4095 + i, np.uint16), "label": i % 2
+                },
+                "field": lambda: {
+                    "field": np.full((4, 5, 2), -i / 2), "mean": np.zeros(2, "f4")
+                },
             }[self.builder_config.name]()
 """
 
@@ -185,6 +201,21 @@ def test_features_of_any_name(config, labelled, tfds_dir):
         assert source.class_names == ("even", "odd")
     else:
         assert source.labels is None
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "dtype", "expected"),
+    [
+        ("bands", (32, 32, 13), "uint16", [4095, 4096, 4097, 4098]),
+        ("field", (4, 5, 2), "float32", [-1.5, -1, -0.5, 0]),
+    ],
+)
+def test_tensors_are_images(config, shape, dtype, expected, tfds_dir):
+    source = open_source(f"tfds:features/{config}", "train", data_dir=tfds_dir)
+    images = [source[i]["image"] for i in range(4)]
+    assert {(image.shape, image.dtype.name) for image in images} == {(shape, dtype)}
+    assert sorted(image.min() for image in images) == expected
+    assert sorted(image.max() for image in images) == expected
 
 
 def test_sets_without_exactly_one_image_are_refused(tfds_dir):
