@@ -205,6 +205,8 @@ class Encoder:
             return path, self._view(example, np.random.default_rng(0))
         except (OSError, BadImage) as error:
             return path or str(getattr(error, "filename", None) or ""), error
+        except UserError as error:
+            raise UserError(f"'{path or f'example {index}'}': {error}") from None
 
     @functools.cached_property
     def _view(self) -> Callable[..., dict[str, Any]]:
