@@ -123,13 +123,22 @@ def processor_config(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def lost_settings(data: Mapping[str, Any]) -> list[str]:
     """Return what an image processor cannot hold."""
+    lost = []
     cropped = data["eval_crop"] < 1 or data.get("eval_fit") == "cover"
     if cropped and data.get("eval_center", "round") == "round":
-        return [
+        lost.append(
             "transformers rounds down where a crop begins, data.eval_center='round' "
             "does not: some images are cropped one pixel earlier"
-        ]
-    return []
+        )
+    dtype = data.get("dtype", "uint8")
+    kind = data.get("normalization", "standard")
+    if dtype != "uint8" or kind != "standard":
+        lost.append(
+            "image processors divide 8-bit pixels by 255: normalise values of "
+            f"data.dtype={dtype!r} yourself, by image_mean and image_std as "
+            f"data.normalization={kind!r} does"
+        )
+    return lost
 
 
 def crop_share(size: int, resized: int) -> float:

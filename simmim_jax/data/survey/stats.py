@@ -217,7 +217,9 @@ class _Sums:
         self.counts: np.ndarray | None = None
         # A random number for each kept value: those with the lowest ones are kept, so
         # that neither the order nor merging matters.
-        self.kept, self.keys = np.empty(0), np.empty(0)
+        self.kept: list[np.ndarray] = []
+        self.keys: list[np.ndarray] = []
+        self.highest_key = 1.0
         self.sampled = 0
 
     def add(
@@ -253,7 +255,8 @@ class _Sums:
             own = 0 if self.counts is None else self.counts
             self.counts = own + other.counts
         self.sampled += other.sampled
-        self._keep(other.kept, other.keys)
+        for values, keys in zip(other.kept, other.keys, strict=True):
+            self._keep(values, keys)
 
     def weighted(self) -> tuple[np.ndarray, np.ndarray]:
         """Return values, sorted float64 [n], and how many there are of each [n]."""
@@ -262,9 +265,11 @@ class _Sums:
             places = np.flatnonzero(self.counts)
             values, weights = places.astype(np.float64) + _LOWEST, self.counts[places]
         if self.sampled:
-            share = self.sampled / self.kept.size
-            values = np.concatenate([values, self.kept])
-            weights = np.concatenate([weights, np.full(self.kept.size, share)])
+            self._drop()
+            (kept,) = self.kept
+            values = np.concatenate([values, kept])
+            share = self.sampled / kept.size
+            weights = np.concatenate([weights, np.full(kept.size, share)])
         order = np.argsort(values, kind="stable")
         return values[order], weights[order]
 
@@ -306,12 +311,17 @@ class _Sums:
         self.count = total
 
     def _keep(self, values: np.ndarray, keys: np.ndarray) -> None:
-        if self.kept.size == _KEPT:
-            low = keys < self.keys.max()
-            values, keys = values[low], keys[low]
-        values = np.concatenate([self.kept, values])
-        keys = np.concatenate([self.keys, keys])
+        low = keys < self.highest_key
+        self.kept.append(values[low])
+        self.keys.append(keys[low])
+        if sum(part.size for part in self.keys) > 2 * _KEPT:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Leave the values with the lowest keys alone, as one part."""
+        values, keys = np.concatenate(self.kept), np.concatenate(self.keys)
         if keys.size > _KEPT:
             lowest = np.argpartition(keys, _KEPT)[:_KEPT]
             values, keys = values[lowest], keys[lowest]
-        self.kept, self.keys = values, keys
+            self.highest_key = float(keys.max())
+        self.kept, self.keys = [values], [keys]

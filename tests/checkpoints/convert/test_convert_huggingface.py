@@ -10,6 +10,7 @@ from simmim_jax.checkpoints.convert.huggingface_names import to_official
 from simmim_jax.checkpoints.convert.huggingface_processor import (
     crop_share,
     data_fields,
+    lost_settings,
 )
 from simmim_jax.checkpoints.convert.model import Model
 from simmim_jax.checkpoints.convert.settings import Settings
@@ -488,3 +489,11 @@ def test_kind_of_an_encoder(tmp_path):
     make(tmp_path / "ours", VIT, encoder_only=True)
     model = Model.load(tmp_path / "ours")
     assert model.kind == "encoder"
+
+
+def test_values_that_image_processors_do_not_know_are_named():
+    data = {"eval_crop": 1.0, "dtype": "uint16", "normalization": "percentiles"}
+    (said,) = lost_settings(data)
+    assert "normalise values of data.dtype='uint16' yourself" in said
+    assert "data.normalization='percentiles'" in said
+    assert not lost_settings({"eval_crop": 1.0})
