@@ -18,6 +18,7 @@ from simmim_jax.data.sources.registry import check_source
 from simmim_jax.models import build_classifier, build_simmim
 from simmim_jax.tasks.classify import patch_grid, window_notice
 from simmim_jax.tasks.pretrain import Parts
+from simmim_jax.tasks.values import assume
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARTS = {"__init__", "common", "models"}
@@ -176,7 +177,7 @@ def test_ablation_changes_only_what_it_says(name):
 
 @pytest.mark.parametrize("name", ablations.ABLATIONS)
 def test_ablation_masks_and_predicts_what_it_says(name):
-    parts = Parts(schema.parse(load("ablations", f"{name},smoke")))
+    parts = Parts(assume(schema.parse(load("ablations", f"{name},smoke"))))
     prepare, objective = parts.prepare(flip=False), parts.objective
     images = np.zeros((2, 192, 192, 3), np.uint8)
     batch = jax.eval_shape(prepare, {"image": images}, jax.random.key(0))
