@@ -169,7 +169,7 @@ def _report(found: Inspection) -> Iterator[str]:
     if found.unlabelled:
         rows.append(("no labels", found.unlabelled))
     for group in found.unreadable:
-        text = f"{group.reason}, {group.images:,} images, such as {group.first}"
+        text = f"{group.images:,} {group.reason}, such as {group.first}"
         rows.append(("unreadable", f"{text}: {group.message}"))
     rows += [("note", oddity) for oddity in found.oddities]
     if found.command:

@@ -366,9 +366,11 @@ def _oddities(seen: Sequence[_Seen]) -> Iterable[str]:
     if not seen:
         return
     of = f"of {len(seen):,} sampled images"
+    is_converted = all(each.is_photo and each.alpha != "smooth" for each in seen)
     for what, counts in (
         ("types", _counts(each.dtype for each in seen)),
-        ("numbers of bands", _counts(each.shape[2] for each in seen)),
+        # Photographs become as many channels as the config says.
+        ("numbers of bands", _counts(e.shape[2] for e in seen if not is_converted)),
         ("names of bands", _counts(", ".join(each.names) for each in seen)),
     ):
         if len(counts) > 1:
