@@ -56,7 +56,7 @@ def prepare(augmented: bool) -> steps.Prepare:
         schema.Augment(**config.augment),
         num_classes=CLASSES,
         label_smoothing=config.label_smoothing,
-        normalization=Normalization(config.data.mean, config.data.std),
+        normalization=Normalization(schema.IMAGENET_MEAN, schema.IMAGENET_STD),
         flip=True,
     )
 
