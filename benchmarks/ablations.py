@@ -30,6 +30,7 @@ from simmim_jax.models.simmim import SimMIM
 from simmim_jax.tasks import inputs
 from simmim_jax.tasks.pretrain import Parts, init
 from simmim_jax.tasks.pretrain_step import pretrain_loss
+from simmim_jax.tasks.values import assume
 from simmim_jax.training import steps
 
 PUBLISHED = {"random_32_0.6": 82.8, "all_pixels": 81.7}
@@ -46,8 +47,8 @@ TX = optax.adam(2e-3)
 
 
 def config_of(argument: str) -> schema.Pretrain:
-    """Return a config of configs/ablations.py, typed."""
-    return schema.single(schema.parse(ablations.get_config(argument)))
+    """Return a config of configs/ablations.py, typed, for photographs."""
+    return assume(schema.single(schema.parse(ablations.get_config(argument))))
 
 
 @functools.cache

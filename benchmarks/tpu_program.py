@@ -23,7 +23,7 @@ from simmim_jax.models.simmim import SimMIM
 from simmim_jax.performance import kernels, schedule, slices
 from simmim_jax.runtime import sharding
 from simmim_jax.runtime.accelerators import accelerator
-from simmim_jax.tasks import learners, pretrain
+from simmim_jax.tasks import learners, pretrain, values
 from simmim_jax.tasks.pretrain_step import pretrain_loss
 from simmim_jax.training import compilation
 from simmim_jax.training.run import Learner
@@ -70,7 +70,7 @@ def textbook(config: schema.Pretrain) -> SimMIM:
 
 def learner_of(config: schema.Pretrain, is_textbook: bool) -> Learner:
     """Return what learns: the package's model or the textbook's."""
-    parts = pretrain.Parts(config)
+    parts = pretrain.Parts(values.assume(config))
     learner = parts.learner(learners.NUM_EXAMPLES)
     if not is_textbook:
         return learner

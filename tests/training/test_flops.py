@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from simmim_jax.config import schema
 from simmim_jax.configs import common
 from simmim_jax.runtime import sharding
-from simmim_jax.tasks import pretrain
+from simmim_jax.tasks import learners, pretrain
 from simmim_jax.tasks.pretrain_step import pretrain_loss
 from simmim_jax.training import compilation, flops
 
@@ -189,7 +189,7 @@ def small_run(**model):
     config.dtype = "float32"
     config.data.image_size, config.data.batch_size = (32, 32), 32
     config.mask.unit_size = config.model.patch_size
-    return pretrain.learner(schema.parse(config), num_examples=1000)
+    return learners.learner(schema.parse(config), num_examples=1000)
 
 
 def test_a_training_step_matches_xla():
