@@ -62,6 +62,7 @@ def sample(
             return Sampled(index, error)
         found = _decoded(index, example, decoding)
         if strict and not isinstance(found.image, Raster | BadImage):
+            found.image.add_note(f"Example {index}: {found.path or source}")
             raise found.image
         return found
 
