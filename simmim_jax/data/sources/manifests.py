@@ -14,6 +14,11 @@ import numpy as np
 from simmim_jax.data.sources.base import MAX_CLASSES, NO_LABEL, known_labels
 from simmim_jax.data.sources.folders import FolderSource
 from simmim_jax.data.sources.format import Format
+from simmim_jax.data.sources.huggingface import (
+    TableSource,
+    is_parquet_of_images,
+    open_parquet,
+)
 from simmim_jax.data.sources.paths import (
     TRAIN,
     Classes,
@@ -41,7 +46,9 @@ class _Row(NamedTuple):
     split: str
 
 
-def open_manifest(file: str, split: str, *, max_bytes: int = MAX_BYTES) -> FolderSource:
+def open_manifest(
+    file: str, split: str, *, max_bytes: int = MAX_BYTES
+) -> FolderSource | TableSource:
     """Open one split of a manifest; see `open_source` for its content.
 
     Images keep the order of the list. Labels that are all whole numbers are kept; names
@@ -50,6 +57,8 @@ def open_manifest(file: str, split: str, *, max_bytes: int = MAX_BYTES) -> Folde
     if the first image does not exist.
     """
     file = _located(file)
+    if is_parquet_of_images(file):
+        return open_parquet(file, split, max_bytes=max_bytes)
     rows = list(_rows(file))
     _check_first(file, rows[0] if rows else None)
     for row in rows:

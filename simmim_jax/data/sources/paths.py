@@ -4,8 +4,10 @@ Paths are bytes, as the file system has them, relative to the data set, with "/"
 folders. Names that are not valid UTF-8 are valid paths.
 """
 
+import collections
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -18,6 +20,17 @@ IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".dcm")
 ARRAY_ENDINGS = (".npy",)
 TRAIN = "train"
 SPLIT_FOLDERS = (TRAIN, "validation", "val", "test")
+# By the words that mean them.
+_SPLIT_WORDS = {
+    word: split
+    for split, words in {
+        TRAIN: ("train", "training"),
+        "validation": ("validation", "valid", "val", "dev"),
+        "test": ("test", "testing", "eval", "evaluation"),
+    }.items()
+    for word in words
+}
+_SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}\b.*")
 # Without splits, one image in 20 is held out for validation.
 _VALIDATION_SHARE = 20
 _IMAGE_ENDINGS = tuple(ending.encode() for ending in IMAGE_ENDINGS)
@@ -141,6 +154,25 @@ def find_split(
             "as train[:10%] are for TFDS sets."
         )
     return None
+
+
+def named_splits(files: Sequence[str]) -> dict[str, list[str]]:
+    """Return the files of each split, {} if the name of one does not tell.
+
+    It is the last word of the path that `datasets` 5.2.0 takes for a split, or else the
+    word in front of -00000-of-00002 where several differ.
+    """
+    found: dict[str, list[str]] = collections.defaultdict(list)
+    for file in files:
+        words = re.findall("[a-z]+", file.lower())
+        split = next(
+            (_SPLIT_WORDS[w] for w in reversed(words) if w in _SPLIT_WORDS), ""
+        )
+        if shard := _SHARD.fullmatch(file.rpartition("/")[2]):
+            split = _SPLIT_WORDS.get(shard[1].lower(), split or shard[1])
+        found[split].append(file)
+    is_one_set = len(found) == 1 and not found.keys() & {*_SPLIT_WORDS.values()}
+    return {} if is_one_set or "" in found else dict(found)
 
 
 def hashed_split(paths: Sequence[bytes], split: str, place: str) -> np.ndarray:

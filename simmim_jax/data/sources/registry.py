@@ -15,6 +15,7 @@ from simmim_jax.data.sources import (
     dicom_folders,
     folders,
     hdf5,
+    huggingface,
     idx,
     manifests,
     netcdf,
@@ -41,12 +42,14 @@ FORMATS: tuple[Format, ...] = (
     zarr_arrays.FORMAT,
     packed.FORMAT,
     idx.FORMAT,
+    huggingface.SAVED,
     archives.SHARDS,
     npy.ARRAY_FOLDER,
     volumes.DICOM_FRAMES,
     volumes.VOLUMES,
     hdf5.FOLDER,
     netcdf.FOLDER,
+    huggingface.PARQUET_FOLDER,
     dicom_folders.FORMAT,
     folders.URL,
     folders.FOLDER,
@@ -74,6 +77,10 @@ def open_source(
     - a .tar or .zip of images, without unpacking it; a .tar inside a .tar counts as a
       folder, as in ILSVRC2012_img_train.tar;
     - a folder of .tar shards: KEY.jpg may have its label in KEY.cls, a whole number;
+    - a .parquet file of images, a folder of such files, or a folder that
+      `save_to_disk` of Hugging Face's datasets wrote: images are struct<bytes, path> or
+      bytes, class names are in the schema, splits in the names of files
+      (train-00000-of-00002.parquet) or in dataset_dict.json;
     - a folder of .npy files and no images: one array [h, w] or [h, w, c] each, uint8 or
       float32 (float16 and float64 are converted to float32);
     - a .npy file [n, h, w, c] of such images, memory-mapped; labels int [n] are read
@@ -108,8 +115,9 @@ def open_source(
     The label of an image in a folder is the position of its first folder in sorted
     order. An image outside of class folders, or a class folder without images to train
     on, makes the data set unlabelled, as the source's `unlabelled` explains. Manifests
-    keep labels that are whole numbers, and number names in sorted order. Hidden files
-    and folders are skipped.
+    keep labels that are whole numbers, and number names in sorted order; images without
+    one have the label -1, which fine-tuning leaves out. Hidden files and folders are
+    skipped.
 
     data_dir: folder of TFDS data sets; default $TFDS_DATA_DIR or ~/tensorflow_datasets;
     max_bytes: of an image's file; larger ones are bad images.

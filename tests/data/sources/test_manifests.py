@@ -130,13 +130,15 @@ def test_parquet(labels, folder):
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_parquet_of_images_is_refused(nested, folder):
+def test_parquet_of_images_is_read(nested, folder):
     file = str(folder / "list.parquet")
     image = PHOTOS[0].read_bytes()
     images = [{"bytes": image, "path": "a.jpg"} if nested else image]
-    pyarrow.parquet.write_table(pa.table({"image": images}), file)
-    with pytest.raises(ValueError, match=r"holds images, not their paths.*\.tar"):
-        open_source(file, "train")
+    pyarrow.parquet.write_table(pa.table({"image": images * 2}), file)
+    assert open_source(file, "train")[0]["image"] == image
+    listed = pa.table({"path": NAMES, "thumbnail": [image] * len(NAMES)})
+    pyarrow.parquet.write_table(listed, file)
+    assert open_source(file, "train")[0]["path"].endswith(".jpg")
 
 
 def test_rows_without_a_path_are_named(folder):
