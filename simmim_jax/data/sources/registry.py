@@ -22,6 +22,7 @@ from simmim_jax.data.sources import (
     npy,
     packed,
     tfds_sets,
+    tfrecord,
     volumes,
     zarr_arrays,
 )
@@ -37,6 +38,7 @@ FORMATS: tuple[Format, ...] = (
     manifests.FORMAT,
     archives.ARCHIVE,
     npy.ARRAY_FILE,
+    tfrecord.FILE,
     hdf5.FORMAT,
     netcdf.FORMAT,
     zarr_arrays.FORMAT,
@@ -50,6 +52,7 @@ FORMATS: tuple[Format, ...] = (
     hdf5.FOLDER,
     netcdf.FOLDER,
     huggingface.PARQUET_FOLDER,
+    tfrecord.FOLDER,
     dicom_folders.FORMAT,
     folders.URL,
     folders.FOLDER,
@@ -81,6 +84,8 @@ def open_source(
       `save_to_disk` of Hugging Face's datasets wrote: images are struct<bytes, path> or
       bytes, class names are in the schema, splits in the names of files
       (train-00000-of-00002.parquet) or in dataset_dict.json;
+    - a .tfrecord file of tf.train.Example, or a folder of such files, with the features
+      image/encoded or image, and image/class/label or label; splits as above;
     - a folder of .npy files and no images: one array [h, w] or [h, w, c] each, uint8 or
       float32 (float16 and float64 are converted to float32);
     - a .npy file [n, h, w, c] of such images, memory-mapped; labels int [n] are read
