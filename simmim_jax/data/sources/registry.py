@@ -17,6 +17,7 @@ from simmim_jax.data.sources import (
     hdf5,
     huggingface,
     idx,
+    lmdb_sets,
     manifests,
     netcdf,
     npy,
@@ -44,6 +45,7 @@ FORMATS: tuple[Format, ...] = (
     zarr_arrays.FORMAT,
     packed.FORMAT,
     idx.FORMAT,
+    lmdb_sets.FORMAT,
     huggingface.SAVED,
     archives.SHARDS,
     npy.ARRAY_FOLDER,
@@ -86,6 +88,8 @@ def open_source(
       (train-00000-of-00002.parquet) or in dataset_dict.json;
     - a .tfrecord file of tf.train.Example, or a folder of such files, with the features
       image/encoded or image, and image/class/label or label; splits as above;
+    - an LMDB environment of encoded images by key (folders in keys are classes), or of
+      image-000000001 and label-000000001; or a folder with one for each split;
     - a folder of .npy files and no images: one array [h, w] or [h, w, c] each, uint8 or
       float32 (float16 and float64 are converted to float32);
     - a .npy file [n, h, w, c] of such images, memory-mapped; labels int [n] are read
