@@ -46,6 +46,6 @@ def test_a_sample_has_images_bad_ones_and_names_of_encodings():
 
 def test_an_error_names_the_example():
     deep = np.full((2, 2, 13), 4095, np.uint16)
-    with pytest.raises(UserError, match="expected .h, w, 4. since channels=4") as error:
+    with pytest.raises(UserError, match=r"h, w, 4. since channels=4") as error:
         list(sample(as_source([deep]), 10, Decoding(channels=4)))
     assert error.value.__notes__[0].startswith("Example 0: ")
