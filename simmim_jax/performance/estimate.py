@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.data.sources.base import labelled
 from simmim_jax.data.sources.registry import check_source
 from simmim_jax.performance import hlo, kernels, schedule, slices, step_cost
 from simmim_jax.runtime import sharding
@@ -136,6 +137,8 @@ def learner_of(config: Pretrain | Finetune) -> tuple[Learner, list[str]]:
     try:
         check_source(data.dataset, data.train_split, data_dir=data.data_dir)
         source = inputs.open_split(data, data.train_split)
+        if isinstance(config, Finetune):
+            source = labelled(source)
         examples, classes = len(source), len(source.class_names)
     except (OSError, ValueError, ImportError) as error:
         examples, classes = NUM_EXAMPLES, NUM_CLASSES
