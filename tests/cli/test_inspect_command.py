@@ -1,6 +1,8 @@
 """`simmim inspect`: what it prints, and the array that it writes."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from PIL import Image
 
 from simmim_jax.cli import commands
 from simmim_jax.data.views.crop import resize_center_crop
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "data.md").read_text()
 
 
 def inspect(*args) -> None:
@@ -33,6 +37,18 @@ def test_report_and_json(tmp_path, capsys):
     ]
     assert list(found["splits"]) == ["train"]
     assert found["bands"] == {"3": found["sampled"]} or found["unreadable"]
+
+
+def test_the_guide_has_its_output_and_its_keys(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for flags in ((), ("--example=0", "--out=first.npy")):
+        inspect("bundled:climate", *flags)
+        assert f"```text\n{capsys.readouterr().out}```" in GUIDE
+    inspect("bundled:climate", "--sample=4", "--json")
+    found = json.loads(capsys.readouterr().out)
+    table = GUIDE.partition("`--json` prints one object")[2].partition("\n\nTo see")[0]
+    keys = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    assert re.findall(r"`(\w+)`", " ".join(keys)) == list(found)
 
 
 @pytest.mark.parametrize(
