@@ -27,12 +27,13 @@ from simmim_jax.data.sources.base import (
 from simmim_jax.data.sources.folders import Files, list_files
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import Paths, find_split, hashed_split, named_splits
-from simmim_jax.data.sources.remote import MAX_BYTES, file_too_large, read_file
+from simmim_jax.data.sources.remote import MAX_BYTES, file_too_large, is_url, read_file
 from simmim_jax.data.sources.stacks import has_files
 from simmim_jax.errors import NotFoundError, UserError
 
 _DICT = "dataset_dict.json"
 _STATE = "state.json"
+_INFO = "dataset_info.json"
 _FILES = Files(
     lambda name: name.lower().endswith(b".parquet"), (".parquet",), "parquet 1"
 )
@@ -91,7 +92,8 @@ class TableSource:
         if isinstance(value, dict):
             value, path = value.get("bytes"), value.get("path")
         if value is None and path:
-            return read_file(os.path.join(folder, path), self.max_bytes)
+            path = path if is_url(path) else os.path.join(folder, path)
+            return read_file(path, self.max_bytes)
         if value is None:
             raise BadImage("empty", "A row has no image: expected its bytes or path.")
         if len(value) > self.max_bytes:
@@ -181,7 +183,7 @@ class _Table:
         text = (self.schema.metadata or {}).get(b"huggingface", b"{}")
         try:
             features = json.loads(text)["info"]["features"]
-            return {name: dict(each) for name, each in features.items()}
+            return {k: v for k, v in features.items() if isinstance(v, dict)}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
@@ -410,10 +412,11 @@ def _parquet_files(place: str) -> list[str]:
 
 def _is_saved(place: str) -> bool:
     """Whether `save_to_disk` wrote a folder."""
-    names = (_DICT, _STATE)
-    return os.path.isdir(place) and any(
-        os.path.isfile(os.path.join(place, name)) for name in names
-    )
+
+    def has(name: str) -> bool:
+        return os.path.isfile(os.path.join(place, name))
+
+    return has(_DICT) or (has(_STATE) and has(_INFO))
 
 
 def _open_saved(place: str, split: str, *, max_bytes: int) -> TableSource:

@@ -14,12 +14,14 @@ import numpy as np
 
 from simmim_jax.data.sources import tf_example
 from simmim_jax.data.sources.base import NO_LABEL, check_labels, numbered_classes
+from simmim_jax.data.sources.folders import is_folder
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import (
     Classes,
     Paths,
     find_split,
     hashed_split,
+    is_image,
     label_by_folder,
     named_splits,
     split_paths,
@@ -234,8 +236,13 @@ def _environments(folder: str) -> dict[str, str]:
     """Return the files of the environments in a folder, by name."""
     if not os.path.isdir(folder):
         return {}
+    found = {}
     with os.scandir(folder) as entries:
-        found = {entry.name: _data_file(entry.path) for entry in entries}
+        for entry in entries:
+            if is_image(os.fsencode(entry.name)):
+                return {}  # one of perhaps a million
+            if is_folder(entry) or entry.name.lower().endswith(_ENDINGS):
+                found[entry.name] = _data_file(entry.path)
     return {name: file for name, file in sorted(found.items()) if file}
 
 

@@ -61,6 +61,7 @@ def save_to_disk(folder, values, num_shards=2):
             stream.write_table(content, max_chunksize=4)
     files = [{"filename": name} for name in names]
     (folder / "state.json").write_text(json.dumps({"_data_files": files}))
+    (folder / "dataset_info.json").write_text(METADATA["huggingface"])
 
 
 def test_a_parquet_file(tmp_path):
@@ -215,5 +216,6 @@ def test_several_images_are_refused(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"_data_files": [{"filename": "../x"}]}'])
 def test_damaged_states_are_refused(text, tmp_path):
     (tmp_path / "state.json").write_text(text)
+    (tmp_path / "dataset_info.json").write_text("{}")
     with pytest.raises(UserError, match=r"state.json' is damaged: expected what"):
         open_source(str(tmp_path), "train")
