@@ -41,6 +41,29 @@ def pytest_make_collect_report(collector):
     return _not_skipped((yield))
 
 
+# Tests and modules that were skipped: CI runs them again beside every extra.
+_skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report):
+    """Note a skipped test, of any worker."""
+    if report.skipped:
+        _skipped.append(report.nodeid)
+
+
+def pytest_collectreport(report):
+    """Note a module that is skipped as a whole."""
+    if report.skipped:
+        _skipped.append(report.nodeid)
+
+
+def pytest_sessionfinish():
+    """Write one a line to the file that SIMMIM_SKIPPED names."""
+    file = os.environ.get("SIMMIM_SKIPPED")
+    if file and "PYTEST_XDIST_WORKER" not in os.environ:
+        Path(file).write_text("".join(f"{name}\n" for name in dict.fromkeys(_skipped)))
+
+
 def _not_skipped(report):
     if report.skipped and os.environ.get("SIMMIM_NO_SKIPS") == "1":
         report.outcome = "failed"
