@@ -61,7 +61,8 @@ class Data:
         'Data set: "tfds:NAME", "bundled:NAME", or a path: a folder of images, of .npy '
         "arrays or of .tar shards, a .tar, .zip or .npy, or a list of images (.txt, "
         ".csv, .tsv, .parquet). Folders and lists may be at a URL, such as gs:// or "
-        "s3://.",
+        "s3://. Several as one: \"['/data/a', '/data/b']\", or with their shares "
+        "\"[('/data/a', 0.7), ('/data/b', 0.3)]\".",
     )
     data_dir: str = field(
         "",

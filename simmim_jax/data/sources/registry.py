@@ -29,6 +29,7 @@ from simmim_jax.data.sources import (
 )
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.format import Format
+from simmim_jax.data.sources.mixtures import Names, mix, parse_names
 from simmim_jax.data.sources.remote import MAX_BYTES, is_url
 from simmim_jax.errors import NotFoundError, UserError
 
@@ -69,7 +70,7 @@ def register(format: Format) -> Format:
 
 
 def open_source(
-    dataset: str, split: str, *, data_dir: str = "", max_bytes: int = MAX_BYTES
+    dataset: Names, split: str, *, data_dir: str = "", max_bytes: int = MAX_BYTES
 ) -> Source:
     """Open one split of a data set.
 
@@ -112,6 +113,10 @@ def open_source(
       by a space if the line does not end like an image file. Paths are absolute,
       relative to the manifest's folder, or URLs.
 
+    Several sets are one as a list, or as its text: "['/a', '/b']", or with the share of
+    each in an epoch, "[('/a', 0.7), ('/b', 0.3)]". Their classes are merged by name;
+    `mix` of `mixtures` has more.
+
     A folder of images or a manifest may be at a URL that fsspec reads, such as gs:// or
     s3://; `PROTOCOLS` of `remote` has all. `register` adds formats.
 
@@ -133,21 +138,34 @@ def open_source(
     raises: UserError for an unknown name or split and for files that are not of their
     format, NotFoundError for data that does not exist.
     """
-    place, format = _find(dataset)
+    if (listed := parse_names(dataset)) is not None:
+        names, weights = listed
+        return mix(
+            [
+                open_source(name, split, data_dir=data_dir, max_bytes=max_bytes)
+                for name in names
+            ],
+            weights,
+        )
+    place, format = _find(str(dataset))
     options: dict[str, Any] = {"data_dir": data_dir} if format.takes_data_dir else {}
     if format.takes_max_bytes:
         options["max_bytes"] = max_bytes
     return format.open(place, split, **options)
 
 
-def check_source(dataset: str, split: str, *, data_dir: str = "") -> None:
+def check_source(dataset: Names, split: str, *, data_dir: str = "") -> None:
     """Raise the errors of `open_source` for missing data, in milliseconds.
 
     This looks for the first image of a folder or archive, the first row of a manifest,
     or the description of a TFDS data set, and reads no more. For a folder at a URL it
     checks whether a package that reads it is installed.
     """
-    place, format = _find(dataset)
+    if (listed := parse_names(dataset)) is not None:
+        for name in listed[0]:
+            check_source(name, split, data_dir=data_dir)
+        return
+    place, format = _find(str(dataset))
     options = {"data_dir": data_dir} if format.takes_data_dir else {}
     format.check(place, split, **options)
 
