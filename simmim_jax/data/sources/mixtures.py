@@ -77,8 +77,12 @@ class MixedSource:
 
     @property
     def reads_labels(self) -> bool:
-        """Whether `labels` reads every record of a source."""
-        return any(getattr(source, "reads_labels", False) for source in self.sources)
+        """Whether `labels` reads records, only to find that all have one."""
+        others = [s for s in self.sources if not getattr(s, "reads_labels", False)]
+        return len(others) < len(self.sources) and all(
+            source.labels is not None and NO_LABEL not in source.labels
+            for source in others
+        )
 
     @property
     def unlabelled(self) -> str:

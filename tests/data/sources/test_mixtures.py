@@ -53,6 +53,19 @@ def test_classes_are_merged_by_name():
     assert weighted.labels.tolist() == [0, 2, -1, *[0, 1] * 6]
 
 
+def test_records_are_read_for_their_labels_only_if_some_may_have_none():
+    class Records(ArraySource):
+        reads_labels = True
+
+    records = Records(np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 0]), ("cat",))
+    whole = source([1, 2], [0, 0], ("cat",))
+    assert mix([records, whole]).reads_labels
+    assert labelled(mix([records, source([3])])).labels.tolist() == [0, 0]
+    for other in (source([3]), source([3, 4], [0, -1], ("cat",))):
+        assert not mix([records, other]).reads_labels
+    assert not mix([whole, whole]).reads_labels
+
+
 def test_names_that_are_the_same_or_numbers_keep_their_order():
     same = ("zebra", "ant")
     mixed = mix([source([1], [0], same), source([2], [1], same)])
