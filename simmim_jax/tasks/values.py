@@ -1,7 +1,8 @@
 """Values of pixels: their type, statistics and normalisation, resolved once a run.
 
-A run takes over what the checkpoint knows that it resumes or starts from. Otherwise it
-reads a sample of its training split; every process reads the same one.
+A run takes over what the checkpoint knows that it resumes or starts from. Otherwise its
+first process reads a sample of the training split: were each to read one, an unreadable
+file on one host could make their programs differ.
 """
 
 import dataclasses
@@ -9,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from simmim_jax.augment.normalization import Normalization
@@ -27,6 +29,7 @@ from simmim_jax.data.survey import stats
 from simmim_jax.data.survey.sample import sample
 from simmim_jax.data.survey.stats import Accumulator, Statistics
 from simmim_jax.errors import UserError
+from simmim_jax.runtime import distributed
 from simmim_jax.tasks.views import decoding_of
 
 # Images of a sample: this many, or fewer if they are large, but at least the second.
@@ -90,8 +93,15 @@ def resolve(
         learned = _recorded(layout.read_meta(config.init_from)).data
         _check_bands(config, learned)
         config = _with(config, _taken(config.data, learned))
-    changes, said = _surveyed(config.data, source, path)
-    config = _with(config, changes)
+    found = None
+    if jax.process_index() == 0:
+        found = _surveyed(config.data, source, path)
+    if jax.process_count() > 1:
+        found = distributed.of_first_process(found)
+    assert found is not None
+    changes, said = found
+    lists = {name: tuple(v) for name, v in changes.items() if isinstance(v, list)}
+    config = _with(config, changes | lists)
     schema.check(config, path)
     return config, (said,)
 
