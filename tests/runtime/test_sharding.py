@@ -22,9 +22,17 @@ WIDE = ("model.embed_dim=512", "model.depth=1", "duration=4 steps", "ema_decay=0
 
 
 @pytest.fixture(scope="module")
-def one_device(tmp_path_factory):
+def wide(tmp_path_factory):
+    """Fields of the runs, with a set that is evaluated at once."""
+    file = tmp_path_factory.mktemp("images") / "images.npy"
+    np.save(file, np.random.default_rng(0).integers(0, 256, (200, 28, 28, 1), np.uint8))
+    return (*WIDE, f"data.dataset={file}")
+
+
+@pytest.fixture(scope="module")
+def one_device(wide, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one")
-    commands.run(*commands.tiny("pretrain", workdir, *WIDE))
+    commands.run(*commands.tiny("pretrain", workdir, *wide))
     return workdir
 
 
@@ -34,8 +42,8 @@ def losses(workdir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [1, 4])
-def test_eight_devices_give_the_losses_of_one(fsdp, one_device, tmp_path):
-    args = commands.tiny("pretrain", tmp_path, *WIDE, f"mesh.fsdp={fsdp}")
+def test_eight_devices_give_the_losses_of_one(fsdp, wide, one_device, tmp_path):
+    args = commands.tiny("pretrain", tmp_path, *wide, f"mesh.fsdp={fsdp}")
     commands.run(*args, devices=8, dump=tmp_path / "hlo")
     assert losses(tmp_path) == pytest.approx(losses(one_device), rel=1e-5)
     commands.assert_same(
@@ -64,8 +72,8 @@ def assert_only_parameters_move(workdir, fsdp):
 
 
 @pytest.mark.slow
-def test_one_device_resumes_a_checkpoint_of_eight(one_device, tmp_path):
-    args = commands.tiny("pretrain", tmp_path, *WIDE)
+def test_one_device_resumes_a_checkpoint_of_eight(wide, one_device, tmp_path):
+    args = commands.tiny("pretrain", tmp_path, *wide)
     commands.kill(
         commands.start(*args, "--config.checkpoint_every=2 steps", devices=8),
         lambda: (tmp_path / "checkpoints/2").exists(),
