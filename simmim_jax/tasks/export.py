@@ -29,8 +29,8 @@ TOLERANCE = 1e-5
 _BATCHES = (1, 3)
 _PLATFORMS = ("cpu", "cuda", "tpu")
 _ONNX = (
-    "pip install 'simmim_jax[export]' && pip install --no-deps jax2onnx==0.17.1 (its own "
-    "requirements exclude the orbax-checkpoint that this package needs)"
+    "pip install 'simmim_jax[export]' && pip install --no-deps jax2onnx==0.17.1 (its "
+    "own requirements exclude the orbax-checkpoint that this package needs)"
 )
 
 

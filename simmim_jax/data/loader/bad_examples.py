@@ -24,8 +24,8 @@ Total = Callable[[Mapping[str, int], Sequence[str]], Mapping[str, int]]
 _REMEDIES = {
     "other values": " config.data.dtype has to hold all values: set it to what the "
     "images have, or config.data.value_range to what becomes 0 and 255.",
-    "too large": " config.data.max_image_pixels and config.data.max_file_mb say what is "
-    "too large.",
+    "too large": " config.data.max_image_pixels and config.data.max_file_mb say what "
+    "is too large.",
 }
 # Bad examples that are logged one by one.
 _LOGGED = 20
