@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         help="values that become 0 and 255 (keep values)",
     )
     add("--bands", default="", metavar="A,B", help="names of bands (all)")
+    add("--level", type=int, default=0, help="of a pyramid (0, the full resolution)")
     return parser
 
 
@@ -111,7 +112,8 @@ def _write_example(args: argparse.Namespace) -> str:
     example = source[args.example]
     bands = tuple(filter(None, args.bands.split(",")))
     value_range = tuple(args.value_range or ())
-    stored = read(example["image"], Decoding(args.channels, bands)).pixels
+    decoding = Decoding(args.channels, bands, level=args.level)
+    stored = read(example["image"], decoding).pixels
     fields = {
         "image_size": args.image_size or stored.shape[:2],
         "channels": stored.shape[2],
@@ -119,6 +121,7 @@ def _write_example(args: argparse.Namespace) -> str:
         "eval_crop": args.eval_crop,
         "value_range": value_range,
         "bands": bands,
+        "level": args.level,
         "mean": (0.0,) * stored.shape[2],
     }
     data = parsing.parse_group(schema.Data, fields, "config.data")

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 quality=args.quality,
                 channels=args.channels,
                 value_range=args.value_range and tuple(args.value_range),
+                level=args.level,
                 max_image_pixels=args.max_image_pixels,
                 max_file_mb=args.max_file_mb,
             ),
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("LOW", "HIGH"),
         help="values that become 0 and 255, such as 0 4095 (keep values)",
     )
+    add("--level", type=int, default=0, help="of a pyramid (0, the full resolution)")
     add(
         "--max_image_pixels",
         type=int,
@@ -125,6 +127,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
         ("shard_mb", "more than 0", args.shard_mb > 0),
         ("workers", "1 or more", args.workers > 0),
         ("channels", "1 or more", args.channels > 0),
+        ("level", "0 or more", args.level >= 0),
         ("max_image_pixels", "1 or more", args.max_image_pixels > 0),
         ("max_file_mb", "1 or more", args.max_file_mb > 0),
     ):

@@ -74,7 +74,8 @@ def table(statistics: Statistics) -> list[str]:
 
 def _measured(source: Source, count: int, args: argparse.Namespace) -> Accumulator:
     sums, bad = Accumulator(), 0
-    decoding = Decoding(channels=args.channels, bands=tuple(args.bands or ()))
+    bands = tuple(args.bands or ())
+    decoding = Decoding(args.channels, bands, level=args.level)
     progress = make_progress(count, title="images")
     try:
         for step, each in enumerate(sample(source, count, decoding), 1):
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         help="1 or 3: turn photographs into grey or colour (as they are)",
     )
     add("--bands", nargs="+", metavar="NAME", help="bands, by the names in the files")
+    add("--level", type=int, default=0, help="of a pyramid (0, the full resolution)")
     add(
         "--nodata",
         type=float,

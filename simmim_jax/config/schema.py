@@ -160,6 +160,12 @@ class Data:
         "Bands of data.bands that a file lacks are pixels without a measurement; "
         "False: an error.",
     )
+    level: int = field(
+        0,
+        "Level of images that are pyramids, in TIFF files: 0 has the full resolution, "
+        "each next one usually half of it.",
+        low=0,
+    )
     nodata: tuple[float, ...] = field(
         (),
         "Value of pixels without a measurement: they count in neither statistics nor "

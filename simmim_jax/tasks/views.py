@@ -90,6 +90,7 @@ def decoding_of(data: Data) -> Decoding:
         value_range=(data.value_range[0], data.value_range[1])
         if data.value_range
         else None,
+        level=data.level,
         max_pixels=data.max_image_pixels,
     )
 

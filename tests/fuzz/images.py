@@ -158,8 +158,6 @@ def _files() -> dict[str, bytes]:
         "tiff packbits": (palette, "TIFF", {"compression": "packbits"}),
         "tiff group4": (gray.convert("1"), "TIFF", {"compression": "group4"}),
         "tiff 16 bit": (deep, "TIFF", {}),
-        "tiff float": (gray.convert("F"), "TIFF", {}),
-        "tiff pages": (frames[0], "TIFF", save_all),
         "avif": (color, "AVIF", {"speed": 10}),
         "jpeg 2000": (color, "JPEG2000", {}),
         "ppm": (color, "PPM", {}),

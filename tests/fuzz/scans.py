@@ -1,30 +1,40 @@
-"""Scans and stores of arrays: DICOM, NIfTI, NetCDF and Zarr."""
+"""Rasters, scans and stores of arrays: TIFF, DICOM, NIfTI, NetCDF and Zarr."""
 
 import contextlib
 import importlib.util
+import io
 from pathlib import Path
 
 import numpy as np
 from scipy.io import netcdf_file
 
 from simmim_jax.data.codecs.base import Decoding
+from simmim_jax.data.codecs.registry import read
 from simmim_jax.data.sources.folders import FolderSource
 from simmim_jax.data.sources.paths import Paths
 from simmim_jax.data.sources.registry import open_source
 from simmim_jax.data.views.image import CenterCropView
+from simmim_jax.errors import UserError
 from tests.fuzz.images import read_examples
 from tests.fuzz.target import Target
 
 with contextlib.suppress(ImportError):
     import h5py  # noqa: F401  (it starts a program to find out about the machine)
 
-_VIEW = CenterCropView(
-    size=(8, 8),
-    decoding=Decoding(1),
-    interpolation="bilinear",
-    crop_fraction=1.0,
-    dtype="float32",
-)
+_GDAL = Path(__file__).parents[1] / "data" / "codecs" / "gdal"
+
+
+def _view(channels: int) -> CenterCropView:
+    return CenterCropView(
+        size=(8, 8),
+        decoding=Decoding(channels),
+        interpolation="bilinear",
+        crop_fraction=1.0,
+        dtype="float32",
+    )
+
+
+_VIEW = _view(1)
 # Of the files that pydicom comes with: every encoding, in small files.
 _SCANS = (
     *("CT_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm"),
@@ -36,6 +46,40 @@ _SCANS = (
 
 def _volume() -> np.ndarray:
     return np.arange(18 * 7 * 9, dtype=np.int16).reshape(18, 7, 9)
+
+
+# ---- TIFF ----------------------------------------------------------------------------
+
+
+def _make_tiff(folder: Path) -> None:
+    import tifffile
+
+    files = {path.stem: path.read_bytes() for path in _GDAL.glob("*.tif")}
+    del files["uint32"]  # float32 does not hold its values
+    for name, options in (
+        ("jpeg", {"compression": "jpeg"}),
+        ("jpeg 2000", {"compression": "jpeg2000"}),
+        ("ome", {"ome": True, "metadata": {"axes": "CYX"}}),
+        ("imagej", {"imagej": True, "metadata": {"axes": "CYX"}}),
+        ("pages", {"compression": "lzma"}),
+    ):
+        pages = np.arange(2 * 16 * 16, dtype=np.uint8).reshape(2, 16, 16)
+        file = io.BytesIO()
+        tifffile.imwrite(file, pages, photometric="minisblack", **options)
+        files[name] = file.getvalue()
+    for name, data in files.items():
+        with contextlib.suppress(UserError):  # an encoding that is refused
+            channels = read(data, Decoding()).pixels.shape[2]
+            seed = folder / f"{channels} {name}"
+            seed.mkdir(parents=True)
+            (seed / "image.tif").write_bytes(data)
+
+
+def _read_tiff(seed: Path) -> None:
+    source = FolderSource(str(seed), Paths([b"image.tif"]), None, ())
+    view = _view(int(seed.name.split()[0]))
+    read_examples(source, view)
+    read_examples(open_source(f"{seed / 'image.tif'}:@2", "train"), view)
 
 
 # ---- DICOM ---------------------------------------------------------------------------
@@ -104,6 +148,7 @@ def _make_zarr(folder: Path) -> None:
 
 # Not HDF5: one damaged file in a thousand crashes its library (HDF5 2.0), in C.
 _ALL = {
+    "tifffile": Target("tiff", _make_tiff, _read_tiff),
     "pylibjpeg": Target("dicom", _make_dicom, _read_dicom),
     "nibabel": Target("nifti", _make_nifti, _read_set),
     "scipy": Target("netcdf", _make_netcdf, _read_set),

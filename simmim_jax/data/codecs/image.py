@@ -38,7 +38,6 @@ _UPRIGHT = {
 }
 # Of ITU-R BT.601, as in Pillow.
 _LUMA = np.array([0.299, 0.587, 0.114])
-_WHITE = 65535
 # Pixels that are converted to an array at once: more only take memory.
 _BAND = 2**20
 
@@ -120,11 +119,11 @@ def decode_jpeg(
         min_height=-(-jpeg.stored_height // reduction) if reduction > 1 else 0,
         min_width=-(-jpeg.stored_width // reduction) if reduction > 1 else 0,
     )
-    return _turned(image, jpeg.orientation)
+    return turned(image, jpeg.orientation)
 
 
-def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Return an image [h w c] upright."""
+def turned(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Return an image [h, w, c] of an EXIF orientation upright."""
     turns, mirrored = _UPRIGHT[orientation]
     if turns or mirrored:
         image = np.rot90(image, turns)
@@ -179,7 +178,7 @@ def _decode_by_pillow(data: bytes, decoding: Decoding) -> np.ndarray:
                 image = _decode_deep(data, file.mode, decoding.channels)
             else:
                 image = _to_array(file, decoding.channels)
-            return _turned(image, orientation)
+            return turned(image, orientation)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -268,9 +267,6 @@ def _is_deep(file: ImageFile.ImageFile, data: bytes) -> bool:
             args = file.tile[0].args
             is_color = isinstance(args, tuple) and args[-1] > 255
             return is_color or file.mode.startswith("I")
-        case "TIFF":
-            # Only where the codec of TIFF files leaves one to Pillow.
-            return file.mode.startswith("I")
     return False
 
 
@@ -290,22 +286,35 @@ def _decode_deep(data: bytes, mode: str, channels: int | None) -> np.ndarray:
             image = image[:, :, [0, 3] if mode == "LA" else [2, 1, 0, 3]]
     if channels not in PHOTO_CHANNELS:
         return np.ascontiguousarray(image)
-    image = _on_white(image)
+    return as_photograph(image, channels)
+
+
+def as_photograph(image: np.ndarray, channels: int) -> np.ndarray:
+    """Return an image [h, w, c] in grey or RGB; transparent pixels become white.
+
+    image: grey or RGB of any dtype, the last of 2 or 4 channels is alpha; channels: 1
+    or 3.
+    """
+    if image.shape[2] not in PHOTO_CHANNELS:
+        image = _on_white(image)
     if image.shape[2] == 3 and channels == 1:
         luma = image @ _LUMA
-        image = np.rint(luma).astype(np.uint16)[:, :, None]
+        if image.dtype.kind in "iu":
+            luma = np.rint(luma)
+        image = luma.astype(image.dtype)[:, :, None]
     return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], channels)))
 
 
 def _on_white(image: np.ndarray) -> np.ndarray:
-    """Return uint16 [h, w, 1 or 3] without the alpha that is its last channel."""
-    if image.shape[2] in PHOTO_CHANNELS:
-        return image
+    """Return an image without the alpha that is its last channel."""
     colors, alpha = image[:, :, :-1], image[:, :, -1:]
-    if 2 * np.isin(alpha, (0, _WHITE)).sum() < alpha.size:
+    if image.dtype.kind != "u":
+        return colors
+    white = np.iinfo(image.dtype).max
+    if 2 * np.isin(alpha, (0, white)).sum() < alpha.size:
         return colors  # as in `_is_mask`
-    share = alpha.astype(np.float32) / _WHITE
-    return np.rint(share * colors + (1 - share) * _WHITE).astype(np.uint16)
+    share = alpha.astype(np.float32) / white
+    return np.rint(share * colors + (1 - share) * white).astype(image.dtype)
 
 
 # Pillow recognises its formats, most of them by their own signatures.

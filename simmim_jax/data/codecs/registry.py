@@ -16,10 +16,11 @@ from simmim_jax.data.codecs.dicom import BARE_DICOM, DICOM
 from simmim_jax.data.codecs.image import IMAGE
 from simmim_jax.data.codecs.nifti import NIFTI_1, NIFTI_2
 from simmim_jax.data.codecs.npy import NPY
+from simmim_jax.data.codecs.tiff import TIFF
 from simmim_jax.errors import UserError, did_you_mean
 
 # The first match decodes. IMAGE matches everything: Pillow tells its formats apart.
-CODECS = (NPY, DICOM, BARE_DICOM, NIFTI_1, NIFTI_2, IMAGE)
+CODECS = (NPY, DICOM, BARE_DICOM, NIFTI_1, NIFTI_2, TIFF, IMAGE)
 _registered: list[Codec] = []
 
 

@@ -54,6 +54,7 @@ class Options:
     quality: int = 90
     channels: int = 3
     value_range: tuple[float, float] | None = None
+    level: int = 0
     max_image_pixels: int = MAX_PIXELS
     max_file_mb: int = MAX_BYTES // 10**6
 
@@ -63,6 +64,7 @@ class Options:
         return Decoding(
             channels=self.channels,
             value_range=self.value_range,
+            level=self.level,
             max_pixels=self.max_image_pixels,
         )
 

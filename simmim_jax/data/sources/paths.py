@@ -16,7 +16,10 @@ import numpy as np
 from simmim_jax.data.sources.endings import count_endings, ways_in
 from simmim_jax.errors import NotFoundError, UserError
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".dcm")
+IMAGE_ENDINGS = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"),
+    *(".tif", ".tiff", ".dcm"),
+)
 ARRAY_ENDINGS = (".npy",)
 TRAIN = "train"
 SPLIT_FOLDERS = (TRAIN, "validation", "val", "test")

@@ -24,6 +24,7 @@ from simmim_jax.data.sources import (
     packed,
     tfds_sets,
     tfrecord,
+    tiff_files,
     volumes,
     zarr_arrays,
 )
@@ -52,6 +53,7 @@ FORMATS: tuple[Format, ...] = (
     npy.ARRAY_FOLDER,
     volumes.DICOM_FRAMES,
     volumes.VOLUMES,
+    tiff_files.FORMAT,
     hdf5.FOLDER,
     netcdf.FOLDER,
     huggingface.PARQUET_FOLDER,
@@ -76,7 +78,8 @@ def open_source(
 
     dataset: "bundled:NAME", "tfds:NAME[/CONFIG][:VERSION]", or the path of
 
-    - a folder of images (.jpg, .jpeg, .png, .webp, .gif, .bmp, .dcm), at any depth;
+    - a folder of images (.jpg, .jpeg, .png, .webp, .gif, .bmp, .tif, .tiff,
+      .dcm), at any depth;
     - a folder that `simmim pack` wrote, with the splits that were packed;
     - a folder of four MNIST-like files such as train-images-idx3-ubyte.gz: "train"
       reads train-*, "validation" and "test" both read t10k-*;

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 from simmim_jax.data.codecs.base import BadImage, Raster
 from simmim_jax.data.codecs.image import IMAGE, PHOTO_CHANNELS
 from simmim_jax.data.codecs.registry import codec_of
+from simmim_jax.data.codecs.tiff import TIFF, is_photograph, read_directories
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.endings import count_endings
 from simmim_jax.data.sources.registry import open_source
@@ -261,7 +262,7 @@ def _see(split: str, each: Sampled, raster: Raster) -> _Seen:
         highs.append(float(values.max()) if values.size else np.nan)
         missing.append(1 - values.size / band.size)
     data = each.data
-    is_photo = isinstance(data, bytes) and codec_of(data) is IMAGE
+    is_photo = isinstance(data, bytes) and _is_photo(data)
     return _Seen(
         name=_name(split, each),
         split=split,
@@ -277,6 +278,11 @@ def _see(split: str, each: Sampled, raster: Raster) -> _Seen:
         is_turned=is_photo and _is_turned(data),
         alpha=_alpha(pixels) if is_photo else "",
     )
+
+
+def _is_photo(data: bytes) -> bool:
+    codec = codec_of(data)
+    return codec is IMAGE or (codec is TIFF and is_photograph(read_directories(data)))
 
 
 def _name(split: str, each: Sampled) -> str:

@@ -4,6 +4,7 @@ Written by Pillow 13.0.0, OpenCV 5.0.0 and imagecodecs 2026.3.6.
 """
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,7 +46,6 @@ def test_samples_keep_their_values(ending, bits):
 
 def test_12_bit_jpeg_2000_is_not_stretched():
     # Pillow 13.0.0 shifts it to 16 bits: 4095 becomes 65520.
-    imagecodecs = pytest.importorskip("imagecodecs")
     grey = GREY >> 4
     file = imagecodecs.jpeg2k_encode(grey, level=0, reversible=True, bitspersample=12)
     np.testing.assert_array_equal(decode(file, Decoding(1))[:, :, 0], grey)

@@ -67,7 +67,7 @@ def test_an_empty_class_folder_makes_the_set_unlabelled(prefix, tmp_path):
     write_image(tmp_path / prefix / "cat" / "1.png")
     write_image(tmp_path / prefix / "cat" / "2.png")
     (tmp_path / prefix / "dog").mkdir()
-    (tmp_path / prefix / "dog" / "1.tif").touch()
+    (tmp_path / prefix / "dog" / "1.exr").touch()
     source = open_source(str(tmp_path), "train")
     assert re.search(r"without images to train on: /.*dog\. ", source.unlabelled)
     assert source.class_names == ()

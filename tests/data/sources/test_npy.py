@@ -91,13 +91,13 @@ def test_images_win_over_arrays(tmp_path):
 def test_a_folder_without_images_says_what_it_has(tmp_path):
     write(tmp_path, "train/a/1.npy", IMAGES[0])
     write(tmp_path, "train/a/2.npy", IMAGES[0])
-    (tmp_path / "train" / "a" / "3.TIF").touch()
+    (tmp_path / "train" / "a" / "3.EXR").touch()
     (tmp_path / "train" / "README").touch()
     write_image(tmp_path / "val" / "2.png")
     message = fails(tmp_path)
     assert "has no images: expected .jpg" in message
     assert "It has 2 .npy, " in message
-    assert "1 .tif" in message
+    assert "1 .exr" in message
     assert "1 files without an ending" in message
     assert "For .npy arrays, name a local folder that has arrays and no images" in (
         message
