@@ -18,7 +18,7 @@ from simmim_jax.cli import arguments
 from simmim_jax.data.codecs.base import Decoding, Raster
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.registry import open_source
-from simmim_jax.data.survey.sample import sample
+from simmim_jax.data.survey.sample import decoded_by, sample
 from simmim_jax.data.survey.stats import PERCENTILES, Accumulator, Statistics, to_json
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.progress import make_progress
@@ -78,7 +78,7 @@ def _measured(source: Source, count: int, args: argparse.Namespace) -> Accumulat
     decoding = Decoding(args.channels, bands, level=args.level)
     progress = make_progress(count, title="images")
     try:
-        for step, each in enumerate(sample(source, count, decoding), 1):
+        for step, each in enumerate(sample(source, count, decoded_by(decoding)), 1):
             if isinstance(each.image, Raster):
                 sums.add(each.image, each.index, args.nodata)
             else:

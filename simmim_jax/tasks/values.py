@@ -30,7 +30,7 @@ from simmim_jax.data.survey.sample import sample
 from simmim_jax.data.survey.stats import Accumulator, Statistics
 from simmim_jax.errors import UserError
 from simmim_jax.runtime import distributed
-from simmim_jax.tasks.views import decoding_of
+from simmim_jax.tasks.views import values_of
 
 # Images of a sample: this many, or fewer if they are large, but at least the second.
 IMAGES, FEW = 256, 8
@@ -211,20 +211,21 @@ def _surveyed(data: Data, source: Source, path: str) -> tuple[dict[str, Any], st
 
 def _sampled(source: Source, data: Data, count: int, measures: bool) -> Accumulator:
     """Look at a sample; measures: count its values as well."""
-    decoding = decoding_of(data)
+    values = values_of(data)
+    mark = data.nodata[0] if data.nodata else None
     found, first_error = Accumulator(), None
-    for each in sample(source, FEW, decoding):
+    for each in sample(source, FEW, values):
         if isinstance(each.image, Raster):
             fitting = _VALUES // max(each.image.pixels.size, 1)
             count = min(count, max(FEW, fitting))
             break
-    for each in sample(source, count, decoding):
+    for each in sample(source, count, values):
         if not isinstance(each.image, Raster):
             first_error = first_error or each.image
         elif measures:
-            found.add(each.image, each.index, decoding.nodata)
+            found.add(each.image, each.index, mark)
         else:
-            found.note(each.image, decoding.nodata)
+            found.note(each.image, mark)
     if found.dtype is None:
         raise UserError(
             f"None of {min(count, len(source)):,} images from all over "

@@ -4,15 +4,19 @@ A new modality is a `View` of its own and one `register` call.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from simmim_jax.config.schema import Data
-from simmim_jax.data.codecs.base import Decoding
+from simmim_jax.data.codecs.base import Decoding, Raster
+from simmim_jax.data.survey.sample import Values, decoded_by
 from simmim_jax.data.views.base import View
 from simmim_jax.data.views.image import CenterCropView, ImageView, RandomCropView
 from simmim_jax.errors import UserError, did_you_mean
+
+_IMAGE = "image"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,24 @@ def train_view(data: Data) -> View:
 def eval_view(data: Data) -> View:
     """Return the view of evaluation and prediction."""
     return _modality(data).evaluate(data)
+
+
+def values_of(data: Data) -> Values:
+    """Return what reads the values of an example: those that are measured.
+
+    They are an image's as decoded; of other modalities, what evaluation hands to a
+    batch as its first array.
+    """
+    if data.view == _IMAGE:
+        return decoded_by(decoding_of(data))
+    view = eval_view(data)
+    name, spec = next(iter(view.spec.items()))
+
+    def values(example: Mapping[str, Any]) -> Raster:
+        array = view(dict(example), np.random.default_rng(0))[name]
+        return Raster(np.asarray(array, spec.dtype))
+
+    return values
 
 
 def register(name: str, modality: Modality) -> None:
@@ -108,4 +130,4 @@ def _mean_pixel(data: Data) -> tuple[float, ...]:
     return tuple(min(max(round(value), limits.min), limits.max) for value in mean)
 
 
-_MODALITIES = {"image": Modality(_random_crops, _center_crops)}
+_MODALITIES = {_IMAGE: Modality(_random_crops, _center_crops)}

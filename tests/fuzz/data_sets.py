@@ -22,6 +22,7 @@ from simmim_jax.data.codecs.base import Decoding
 from simmim_jax.data.pack.folder import begin
 from simmim_jax.data.sources import cache, packed
 from simmim_jax.data.sources.archive_index import index_archive
+from simmim_jax.data.sources.base import NO_LABEL
 from simmim_jax.data.sources.folders import list_files
 from simmim_jax.data.sources.registry import check_source, open_source
 from simmim_jax.data.views.image import CenterCropView
@@ -51,7 +52,7 @@ def read_splits(dataset: str, splits: tuple[str, ...], data_dir: str = "") -> No
             if labels is not None:
                 assert labels.shape == (len(source),), labels.shape
                 assert labels.dtype.kind == "i", labels.dtype
-                assert labels.min() >= 0, labels
+                assert labels.min() >= NO_LABEL, labels
                 assert labels.max() < len(source.class_names), labels
             assert all(isinstance(name, str) for name in source.class_names)
             read_examples(source, _VIEW)

@@ -36,8 +36,12 @@ VIEWS: tuple[View, ...] = (
         size=_SIZE, decoding=Decoding(3), interpolation="bilinear", dtype="float32"
     ),
 )
-# Arrays are not converted: they fit some views only.
-_VIEWS_OF_ARRAYS = {
+_DEEP = ImageView(
+    size=_SIZE, decoding=Decoding(3), interpolation="bilinear", dtype="uint16"
+)
+# Arrays and values of 16 bits are not converted: they fit some views only.
+_VIEWS_OF_VALUES = {
+    **dict.fromkeys(("png 16 bit", "tiff 16 bit"), (_DEEP,)),
     "npy": (VIEWS[0], VIEWS[2]),
     "npy gray": (VIEWS[1],),
     **dict.fromkeys(("npy float32", "npy float16", "npy float64"), (VIEWS[3],)),
@@ -99,7 +103,7 @@ def _one_file(folder: Path, name: str, view: View) -> PassBatches:
 
 def _read(seed: Path) -> None:
     (file,) = seed.iterdir()
-    views = _VIEWS_OF_ARRAYS.get(seed.name, VIEWS)
+    views = _VIEWS_OF_VALUES.get(seed.name, VIEWS)
     view = views[zlib.crc32(file.read_bytes()) % len(views)]
     if found := fill(_one_file(seed, file.name, view), 0):
         raise BadExamples(f"bad image, {found[0].reason}")

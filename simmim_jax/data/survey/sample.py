@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,8 +17,17 @@ from simmim_jax.errors import UserError
 
 # Examples decoded at once, which bounds memory.
 _THREADS = 8
+# What an example's values are; raises as `registry.read`.
+Values = Callable[[Mapping[str, Any]], Raster]
+
+
+def decoded_by(decoding: Decoding) -> Values:
+    """Return what decodes the image of an example."""
+    return lambda example: read(example["image"], decoding)
+
+
 # All channels, with the file's own values.
-AS_STORED = Decoding()
+AS_STORED = decoded_by(Decoding())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +48,12 @@ class Sampled:
 
 
 def sample(
-    source: Source, count: int, decoding: Decoding = AS_STORED, *, strict: bool = True
+    source: Source, count: int, values: Values = AS_STORED, *, strict: bool = True
 ) -> Iterator[Sampled]:
     """Yield evenly spaced examples of a source in order, the same ones every time.
 
-    count: number of examples; all of them if there are fewer. decoding: without
-    channels, arrays are as the files store them.
+    count: number of examples; all of them if there are fewer. values: by default,
+    arrays as the files store them.
     raises: UserError for images that can never be decoded so; without `strict`, it is
     yielded like that of a bad image.
     """
@@ -60,7 +69,7 @@ def sample(
             if strict:
                 raise
             return Sampled(index, error)
-        found = _decoded(index, example, decoding)
+        found = _decoded(index, example, values)
         if strict and not isinstance(found.image, Raster | BadImage):
             found.image.add_note(f"Example {index}: {found.path or source}")
             raise found.image
@@ -92,11 +101,11 @@ def encoding_of(data: bytes | np.ndarray) -> str:
         return "unknown"
 
 
-def _decoded(index: int, example: dict[str, Any], decoding: Decoding) -> Sampled:
+def _decoded(index: int, example: dict[str, Any], values: Values) -> Sampled:
     data = example["image"]
     image: Raster | UserError
     try:
-        image = read(data, decoding)
+        image = values(example)
     except UserError as error:
         image = error
     return Sampled(

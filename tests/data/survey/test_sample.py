@@ -8,7 +8,7 @@ from PIL import Image
 
 from simmim_jax.data.codecs.base import BadImage, Decoding, Raster
 from simmim_jax.data.sources.base import as_source
-from simmim_jax.data.survey.sample import indices, sample
+from simmim_jax.data.survey.sample import decoded_by, indices, sample
 from simmim_jax.errors import UserError
 
 
@@ -47,5 +47,5 @@ def test_a_sample_has_images_bad_ones_and_names_of_encodings():
 def test_an_error_names_the_example():
     deep = np.full((2, 2, 13), 4095, np.uint16)
     with pytest.raises(UserError, match=r"h, w, 4. since channels=4") as error:
-        list(sample(as_source([deep]), 10, Decoding(channels=4)))
+        list(sample(as_source([deep]), 10, decoded_by(Decoding(channels=4))))
     assert error.value.__notes__[0].startswith("Example 0: ")
