@@ -12,6 +12,7 @@ from simmim_jax.errors import UserError
 
 # Largest file of an image, unless a config says otherwise [bytes].
 MAX_BYTES = 256_000_000
+_HTTP = ("http://", "https://")
 # Protocols that read the bytes of the file that a URL names, with the rights of the
 # user, and nothing else. fsspec has others that follow what a file says (reference),
 # open one file through another (zip, simplecache) or start programs (ssh, git); a list
@@ -112,7 +113,14 @@ def _open_at_once(path: str, flags: int) -> int:
 def _read_url(url: str, max_bytes: int) -> bytes:
     try:
         files, name = _file_system(url)
-        return files.cat_file(name, end=max_bytes + 1)
+        if not url.startswith(_HTTP):
+            return files.cat_file(name, end=max_bytes + 1)
+        # A server that knows no ranges sends the whole file: leave the rest unread.
+        data = bytearray()
+        with files.open(name, "rb", block_size=0) as file:
+            while part := file.read(max_bytes + 1 - len(data)):
+                data += part
+        return bytes(data)
     except OSError:
         raise
     except Exception as error:  # gcsfs and aiohttp have their own types

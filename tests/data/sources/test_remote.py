@@ -1,7 +1,10 @@
 """Folders and manifests at a URL, with the in-memory file system of fsspec."""
 
+import contextlib
 import dataclasses
+import http.server
 import pickle
+import threading
 from importlib.util import find_spec
 
 import fsspec
@@ -193,3 +196,28 @@ def test_a_list_of_another_place_that_fails_is_refused(bucket, monkeypatch):
     monkeypatch.setattr(MemoryFileSystem, "_open", refuse)
     with pytest.raises(UserError, match=r"list.csv' cannot be read: 401.*credentials"):
         check_source("memory://bucket/set/list.csv", "train")
+
+
+def test_a_web_server_that_ignores_ranges_sends_no_more_than_is_kept():
+    """fsspec 2026.9.0 asks for a range, and keeps all that such a server sends."""
+    sent = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):  # nobody listens any more
+                parts = 400 if self.path == "/large.jpg" else 2
+                sent.extend(self.wfile.write(bytes(10**5)) for _ in range(parts))
+
+        def log_message(self, *values):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever).start()
+        place = f"http://127.0.0.1:{server.server_port}"
+        assert remote.read_file(f"{place}/small.jpg", 10**6) == bytes(2 * 10**5)
+        with pytest.raises(BadImage, match="more than 1 MB"):
+            remote.read_file(f"{place}/large.jpg", 10**6)
+        server.shutdown()
+    assert sum(sent) < 20 * 10**6
