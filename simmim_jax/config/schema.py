@@ -935,6 +935,12 @@ def check(run: Pretrain | Finetune, path: str) -> None:
         raise UserError(
             f"{path}.loss.kind='bins' sorts values 0..255: expected data.dtype='uint8'."
         )
+    model: object = run.model
+    if isinstance(model, Swin) and isinstance(model, Head) and model.pool != "mean":
+        raise UserError(
+            f"{path}.model.pool={model.pool!r}: a Swin has no class token, expected "
+            "'mean'."
+        )
     if isinstance(run, Finetune) and run.probabilities != "softmax":
         raise UserError(
             f"{path}.probabilities={run.probabilities!r}: fine-tuning learns one class "

@@ -341,6 +341,11 @@ def test_invalid_values_raise(field, value, says):
     assert "expected" in shown
 
 
+def test_a_swin_has_no_class_token():
+    with pytest.raises(UserError, match=r"config\.model\.pool='cls': a Swin has no"):
+        schema.parse({"mode": "finetune", "model": {"name": "swin", "pool": "cls"}})
+
+
 def test_bins_need_bytes():
     fields = {"data.dtype": "float32", "loss.kind": "bins"}
     with pytest.raises(UserError, match=r"config\.loss\.kind='bins'.*dtype='uint8'"):
