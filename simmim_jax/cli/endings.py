@@ -6,6 +6,7 @@ from pathlib import Path
 from simmim_jax.checkpoints import layout
 from simmim_jax.cli.arguments import config_names
 from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.data.loader.bad_examples import count_lists
 
 
 def ending(
@@ -26,8 +27,7 @@ def ending(
     }.items():
         if path.exists() and (title != "last checkpoint" or step != best):
             lines.append(f"{title:<17}  {path}")
-    for path in sorted(workdir.glob("bad_images*.tsv")):
-        count = path.read_bytes().count(b"\n") - 1
+    for path, count in count_lists(workdir).items():
         lines.append(f"{'bad images':<17}  {count:,}, listed in {path}")
     if isinstance(config, Finetune):
         predict = ["simmim", "predict", f"--checkpoint={workdir}", "IMAGES"]

@@ -13,6 +13,7 @@ from simmim_jax.checkpoints.disk import make_workdir
 from simmim_jax.checkpoints.transfer import transfer
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Compare, Finetune
+from simmim_jax.data.loader.bad_examples import count_lists
 from simmim_jax.data.sources.base import labelled
 from simmim_jax.monitoring import pictures
 from simmim_jax.monitoring.writer import read_metrics, write_json
@@ -82,6 +83,9 @@ def compare(config: Compare, workdir: Path) -> dict[str, Any]:
     for name in ("reconstructions", "curves", "predictions"):
         print(f"{name:<17}  {summary[name]}")
     print(f"{'summary':<17}  {workdir / 'summary.json'}")
+    for part in PARTS:
+        for path, count in count_lists(workdir / part).items():
+            print(f"{'bad images':<17}  {count:,}, listed in {path}")
     checkpoint = workdir / "simmim" / "checkpoints" / str(simmim.step)
     predict = shlex.join(["simmim", "predict", f"--checkpoint={checkpoint}", "IMAGES"])
     print(f"{'next: classify':<17}  {predict}")

@@ -146,6 +146,12 @@ class BadImages:
         return f", see {self._path}" if self._path else ""
 
 
+def count_lists(workdir: Path) -> dict[Path, int]:
+    """Return the lists of bad examples in a folder, and how many each has."""
+    lists = sorted(workdir.glob("bad_images*.tsv"))
+    return {path: path.read_bytes().count(b"\n") - 1 for path in lists}
+
+
 def _read_list(path: Path, split: str) -> set[int]:
     """Return the indices in the list; cut off a line that a crash left unfinished.
 
