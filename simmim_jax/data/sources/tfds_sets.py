@@ -240,6 +240,8 @@ def _read_description(folder: str) -> list[str]:
             classes = list(_class_names(content))
             if name == _INFO:
                 splits = [str(split["name"]) for split in content["splits"]]
+                if not splits:
+                    raise ValueError("it has no splits")
         except FileNotFoundError:  # TFDS has a better message
             continue
         except (ValueError, KeyError, TypeError, RecursionError) as error:

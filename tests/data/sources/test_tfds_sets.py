@@ -415,6 +415,14 @@ def test_every_damaged_description_is_refused_with_its_folder(name, tfds_dir, tm
     assert refused > 20
 
 
+def test_a_description_without_splits_is_refused(tfds_dir, tmp_path):
+    shutil.copytree(f"{tfds_dir}/squares", tmp_path / "squares")
+    path = tmp_path / "squares" / "1.0.0" / "dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"splits": []}))
+    with pytest.raises(UserError, match=r"dataset_info.json' is damaged .*no splits"):
+        open_source("tfds:squares", "train", data_dir=str(tmp_path))
+
+
 def refusal(data_dir):
     """Return the error that opens no set, if it is the user's."""
     try:
