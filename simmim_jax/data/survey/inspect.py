@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from simmim_jax.data.codecs.registry import codec_of
 from simmim_jax.data.codecs.tiff import TIFF, is_photograph, read_directories
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.endings import count_endings
+from simmim_jax.data.sources.paths import TRAIN
 from simmim_jax.data.sources.registry import open_source
 from simmim_jax.data.survey.sample import Sampled, sample
 from simmim_jax.data.survey.stats import valid
@@ -23,7 +25,8 @@ from simmim_jax.errors import UserError
 
 # Images that are decoded, unless the caller says otherwise.
 IMAGES = 128
-SPLITS = ("train", "validation", "test")
+VALIDATION = "validation"
+SPLITS = (TRAIN, VALIDATION, "test")
 # Values of 9 to 12 bits in files of 16: what cameras and scanners measure.
 _CAMERA_BITS = range(9, 13)
 # Shorter side from which images suit the configs of ImageNet, and what other sizes are
@@ -132,7 +135,7 @@ def inspect(
         unlabelled=getattr(first, "unlabelled", ""),
         unreadable=_unreadable(bad),
         oddities=tuple(_oddities(seen)),
-        command=_command(dataset, seen),
+        command=_command(dataset, tuple(sources), seen),
     )
 
 
@@ -189,7 +192,7 @@ def _open(dataset: str, splits: Sequence[str], data_dir: str) -> dict[str, Sourc
         except UserError as error:
             refused = refused or error
             continue
-        if not _is_alias(source, found.get("validation")):
+        if not _is_alias(source, found.get(VALIDATION)):
             found[split] = source
     if not found:
         assert refused is not None
@@ -439,10 +442,19 @@ def _copies(seen: Sequence[_Seen], of: str) -> Iterable[str]:
 # ---- What to train with --------------------------------------------------------------
 
 
-def _command(dataset: str, seen: Sequence[_Seen]) -> tuple[str, ...]:
-    """Return the command that pre-trains on the images; () if there are none."""
+def _command(
+    dataset: str, splits: Sequence[str], seen: Sequence[_Seen]
+) -> tuple[str, ...]:
+    """Return the command that pre-trains on the images; () if there are none.
+
+    A run evaluates: by another split where there is no validation split, or by what is
+    held out of the training folder.
+    """
     if not seen:
         return ()
+    train = os.path.join(dataset, TRAIN)
+    if tuple(splits) == (TRAIN,) and os.path.isdir(train):
+        dataset = train
     _, median, _ = _sizes(seen)
     side = max(1, round(min(median) / _SIDE)) * _SIDE
     config, usual = ("vit_base", side) if min(median) >= _LARGE else ("small", 64)
@@ -451,6 +463,8 @@ def _command(dataset: str, seen: Sequence[_Seen]) -> tuple[str, ...]:
         fields["channels"] = _channels(seen)
     if side != usual:
         fields["image_size"] = f"{side},{side}"
+    if TRAIN in splits and VALIDATION not in splits and len(splits) > 1:
+        fields["eval_split"] = next(split for split in splits if split != TRAIN)
     flags = (f"--config.data.{name}={value}" for name, value in fields.items())
     return "simmim", "train", f"--config={config}", *flags
 

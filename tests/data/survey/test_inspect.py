@@ -1,12 +1,20 @@
 """What is said of real files of each kind before training on them."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from images import PHOTOS, encoded, gradient, npy, write_photographs
+from images import (
+    PHOTOS,
+    encoded,
+    gradient,
+    npy,
+    write_image,
+    write_photographs,
+)
 from PIL import Image
 
 from simmim_jax.data.sources.registry import open_source
@@ -54,6 +62,15 @@ def test_folder_of_photographs_with_splits_and_classes(tmp_path):
     assert found.command == ("simmim", "train", "--config=vit_base", dataset)
     assert kind(open_source(str(tmp_path), "train"), 4) == "JPEG, 3 x uint8, 427x640"
     json.dumps(found.__dict__, default=lambda each: each.__dict__)
+
+
+def test_the_command_evaluates_by_what_there_is(tmp_path):
+    for name in ("train/1.png", "train/2.png", "test/3.png"):
+        write_image(tmp_path / name)
+    assert "--config.data.eval_split=test" in inspect(str(tmp_path)).command
+    shutil.rmtree(tmp_path / "test")
+    dataset = f"--config.data.dataset={tmp_path}/train"
+    assert dataset in inspect(str(tmp_path)).command
 
 
 def test_deep_grey_files_of_12_bits(tmp_path):
