@@ -6,7 +6,8 @@
 
 DATASET is any value of config.data.dataset; afterwards OUT is one, too. An interrupted
 command resumes when it is run again, and ends with the same bytes. Images that cannot
-be decoded are skipped and listed in OUT/skipped.tsv. Float32 arrays need --format=raw.
+be decoded are skipped and listed in OUT/skipped.tsv. Values of more than 8 bits need
+--format=raw, which keeps names of bands and nodata values, too.
 With a packed folder as the only argument, the command reads it and compares checksums.
 """
 

@@ -69,6 +69,7 @@ _CHANNEL_AXES = "CS"
 _PAGE_AXES = "IQ"
 # Bytes that an image may have, for each pixel allowed: 13 bands of 16 bits have 26.
 _BYTES_PER_PIXEL = 32
+_NO_PIXELS = "A TIFF image has no pixels."
 
 Directory = dict[int, tuple[int, ...]]
 
@@ -425,7 +426,7 @@ def _check(directory: Directory, max_pixels: int) -> None:
         )
     width, height = _one(directory, _WIDTH, 0), _one(directory, _HEIGHT, 0)
     if not width * height:
-        raise BadImage("corrupt", "A TIFF image has no pixels.")
+        raise BadImage("corrupt", _NO_PIXELS)
     _check_pixels((width, height), max_pixels)
 
 
@@ -440,9 +441,11 @@ def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _check_segments(series: Any, max_pixels: int) -> None:
-    """Raise BadImage if a tile or strip is too large, where they are decoded."""
+    """Raise BadImage for no pixels, or tiles or strips that are too large to decode."""
     if series.keyframe.dtype is None:
         raise BadImage("corrupt", "A TIFF file has samples of an unknown type.")
+    if not series.keyframe.size:
+        raise BadImage("corrupt", _NO_PIXELS)
     if series.dataoffset is None:
         height, width = _segment_shape(series.keyframe)
         _check_pixels((width, height), max_pixels)

@@ -104,7 +104,9 @@ def _sample(
             image = example["image"]
             digest.update(packed.to_record(image, example["label"], path))
             if len(sizes) < _PACKED_SAMPLE:
-                sizes.append(num_bytes(pack_image(image, options)))
+                image = pack_image(image, options)
+                digest.update(packed.description(image))
+                sizes.append(num_bytes(image))
         except SKIPPED as skipped:
             error = skipped
             digest.update(type(error).__name__.encode())

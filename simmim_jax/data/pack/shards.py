@@ -15,14 +15,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from simmim_jax.data.codecs.base import MAX_PIXELS, BadImage, Codec, Decoding
+from simmim_jax.data.codecs.base import (
+    MAX_PIXELS,
+    BadImage,
+    BandArray,
+    Codec,
+    Decoding,
+    Raster,
+)
 from simmim_jax.data.codecs.image import (
     IMAGE,
     PHOTO_CHANNELS,
     decode_jpeg,
     read_jpeg_header,
 )
-from simmim_jax.data.codecs.registry import codec_of, decode, register_codec
+from simmim_jax.data.codecs.registry import codec_of, read, register_codec
 from simmim_jax.data.loader.bad_examples import reason_of
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.packed import (
@@ -82,24 +89,26 @@ class Shard:
 def pack_image(image: bytes | np.ndarray, options: Options) -> bytes | np.ndarray:
     """Decode an image, shrink its short side to `short_side`, and encode it.
 
-    format "jpeg" returns a JPEG file; with short_side=0, the image as it was given.
-    format "raw" returns an array [h, w, c] of the values; with short_side=0, of the
-    original size.
+    format "jpeg" returns a JPEG file; with short_side=0, the file as it was given.
+    format "raw" returns a BandArray [h, w, c] of the values, with the names and the
+    nodata value of the file; with short_side=0, of the original size. So do arrays with
+    "jpeg" and short_side=0.
     raises: the errors of `decode`; BadImage for values or sizes, UserError for channels
     that no JPEG can store.
     """
-    pixels, (height, width) = _decode(image, options)
+    raster, (height, width) = _decode(image, options)
+    pixels, nodata = raster.pixels, raster.nodata
     short, long = sorted((height, width))
     if 0 < options.short_side < short:
         long = int(options.short_side * long / short)  # like torchvision's Resize
         short = options.short_side
         size = (short, long) if height <= width else (long, short)
-        pixels = resize_center_crop(pixels, size, 1.0, "bicubic")
-    if options.format == "raw":
-        return pixels
-    if not options.short_side:
-        is_kept = isinstance(image, bytes) and not options.value_range
-        return image if is_kept else pixels
+        pixels = resize_center_crop(pixels, size, 1.0, "bicubic", nodata=nodata)
+    if options.format == "raw" or not options.short_side:
+        is_kept = options.format == "jpeg" and not options.value_range
+        if isinstance(image, bytes) and is_kept:
+            return image
+        return BandArray.of(Raster(pixels, raster.bands, nodata))
     if pixels.shape[2] not in PHOTO_CHANNELS:
         raise UserError(
             f"--format=jpeg cannot store {pixels.dtype} images of {pixels.shape[2]} "
@@ -111,6 +120,12 @@ def pack_image(image: bytes | np.ndarray, options: Options) -> bytes | np.ndarra
             "other values",
             f"--format=jpeg stores 8 bits, but an image has {pixels.dtype} values: map "
             "them with --value_range=LOW HIGH, or use --format=raw.",
+        )
+    if nodata is not None and (pixels == nodata).any():
+        raise BadImage(
+            "other values",
+            f"--format=jpeg would mix pixels without data, {nodata:g}, with others: "
+            "use --format=raw.",
         )
     if long > _MAX_JPEG_SIDE:
         raise BadImage(
@@ -128,7 +143,7 @@ def pack_image(image: bytes | np.ndarray, options: Options) -> bytes | np.ndarra
 
 def _decode(
     image: bytes | np.ndarray, options: Options
-) -> tuple[np.ndarray, tuple[int, int]]:
+) -> tuple[Raster, tuple[int, int]]:
     """Return the decoded image, and its height and width before any reduction.
 
     A JPEG that shrinks to less than half is reduced while it is decoded, to at least
@@ -144,9 +159,10 @@ def _decode(
             # For damaged files, `decode` raises a better error.
             with contextlib.suppress(ValueError):
                 pixels = decode_jpeg(image, jpeg, options.channels, reduction)
-                return pixels, jpeg.shape
-    pixels = decode(image, options.decoding)
-    return pixels, pixels.shape[:2]
+                return Raster(pixels), jpeg.shape
+    raster = read(image, options.decoding)
+    height, width, _ = raster.pixels.shape
+    return raster, (height, width)
 
 
 def num_bytes(image: bytes | np.ndarray) -> int:

@@ -13,7 +13,11 @@ A record is a little-endian header of 15 bytes, the path, and the image:
     uint8   channels  /
     uint16  length of the path [bytes]
     bytes   path of the image in the source, UTF-8; may be empty
-    bytes   an encoded file (.npy for float32), or pixels uint8 [h, w, c]
+    bytes   an encoded file (.npy unless uint8), or pixels uint8 [h, w, c]
+
+Since version 2 of the format, an array with names of bands or a nodata value has
+channels 0, and its height is the length of a description [bytes] in front of its .npy
+file: a JSON object of "bands", a list of names, and "nodata", a number or null.
 
 ArrayRecord stores a checksum with every record and verifies it on every read.
 """
@@ -30,7 +34,8 @@ from typing import Any
 
 import numpy as np
 
-from simmim_jax.data.codecs.npy import encode_npy
+from simmim_jax.data.codecs.base import BadImage, BandArray, Raster
+from simmim_jax.data.codecs.npy import decode_array, encode_npy
 from simmim_jax.data.sources.base import NO_LABEL, check_labels
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import NAME_A_SPLIT
@@ -38,7 +43,7 @@ from simmim_jax.errors import NotFoundError, UserError
 
 INDEX = "dataset.json"
 FORMAT_ID = "simmim_jax packed images"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Folder that exists until dataset.json is written, and the plan in it.
 UNFINISHED = ".pack-unfinished"
 PLAN = "plan.json"
@@ -57,16 +62,25 @@ _HEADER = struct.Struct("<iIIBH")
 
 def to_record(image: bytes | np.ndarray, label: int, path: str) -> bytes:
     """Return the record of an encoded file, or of an array [h, w, c]."""
-    if isinstance(image, np.ndarray) and not _is_pixels(image):
-        image = encode_npy(image)
-    name = path.encode("utf-8", "surrogateescape")
-    if isinstance(image, np.ndarray):
+    height = width = channels = 0
+    about = description(image)
+    if isinstance(image, bytes):
+        data = image
+    elif _is_pixels(image) and not about:
         height, width, channels = image.shape
-        image = image.tobytes()
+        data = image.tobytes()
     else:
-        height = width = channels = 0
+        height, data = len(about), about + encode_npy(image)
+    name = path.encode("utf-8", "surrogateescape")
     header = _HEADER.pack(label, height, width, channels, len(name))
-    return b"".join((header, name, image))
+    return b"".join((header, name, data))
+
+
+def description(image: bytes | np.ndarray) -> bytes:
+    """Return what a file says of an array as JSON; b"" if it says nothing."""
+    if not isinstance(image, BandArray) or (image.bands, image.nodata) == ((), None):
+        return b""
+    return json.dumps({"bands": image.bands, "nodata": image.nodata}).encode()
 
 
 def _is_pixels(image: np.ndarray) -> bool:
@@ -83,8 +97,11 @@ def from_record(record: bytes) -> dict[str, Any]:
         )
     label, height, width, channels, path_bytes = _HEADER.unpack_from(record)
     start = _HEADER.size + path_bytes
-    if not channels:
-        image: bytes | np.ndarray = record[start:]
+    image: bytes | np.ndarray
+    if not channels and height:
+        image = _described(record[start : start + height], record[start + height :])
+    elif not channels:
+        image = record[start:]
     elif len(record) - start == height * width * channels:
         pixels = np.frombuffer(record, np.uint8, offset=start)
         image = pixels.reshape(height, width, channels)
@@ -100,6 +117,20 @@ def from_record(record: bytes) -> dict[str, Any]:
         path = record[_HEADER.size : start].decode("utf-8", "surrogateescape")
         example["path"] = path
     return example
+
+
+def _described(about: bytes, file: bytes) -> BandArray:
+    """Return the array of a .npy file with its description."""
+    try:
+        fields = json.loads(about)
+        bands, nodata = tuple(fields["bands"]), fields["nodata"]
+        pixels = decode_array(file, "A record")
+        raster = Raster(pixels, bands, None if nodata is None else float(nodata))
+        if not all(isinstance(band, str) for band in bands):
+            raise TypeError("bands are not strings")
+    except (BadImage, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"The array of a record cannot be read: {error}") from error
+    return BandArray.of(raster)
 
 
 def open_shard(path: str) -> Any:

@@ -1,5 +1,7 @@
 """`simmim pack`: results, skipped images, interruptions, and wrong arguments."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -12,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from simmim_jax.cli.pack import main
 from simmim_jax.data.codecs.base import Decoding
-from simmim_jax.data.codecs.registry import decode
+from simmim_jax.data.codecs.registry import decode, read
+from simmim_jax.data.pack.plan import make_plan
 from simmim_jax.data.pack.shards import Options, pack_image
 from simmim_jax.data.sources import packed
 from simmim_jax.data.sources.registry import open_source
@@ -299,6 +303,82 @@ def test_float32_arrays_are_packed_losslessly(tmp_path):
             pixels = decode(found[i]["image"], Decoding(300))
             np.testing.assert_array_equal(pixels, expected[i]["image"])
             assert pixels.dtype == np.float32
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Write GeoTIFFs of two named bands; the first has no data on the left."""
+    xml = (
+        '<GDALMetadata><Item name="DESCRIPTION" sample="0" role="description">red'
+        '</Item><Item name="DESCRIPTION" sample="1" role="description">nir</Item>'
+        "</GDALMetadata>"
+    )
+    tags = [(42112, 2, 0, xml, True), (42113, 2, 0, "-32768", True)]
+    folder = tmp_path / "measured"
+    folder.mkdir()
+    for i in range(4):
+        image = np.full((40, 64, 2), 29_000 + i, np.int16)
+        image[:, :32, 0] = -32768
+        tifffile.imwrite(
+            folder / f"{i}.tif",
+            image,
+            photometric="minisblack",
+            planarconfig="contig",
+            extratags=tags,
+        )
+    return folder
+
+
+@pytest.mark.parametrize("short_side", [0, 10])
+def test_names_and_nodata_are_kept(measured, tmp_path, short_side):
+    out = tmp_path / "out"
+    args = ["--format=raw", "--channels=2", f"--short_side={short_side}"]
+    main([str(measured), str(out), *args])
+    for split in ("train", "validation"):
+        source, found = (open_source(str(p), split) for p in (measured, out))
+        assert len(found) == len(source)
+        for i in range(len(found)):
+            raster = read(found[i]["image"], Decoding(2))
+            assert (raster.bands, raster.nodata) == (("red", "nir"), -32768)
+            original = read(source[i]["image"], Decoding(2)).pixels
+            # Neighbours keep their values: no mixture of both is among them.
+            step = 40 // (short_side or 40)
+            np.testing.assert_array_equal(raster.pixels, original[::step, ::step])
+            assert raster.pixels.dtype == np.int16
+    nir = read(found[0]["image"], Decoding(1, ("nir",))).pixels
+    assert (nir >= 29_000).all()
+    main([str(measured), str(out), *args])  # complete, and the same
+
+
+def test_jpegs_have_no_pixels_without_data(measured, tmp_path):
+    args = ["--channels=2", "--value_range", "0", "32767", "--short_side=8"]
+    assert "--format=jpeg cannot store" in fails(measured, tmp_path / "out", *args)
+    for path in measured.iterdir():
+        image = np.full((40, 64), 9, np.uint8)
+        image[:, :32] = 0
+        tifffile.imwrite(path, image, extratags=[(42113, 2, 0, "0", True)])
+    error = fails(measured, tmp_path / "out", "--channels=1", "--short_side=8")
+    assert "would mix pixels without data, 0, with others" in error
+
+
+def test_unfinished_sets_of_the_first_version_are_resumed(measured, tmp_path):
+    """Their plans know neither names nor nodata, which photographs do not have."""
+    images = tmp_path / "images"
+    write_photographs(images, [f"{i}.jpg" for i in range(4)])
+    options = Options(short_side=16, format="raw")
+    for place, same in ((images, True), (measured, False)):
+        channels = 3 if same else 2
+        chosen = dataclasses.replace(options, channels=channels)
+        source = open_source(str(place), "train")
+        plan, _ = make_plan({"train": source}, str(place), chosen, 64)
+        digest = hashlib.blake2b(digest_size=16)
+        count = len(source)
+        for index in np.random.default_rng(0).permutation(np.arange(count)).tolist():
+            example = source[index]
+            path = os.path.relpath(example["path"], place)
+            digest.update(packed.to_record(example["image"], example["label"], path))
+        found = plan["splits"]["train"]["sample_blake2b"]
+        assert (found == digest.hexdigest()) == same
 
 
 def test_damaged_arrays_are_skipped_with_their_path(tmp_path):

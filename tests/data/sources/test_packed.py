@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from simmim_jax.cli.pack import main
+from simmim_jax.data.codecs.base import BandArray, Decoding, Raster
+from simmim_jax.data.codecs.registry import read
 from simmim_jax.data.sources import packed
 from simmim_jax.data.sources.registry import check_source, open_source
 from simmim_jax.errors import UserError
@@ -74,6 +76,33 @@ def test_records_are_lossless(image, path):
     for part in (record[:14], record[: -len(image)]):
         with pytest.raises(ValueError, match="record"):
             packed.from_record(part)
+
+
+@pytest.mark.parametrize(
+    ("bands", "nodata", "dtype"),
+    [(("red", "é"), 0.0, "uint8"), ((), -32768.0, "int16"), (("a", "b"), None, "f4")],
+)
+def test_records_keep_names_and_nodata(bands, nodata, dtype):
+    pixels = np.arange(12).reshape(2, 3, 2).astype(dtype)
+    image = BandArray.of(Raster(pixels, bands, nodata))
+    found = packed.from_record(packed.to_record(image, 4, "a/b"))
+    assert (found["label"], found["path"]) == (4, "a/b")
+    raster = read(found["image"], Decoding())
+    np.testing.assert_array_equal(raster.pixels, pixels)
+    assert raster.pixels.dtype == dtype
+    assert (raster.bands, raster.nodata) == (bands, nodata)
+
+
+@pytest.mark.parametrize("cut", [1, 20, -1])
+def test_damaged_descriptions_are_user_errors(cut):
+    image = BandArray.of(Raster(np.zeros((2, 3, 1), np.int16), ("a",), -1.0))
+    record = bytearray(packed.to_record(image, 0, ""))
+    if cut < 0:
+        del record[cut:]
+    else:
+        record[15 + cut] = ord("{")
+    with pytest.raises(UserError, match="record"):
+        packed.from_record(bytes(record))
 
 
 # ---- Reading -------------------------------------------------------------------------
