@@ -6,10 +6,15 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from simmim_jax.data.codecs.base import array_dtype
+from simmim_jax.data.codecs.base import MAX_PIXELS, array_dtype
 from simmim_jax.data.sources.base import numbered_classes
 from simmim_jax.data.sources.format import Format
-from simmim_jax.data.sources.groups import choose_images, choose_split, labels_of
+from simmim_jax.data.sources.groups import (
+    check_chunks,
+    choose_images,
+    choose_split,
+    labels_of,
+)
 from simmim_jax.data.sources.planes import (
     MAX_SIDE,
     WINDOW,
@@ -54,9 +59,19 @@ def open_zarr(place: str, split: str) -> PlaneSource:
         planes = ArrayPlanes(mine[name], axes)
         is_stack = axes[0] == "n"
         labels = labels_of(mine, name, planes.shape[0], place) if is_stack else None
-    window = selection.window
-    if not window and max(planes.shape[1:]) > MAX_SIDE and axes != "nyxc":
-        window = WINDOW
+        window = selection.window
+        if not window and max(planes.shape[1:]) > MAX_SIDE and axes != "nyxc":
+            window = WINDOW
+        largest = {
+            "y": window or MAX_PIXELS,
+            "x": window or MAX_PIXELS,
+            "c": MAX_PIXELS,
+        }
+        part = [
+            min(size, largest.get(axis, 1))
+            for axis, size in zip(axes, mine[name].shape, strict=True)
+        ]
+        check_chunks(mine[name], part, f"{name!r} of {selection.path!r}")
     return open_planes(
         place,
         split,

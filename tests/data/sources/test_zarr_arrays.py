@@ -204,3 +204,24 @@ def test_damaged_stores_are_refused(tmp_path):
     for function in (check_source, open_source):
         with pytest.raises(UserError, match="cannot be read by zarr"):
             function(place, "train")
+
+
+def test_chunks_that_would_take_minutes_are_refused(tmp_path):
+    """Such as of damaged metadata: zarr goes over all of them."""
+    group = zarr.create_group(str(tmp_path / "set.zarr"))
+    group.create_array("images", data=IMAGES, chunks=(1, 5, 6, 2))
+    labels = group.create_array("labels", shape=40, dtype="i4", chunks=40)
+    labels[:] = 0
+    path = tmp_path / "set.zarr" / "images" / "zarr.json"
+    text = path.read_text()
+    changed = json.loads(text)
+    changed["shape"] = [40, 500, 600, 2]
+    changed["chunk_grid"]["configuration"]["chunk_shape"] = [1, 1, 1, 2]
+    path.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=r"300,000 chunks of \[1, 1, 1, 2\] .*larger"):
+        open_source(str(tmp_path / "set.zarr"), "train")
+    path.write_text(text)
+    path = tmp_path / "set.zarr" / "labels" / "zarr.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shape": [10**9]}))
+    with pytest.raises(UserError, match=r"shape \[1000000000\]: expected \[40\]"):
+        open_source(str(tmp_path / "set.zarr"), "train")
