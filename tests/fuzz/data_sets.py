@@ -246,16 +246,22 @@ def _make_arrays(folder: Path) -> None:
         name.replace("jpg", "npy"): npy(gradient(6, 7, 3)) for name in _examples()
     }
     write(folder / "folder", {f"set/{name}": array for name, array in examples.items()})
+    for name, save in (("stored", np.savez), ("compressed", np.savez_compressed)):
+        file, one = io.BytesIO(), io.BytesIO()
+        save(file, images=images, labels=labels)
+        save(one, gradient(6, 7, 3))
+        write(folder / f"{name} npz", {"set.npz": file.getvalue()})
+        files = {f"set/{n}/{i}.npz": one.getvalue() for n in _CLASSES for i in range(3)}
+        write(folder / f"{name} npz folder", files)
 
 
 def _read_arrays(seed: Path) -> None:
-    path = seed / "set"
-    read_splits(
-        str(path if path.is_dir() else seed / "set.npy"), ("train", "validation")
-    )
+    (path,) = (p for p in seed.glob("set*") if "labels" not in p.name)
+    with unittest.mock.patch.dict(os.environ, XDG_CACHE_HOME=str(seed)):
+        read_splits(str(path), ("train", "validation"))
 
 
-ARRAYS = Target("arrays", _make_arrays, _read_arrays, damaged="*.npy")
+ARRAYS = Target("arrays", _make_arrays, _read_arrays, damaged="*.np*")
 
 
 # ---- TFDS ----------------------------------------------------------------------------

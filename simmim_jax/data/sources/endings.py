@@ -42,7 +42,6 @@ _VIDEO = WayIn("videos", "extract frames: `ffmpeg -i VIDEO -r 1 frames/%06d.jpg`
 _DRAWING = WayIn("drawings or documents", "export them as .png")
 _SLIDE = WayIn("microscopy slides", "export regions of them as .tif or .npy")
 _OBJECTS = WayIn("Python objects, which are never unpickled", _SAVE)
-_NPZ = WayIn("archives of NumPy arrays", _SAVE)
 _FITS = WayIn("FITS", f"read them by astropy.io.fits.getdata, and {_SAVE}")
 _MATLAB = WayIn("MATLAB arrays", f"read them by scipy.io.loadmat, and {_SAVE}")
 _EXR = WayIn("images of high dynamic range", _SAVE)
@@ -58,7 +57,6 @@ WAYS_IN: dict[str, WayIn] = {
     **dict.fromkeys((".eps", ".pdf", ".psd", ".svg"), _DRAWING),
     **dict.fromkeys((".czi", ".lif", ".mrxs", ".nd2", ".ndpi", ".svs"), _SLIDE),
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth"), _OBJECTS),
-    ".npz": _NPZ,
     **dict.fromkeys((".fit", ".fits"), _FITS),
     ".mat": _MATLAB,
     **dict.fromkeys((".exr", ".hdr"), _EXR),

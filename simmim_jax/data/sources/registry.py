@@ -21,6 +21,7 @@ from simmim_jax.data.sources import (
     manifests,
     netcdf,
     npy,
+    npz,
     packed,
     tfds_sets,
     tfrecord,
@@ -41,6 +42,7 @@ FORMATS: tuple[Format, ...] = (
     manifests.FORMAT,
     archives.ARCHIVE,
     npy.ARRAY_FILE,
+    npz.FILE,
     tfrecord.FILE,
     hdf5.FORMAT,
     netcdf.FORMAT,
@@ -51,6 +53,7 @@ FORMATS: tuple[Format, ...] = (
     huggingface.SAVED,
     archives.SHARDS,
     npy.ARRAY_FOLDER,
+    npz.FOLDER,
     volumes.DICOM_FRAMES,
     volumes.VOLUMES,
     tiff_files.FORMAT,
@@ -98,6 +101,10 @@ def open_source(
       float32 (float16 and float64 are converted to float32);
     - a .npy file [n, h, w, c] of such images, memory-mapped; labels int [n] are read
       from the neighbouring NAME_labels.npy, if it exists;
+    - an .npz file of images [n, h, w] or [n, h, w, c] named images, image or x, or the
+      only ones, or those behind a colon (FILE:NAME); labels int [n] are named labels,
+      label or y, and train_images or x_train are splits; a folder of .npz files of one
+      image [h, w] or [h, w, c] each, or several [n, h, w, c];
     - a .nii or .nii.gz volume, or a folder of such files: each slice is an image,
       across the axis behind a colon (PATH:sagittal, coronal or axial, the default);
     - a .dcm file, or FOLDER:frames: each frame is an image;

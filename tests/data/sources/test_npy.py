@@ -165,9 +165,15 @@ def test_manifests_list_arrays_too(tmp_path):
 # ---- One file ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["u1", "<f4", ">f4", ">f8"])
+@pytest.mark.parametrize(
+    ("dtype", "taken"),
+    [
+        *(("u1", "uint8"), ("<f4", "float32"), (">f4", "float32"), (">f8", "float32")),
+        *((">u2", "uint16"), ("<i2", "int16"), (">i4", "int32"), (">i8", "int32")),
+    ],
+)
 @pytest.mark.parametrize("layout", ["C", "F"])
-def test_one_file_holds_all_images(dtype, layout, tmp_path):
+def test_one_file_holds_all_images(dtype, taken, layout, tmp_path):
     array = (IMAGES * 50 + 100).astype(dtype)
     file = write(tmp_path, "set.npy", np.array(array, order=layout))
     parts = []
@@ -182,7 +188,7 @@ def test_one_file_holds_all_images(dtype, layout, tmp_path):
         for i, index in enumerate(part.indices):
             image = part[i]["image"]
             np.testing.assert_array_equal(image, array[index].astype(image.dtype))
-            assert image.dtype == (np.uint8 if dtype == "u1" else np.float32)
+            assert image.dtype == taken
             assert image.dtype.isnative
             assert image.flags.c_contiguous
             assert part[i]["label"] == -1
