@@ -62,6 +62,8 @@ class Member:
     start: int
     is_stored: bool
 
+    chunks = None  # as HDF5 says of an array in one piece
+
     @property
     def shape(self) -> tuple[int, ...]:
         """As stored."""
