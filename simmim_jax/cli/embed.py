@@ -16,8 +16,6 @@ from simmim_jax.cli import arguments
 from simmim_jax.errors import UserError
 from simmim_jax.runtime import platforms
 
-_SPLITS = ("train", "validation", "test")
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Embed a data set."""
@@ -34,11 +32,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     platforms.leave_out_absent_tpu()
+    from simmim_jax.data.sources.registry import open_splits
     from simmim_jax.tasks.embed import embed
     from simmim_jax.tasks.encoder import Encoder
 
     try:
-        sources = _sources(args.dataset, args.split, args.data_dir)
+        sources = open_splits(args.dataset, args.split or (), data_dir=args.data_dir)
         encoder = Encoder.load(args.run, pool=args.pool, block=args.block)
         print(f"{args.run}: {encoder.describe()}")
         plan = {
@@ -56,21 +55,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{args.out}: {rows:,} vectors of {encoder.dim}")
     if left_out:
         print(f"{left_out:,} images left out, see {args.out}.left_out.tsv")
-
-
-def _sources(dataset: str, splits: Sequence[str] | None, data_dir: str) -> dict:
-    """Return the sources of the named splits, or of all that the data set has."""
-    from simmim_jax.data.sources.registry import open_source
-
-    if splits:
-        return {s: open_source(dataset, s, data_dir=data_dir) for s in splits}
-    found, refused = {}, None
-    for split in _SPLITS:
-        try:
-            found[split] = open_source(dataset, split, data_dir=data_dir)
-        except UserError as error:
-            refused = refused or error
-    if not found:
-        assert refused is not None
-        raise refused
-    return found

@@ -21,8 +21,8 @@ IMAGE_ENDINGS = (
     *(".tif", ".tiff", ".dcm"),
 )
 ARRAY_ENDINGS = (".npy",)
-TRAIN = "train"
-SPLIT_FOLDERS = (TRAIN, "validation", "val", "test")
+TRAIN, VALIDATION = "train", "validation"
+SPLIT_FOLDERS = (TRAIN, VALIDATION, "val", "test")
 # By the words that mean them.
 _SPLIT_WORDS = {
     word: split

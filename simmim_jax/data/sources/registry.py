@@ -7,7 +7,10 @@ answers in milliseconds.
 
 import difflib
 import os
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from simmim_jax.data.sources import (
     archives,
@@ -30,8 +33,10 @@ from simmim_jax.data.sources import (
     zarr_arrays,
 )
 from simmim_jax.data.sources.base import Source
+from simmim_jax.data.sources.endings import count_endings, ways_in
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.mixtures import Names, mix, parse_names
+from simmim_jax.data.sources.paths import TRAIN, VALIDATION
 from simmim_jax.data.sources.remote import MAX_BYTES, is_url
 from simmim_jax.errors import NotFoundError, UserError
 
@@ -164,6 +169,45 @@ def open_source(
     return format.open(place, split, **options)
 
 
+def open_splits(
+    dataset: Names, splits: Sequence[str] = (), *, data_dir: str = ""
+) -> dict[str, Source]:
+    """Open these splits of a data set, or all of "train", "validation" and "test".
+
+    A test split that is the validation split by another name, as MNIST's is, is left
+    out.
+    raises: UserError if a named split, or every one, cannot be opened.
+    """
+    if splits:
+        return {each: open_source(dataset, each, data_dir=data_dir) for each in splits}
+    found: dict[str, Source] = {}
+    refused = None
+    for split in (TRAIN, VALIDATION, "test"):
+        try:
+            source = open_source(dataset, split, data_dir=data_dir)
+        except UserError as error:
+            refused = refused or error
+            continue
+        if not _is_alias(source, found.get(VALIDATION)):
+            found[split] = source
+    if not found:
+        assert refused is not None
+        raise refused
+    return found
+
+
+def _is_alias(source: Source, validation: Source | None) -> bool:
+    if validation is None or len(source) != len(validation):
+        return False
+    try:
+        one, other = source[0]["image"], validation[0]["image"]
+    except (UserError, OSError):
+        return False
+    if isinstance(one, bytes):
+        return one == other
+    return bool(np.array_equal(one, other))
+
+
 def check_source(dataset: Names, split: str, *, data_dir: str = "") -> None:
     """Raise the errors of `open_source` for missing data, in milliseconds.
 
@@ -187,10 +231,14 @@ def _find(dataset: str) -> tuple[str, Format]:
     for format in formats:
         if format.matches(place):
             return place, format
-    *names, last = reversed([format.name for format in formats])
-    expected = f"expected {', '.join(names)}, or {last}"
     if os.path.isfile(place):
-        raise UserError(f"dataset={dataset!r} has an unknown file format: {expected}.")
+        *names, last = reversed([each.name for each in formats if not each.prefix])
+        raise UserError(
+            f"dataset={dataset!r} has an unknown file format: expected "
+            f"{', '.join(names)}, or {last}." + ways_in(count_endings([place]))
+        )
+    prefixed = ", ".join(each.name for each in formats if each.prefix)
+    expected = f"expected a path that exists, a URL, or one of {prefixed}"
     prefix, colon, name = dataset.partition(":")
     if colon and os.sep not in prefix:
         prefixes = [format.prefix for format in formats if format.prefix]

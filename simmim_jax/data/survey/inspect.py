@@ -17,16 +17,13 @@ from simmim_jax.data.codecs.registry import codec_of
 from simmim_jax.data.codecs.tiff import TIFF, is_photograph, read_directories
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.endings import count_endings
-from simmim_jax.data.sources.paths import TRAIN
-from simmim_jax.data.sources.registry import open_source
+from simmim_jax.data.sources.paths import TRAIN, VALIDATION
+from simmim_jax.data.sources.registry import open_splits
 from simmim_jax.data.survey.sample import Sampled, sample
 from simmim_jax.data.survey.stats import valid
-from simmim_jax.errors import UserError
 
 # Images that are decoded, unless the caller says otherwise.
 IMAGES = 128
-VALIDATION = "validation"
-SPLITS = (TRAIN, VALIDATION, "test")
 # Values of 9 to 12 bits in files of 16: what cameras and scanners measure.
 _CAMERA_BITS = range(9, 13)
 # Shorter side from which images suit the configs of ImageNet, and what other sizes are
@@ -105,11 +102,11 @@ def inspect(
 ) -> Inspection:
     """Inspect a data set.
 
-    splits: the ones to look at; (): those of `SPLITS` that there are; count: images to
+    splits: the ones to look at; (): all that there are; count: images to
     decode, spread over the splits.
     raises: UserError if the data set or none of its splits can be opened.
     """
-    sources = _open(dataset, splits, data_dir)
+    sources = open_splits(dataset, splits, data_dir=data_dir)
     total = sum(map(len, sources.values()))
     seen: list[_Seen] = []
     bad: list[tuple[str, Sampled]] = []
@@ -179,36 +176,6 @@ def size_text(size: tuple[int, int]) -> str:
 
 
 # ---- Sources -------------------------------------------------------------------------
-
-
-def _open(dataset: str, splits: Sequence[str], data_dir: str) -> dict[str, Source]:
-    if splits:
-        return {s: open_source(dataset, s, data_dir=data_dir) for s in splits}
-    found: dict[str, Source] = {}
-    refused = None
-    for split in SPLITS:
-        try:
-            source = open_source(dataset, split, data_dir=data_dir)
-        except UserError as error:
-            refused = refused or error
-            continue
-        if not _is_alias(source, found.get(VALIDATION)):
-            found[split] = source
-    if not found:
-        assert refused is not None
-        raise refused
-    return found
-
-
-def _is_alias(source: Source, validation: Source | None) -> bool:
-    """Whether a test split is the validation split by another name, as MNIST's is."""
-    if validation is None or len(source) != len(validation):
-        return False
-    try:
-        one, other = source[0]["image"], validation[0]["image"]
-    except (UserError, OSError):
-        return False
-    return _digest(one) == _digest(other)
 
 
 def _endings(sources: Iterable[Source]) -> dict[str, int]:

@@ -30,8 +30,8 @@ from tests.images import write_image
         ("nosuch://bucket/x", ValueError, r"URL of nosuch://: expected one of https"),
         ("memory::gs://x/y", ValueError, r"is a chain of URLs: expected one of"),
         ("gs://bucket/x.tar", ValueError, r"an archive at a URL.*gcsfuse"),
-        ("s3:x", ValueError, r"expected a folder.*'tfds:NAME'"),
-        ("fashion_mnist", FileNotFoundError, r"not exist.*'tfds:NAME'.*climate"),
+        ("s3:x", ValueError, r"expected a path that exists.*'tfds:NAME'"),
+        ("fashion_mnist", FileNotFoundError, r"not exist.*climate.*'tfds:NAME'"),
         ("/does/not/exist", FileNotFoundError, "does not exist: expected"),
         ("", FileNotFoundError, "does not exist: expected"),
     ],
@@ -134,8 +134,9 @@ def test_a_registered_format_is_opened(tmp_path):
     assert open_source(str(file), "train")[1]["image"].tolist() == [[[9], [9]]] * 2
     with pytest.raises(UserError, match="expected train"):
         check_source(str(file), "val")
-    with pytest.raises(FileNotFoundError, match=r"expected .* or a \.levels file"):
-        open_source("/does/not/exist", "train")
+    (tmp_path / "set.depths").touch()
+    with pytest.raises(UserError, match=r"expected .* or a \.levels file"):
+        open_source(str(tmp_path / "set.depths"), "train")
 
 
 @pytest.mark.usefixtures("_own_registry")
