@@ -64,6 +64,12 @@ def add_features(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_dir", default="", help="folder of TFDS data sets")
 
 
+def size(text: str) -> tuple[int, int]:
+    """Return (height, width) of "H,W", the type of an argument."""
+    height, width = map(int, text.split(","))
+    return height, width
+
+
 def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> tuple[argparse.Namespace, ConfigDict, set[str]]:

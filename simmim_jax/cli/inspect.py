@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--channels", type=int, help="of the example (those of the file)")
     add(
         "--image_size",
-        type=_size,
+        type=arguments.size,
         metavar="H,W",
         help="of the example [pixels] (that of the image)",
     )
@@ -87,11 +87,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--bands", default="", metavar="A,B", help="names of bands (all)")
     add("--level", type=int, default=0, help="of a pyramid (0, the full resolution)")
     return parser
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, width = map(int, text.split(","))
-    return height, width
 
 
 def _write_example(args: argparse.Namespace) -> str:
@@ -144,12 +139,15 @@ def _write_example(args: argparse.Namespace) -> str:
 def _report(found: Inspection) -> Iterator[str]:
     total = sum(found.splits.values())
     what = describe(found.encodings, found.bands, found.dtypes, found.sizes)
+    kind = "images"
+    if found.sounds:
+        what, kind = "/".join(found.encodings), "sounds"
     classes = f", {found.classes.number:,} classes" if found.classes else ""
-    yield f"{found.dataset}: {total:,} images ({what or 'none can be read'}){classes}"
+    yield f"{found.dataset}: {total:,} {kind} ({what or 'none can be read'}){classes}"
     rows = [
         ("splits", _counts(found.splits)),
         ("files", _counts(found.files)),
-        ("sample", f"{found.sampled:,} images"),
+        ("sample", f"{found.sampled:,} {kind}"),
         ("encodings", _counts(found.encodings)),
         ("values", _counts(found.dtypes)),
     ]
@@ -157,6 +155,16 @@ def _report(found: Inspection) -> Iterator[str]:
         smallest, median, largest = map(size_text, found.sizes)
         sizes = f"{smallest} to {largest}, median {median} (height x width)"
         rows.append(("sizes", smallest if smallest == largest else sizes))
+    if found.sounds:
+        shortest, middle, longest = found.sounds.seconds
+        rates = {f"{rate:,} Hz": n for rate, n in found.sounds.rates.items()}
+        channels = {f"{number}:": n for number, n in found.bands.items()}
+        rows += [
+            ("lengths", f"{shortest:.2f} to {longest:.2f} s, median {middle:.2f} s"),
+            ("rates", _counts(rates)),
+            ("channels", _counts(channels)),
+            ("texts", f"{found.sounds.texts:,} sounds have one"),
+        ]
     for band in found.values[:_SHOWN]:
         values = "no valid value"
         if band.min is not None:

@@ -7,6 +7,7 @@ DATASET is any value of config.data.dataset. A run reads a file that --out has w
 as --config.data.statistics=stats.json; without one it measures a sample by itself.
 Pixels that are NaN, or marked as missing, do not count. Integers of 8 and 16 bits are
 counted exactly; percentiles of other values are those of 131,072 random ones a band.
+Of sounds it measures the spectrograms of evaluation, --image_size=BANDS,FRAMES.
 """
 
 import argparse
@@ -18,7 +19,12 @@ from simmim_jax.cli import arguments
 from simmim_jax.data.codecs.base import Decoding, Raster
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.registry import open_source
-from simmim_jax.data.survey.sample import decoded_by, sample
+from simmim_jax.data.survey.sample import (
+    Values,
+    decoded_by,
+    holds_sounds,
+    sample,
+)
 from simmim_jax.data.survey.stats import PERCENTILES, Accumulator, Statistics, to_json
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.progress import make_progress
@@ -74,11 +80,10 @@ def table(statistics: Statistics) -> list[str]:
 
 def _measured(source: Source, count: int, args: argparse.Namespace) -> Accumulator:
     sums, bad = Accumulator(), 0
-    bands = tuple(args.bands or ())
-    decoding = Decoding(args.channels, bands, level=args.level)
+    values = _spectrograms(args) if holds_sounds(source) else _images(args)
     progress = make_progress(count, title="images")
     try:
-        for step, each in enumerate(sample(source, count, decoded_by(decoding)), 1):
+        for step, each in enumerate(sample(source, count, values), 1):
             if isinstance(each.image, Raster):
                 sums.add(each.image, each.index, args.nodata)
             else:
@@ -89,6 +94,19 @@ def _measured(source: Source, count: int, args: argparse.Namespace) -> Accumulat
     if bad:
         print(f"{bad:,} images cannot be read and do not count")
     return sums
+
+
+def _images(args: argparse.Namespace) -> Values:
+    bands = tuple(args.bands or ())
+    return decoded_by(Decoding(args.channels, bands, level=args.level))
+
+
+def _spectrograms(args: argparse.Namespace) -> Values:
+    from simmim_jax.config.schema import Data
+    from simmim_jax.tasks.views import values_of
+
+    data = Data(view="speech", channels=1, flip=False, image_size=args.image_size)
+    return values_of(data)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
         help="1 or 3: turn photographs into grey or colour (as they are)",
     )
     add("--bands", nargs="+", metavar="NAME", help="bands, by the names in the files")
+    add(
+        "--image_size",
+        type=arguments.size,
+        default=(80, 64),
+        metavar="H,W",
+        help="bands and frames of spectrograms (80,64)",
+    )
     add("--level", type=int, default=0, help="of a pyramid (0, the full resolution)")
     add(
         "--nodata",

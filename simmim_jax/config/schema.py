@@ -71,7 +71,8 @@ class Data:
     )
     view: str = field(
         "image",
-        "How an example becomes an array of a batch: the name of a modality.",
+        'How an example becomes an array of a batch: "image", or "speech" for log-mel '
+        "spectrograms of sounds.",
     )
     train_split: str = field(
         "train", 'Split to train on; for TFDS also a slice, "train[:10%]".'
@@ -97,7 +98,10 @@ class Data:
         unit="values, lowest and highest",
     )
     image_size: tuple[int, int] = field(
-        (224, 224), "Size that the model sees.", unit=PIXELS, low=1
+        (224, 224),
+        "Size that the model sees; of a spectrogram: bands, and frames of 10 ms.",
+        unit=PIXELS,
+        low=1,
     )
     channels: int = field(
         3,

@@ -14,6 +14,7 @@ from simmim_jax.data.codecs.base import Decoding, Raster
 from simmim_jax.data.survey.sample import Values, decoded_by
 from simmim_jax.data.views.base import View
 from simmim_jax.data.views.image import CenterCropView, ImageView, RandomCropView
+from simmim_jax.data.views.spectrogram import RandomSpectrogramView, SpectrogramView
 from simmim_jax.errors import UserError, did_you_mean
 
 _IMAGE = "image"
@@ -130,4 +131,29 @@ def _mean_pixel(data: Data) -> tuple[float, ...]:
     return tuple(min(max(round(value), limits.min), limits.max) for value in mean)
 
 
-_MODALITIES = {_IMAGE: Modality(_random_crops, _center_crops)}
+def _random_spectrograms(data: Data) -> View:
+    return RandomSpectrogramView(size=_spectrogram_size(data))
+
+
+def _central_spectrograms(data: Data) -> View:
+    return SpectrogramView(size=_spectrogram_size(data))
+
+
+def _spectrogram_size(data: Data) -> tuple[int, int]:
+    """Return bands and frames; UserError for fields that make no sense of sound."""
+    for name, value, expected in (
+        ("channels", data.channels, 1),
+        ("flip", data.flip, False),  # it would play backwards
+    ):
+        if value != expected:
+            raise UserError(
+                f"config.data.{name}={value!r}: expected {expected} with "
+                "config.data.view='speech'."
+            )
+    return data.image_size
+
+
+_MODALITIES = {
+    _IMAGE: Modality(_random_crops, _center_crops),
+    "speech": Modality(_random_spectrograms, _central_spectrograms),
+}

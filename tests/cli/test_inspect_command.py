@@ -32,8 +32,8 @@ def test_report_and_json(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert list(found) == [
         *("dataset", "splits", "files", "sampled", "encodings", "dtypes", "bands"),
-        *("sizes", "values", "classes", "unlabelled", "unreadable", "oddities"),
-        "command",
+        *("sizes", "sounds", "values", "classes", "unlabelled", "unreadable"),
+        *("oddities", "command"),
     ]
     assert list(found["splits"]) == ["train"]
     assert found["bands"] == {"3": found["sampled"]} or found["unreadable"]

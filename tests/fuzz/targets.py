@@ -1,6 +1,6 @@
 """All targets."""
 
-from tests.fuzz import data_sets, foreign, images, run_files, scans
+from tests.fuzz import data_sets, foreign, images, run_files, scans, sounds
 from tests.fuzz.target import Target
 
 TARGETS: tuple[Target, ...] = (
@@ -9,4 +9,5 @@ TARGETS: tuple[Target, ...] = (
     *run_files.TARGETS,
     *foreign.TARGETS,
     *scans.TARGETS,
+    *sounds.TARGETS,
 )

@@ -31,8 +31,8 @@ _CONVERTED = {
 class BadImage(UserError):
     """Bytes that are not a usable image.
 
-    reason: "empty", "not an image", "truncated", "corrupt", "other values" or "too
-    large"; filename: the file they came from, if a source decoded it.
+    reason: "empty", "not an image", "not audio", "truncated", "corrupt", "other values"
+    or "too large"; filename: the file they came from, if a source decoded it.
     """
 
     filename = ""

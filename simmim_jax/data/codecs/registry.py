@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from simmim_jax.data.codecs.audio import is_sound
 from simmim_jax.data.codecs.base import (
+    BadImage,
     BandArray,
     Codec,
     Decoding,
@@ -53,6 +55,12 @@ def read(data: bytes | np.ndarray, decoding: Decoding) -> Raster:
     raises: BadImage if the bytes are not a usable image, or one that is too large;
     UserError for a wrong dtype or number of channels.
     """
+    if is_sound(data):
+        raise BadImage(
+            "not an image",
+            "An example is a sound: set --config.data.view=speech to train on its "
+            "spectrogram, as --config=speech:pretrain does.",
+        )
     if isinstance(data, np.ndarray):
         pixels = as_image(np.asarray(data), "An array")
         raster = Raster(pixels)

@@ -15,8 +15,8 @@ from simmim_jax.errors import UserError
 ENOUGH = 10_000
 # Every value of `reason_of`.
 REASONS = (
-    "missing", "unreadable", "empty", "not an image", "truncated", "corrupt",
-    "other values", "too large",
+    "missing", "unreadable", "empty", "not an image", "not audio", "truncated",
+    "corrupt", "other values", "too large",
 )  # fmt: skip
 # (counts by reason, REASONS) -> their sums over all processes.
 Total = Callable[[Mapping[str, int], Sequence[str]], Mapping[str, int]]

@@ -19,8 +19,10 @@ MAX_CLASSES = 1_000_000
 class Source(Protocol):
     """A sequence of examples, each a dict with "image" and "label".
 
-    image: an encoded file (bytes), or an array [h, w, c] of one of `DTYPES`;
-    label: int, -1 if there is none; path: the file it came from, if there is one.
+    image: an encoded file (bytes), a `Segment` of one, or an array [h, w, c] of one of
+    `DTYPES`;
+    label: int, -1 if there is none; path: the file it came from, if there is one;
+    text: what is said in a sound, if that is known.
     """
 
     def __len__(self) -> int: ...

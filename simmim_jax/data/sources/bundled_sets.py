@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from simmim_jax.data.sources.base import ArraySource
+from simmim_jax.data.sources.base import ArraySource, Source
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.idx import open_idx
+from simmim_jax.data.sources.manifests import open_manifest
 from simmim_jax.data.sources.paths import NAME_A_SPLIT
 from simmim_jax.errors import UserError
 
@@ -33,7 +34,7 @@ _CLIMATE_PATCH = 64  # pixels
 @dataclasses.dataclass(frozen=True)
 class _Bundled:
     splits: tuple[str, ...]
-    load: Callable[[str], ArraySource]
+    load: Callable[[str], Source]
 
 
 def _load_fashion_mnist_10k(split: str) -> ArraySource:
@@ -62,13 +63,23 @@ def _load_climate(split: str) -> ArraySource:
         return ArraySource(images, labels, tuple(patches["class_names"].tolist()))
 
 
+def _load_speech(split: str) -> Source:
+    """Open whole sentences with their text, or parts of them with a phone each."""
+    name, _, of = split.partition("_")
+    table = f"{of or 'sentences'}.csv"
+    return open_manifest(str(_BUNDLED_DIR / "speech" / table), name)
+
+
 BUNDLED = {
     "climate": _Bundled(("train", "validation", "unlabelled"), _load_climate),
     "fashion_mnist_10k": _Bundled(("train", "validation"), _load_fashion_mnist_10k),
+    "speech": _Bundled(
+        ("train", "validation", "train_phones", "validation_phones"), _load_speech
+    ),
 }
 
 
-def open_bundled(name: str, split: str) -> ArraySource:
+def open_bundled(name: str, split: str) -> Source:
     """Open one split of a data set of `BUNDLED`; raises UserError if it is unknown."""
     check_bundled(name, split)
     return BUNDLED[name].load(split)

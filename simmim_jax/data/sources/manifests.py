@@ -1,10 +1,12 @@
 """Manifests: files that list the paths of images, and optionally labels and splits.
 
-Relative paths start at the manifest's folder.
+Those of sounds may also have the columns text, what is said, and start and end, the
+part of a long recording in seconds. Relative paths start at the manifest's folder.
 """
 
 import csv
 import io
+import math
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -26,29 +28,44 @@ from simmim_jax.data.sources.paths import (
     find_split,
     hashed_split,
     is_array,
+    is_audio,
     is_image,
     nothing_to_learn_from,
 )
+from simmim_jax.data.sources.recordings import RecordingSource
 from simmim_jax.data.sources.remote import MAX_BYTES, check_url, is_url, open_file
 from simmim_jax.errors import NotFoundError, UserError
 
 MANIFEST_ENDINGS = (".txt", ".csv", ".tsv", ".parquet")
 # Column names, in any case; the first one that exists is used.
-_PATH_COLUMNS = ("path", "image", "file", "filename", "file_name", "image_path")
-_LABEL_COLUMNS = ("label", "class")
-_SPLIT_COLUMNS = ("split",)
+_COLUMNS = {
+    "path": ("path", "image", "file", "filename", "file_name", "image_path"),
+    "label": ("label", "class"),
+    "split": ("split",),
+    "text": ("text", "transcript", "sentence"),
+    "start": ("start",),
+    "end": ("end",),
+}
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """A row of a manifest.
+
+    text: what is said; start, end: of a part of a sound file [seconds].
+    """
+
     line: int
     path: str
-    label: str
-    split: str
+    label: str = ""
+    split: str = ""
+    text: str = ""
+    start: float = 0.0
+    end: float = math.inf
 
 
 def open_manifest(
     file: str, split: str, *, max_bytes: int = MAX_BYTES
-) -> FolderSource | TableSource:
+) -> FolderSource | RecordingSource | TableSource:
     """Open one split of a manifest; see `open_source` for its content.
 
     Images keep the order of the list. Labels that are all whole numbers are kept; names
@@ -59,8 +76,14 @@ def open_manifest(
     file = _located(file)
     if is_parquet_of_images(file):
         return open_parquet(file, split, max_bytes=max_bytes)
-    rows = list(_rows(file))
-    _check_first(file, rows[0] if rows else None)
+    return open_rows(file, list(_rows(file)), split, max_bytes=max_bytes)
+
+
+def open_rows(
+    file: str, rows: list[Row], split: str, *, max_bytes: int = MAX_BYTES
+) -> FolderSource | RecordingSource:
+    """Open one split of the rows of a file; as `open_manifest`."""
+    check_first(file, rows[0] if rows else None)
     for row in rows:
         if not row.path or "\0" in row.path:
             raise UserError(
@@ -86,7 +109,11 @@ def open_manifest(
         chosen = np.array([i for i, row in enumerate(rows) if row.split == name])
         classes = _classes(file, [rows[i] for i in chosen], rows, name)
     root, chosen_paths = os.path.dirname(file), Paths([paths[i] for i in chosen])
-    return FolderSource(root, chosen_paths, *classes, max_bytes)
+    files = FolderSource(root, chosen_paths, *classes, max_bytes)
+    if not is_audio(paths[0]):
+        return files
+    spans = np.array([(rows[i].start, rows[i].end) for i in chosen])
+    return RecordingSource(files, tuple(rows[i].text for i in chosen), spans)
 
 
 def check_manifest(file: str, split: str) -> None:
@@ -94,7 +121,7 @@ def check_manifest(file: str, split: str) -> None:
     del split
     file = _located(file)
     if not file.lower().endswith(".parquet"):
-        _check_first(file, next(_rows(file), None))
+        check_first(file, next(_rows(file), None))
         return
     with open_file(file) as opened:
         if opened.read(4) != b"PAR1":
@@ -112,7 +139,8 @@ def _located(file: str) -> str:
     return file
 
 
-def _check_first(file: str, row: _Row | None) -> None:
+def check_first(file: str, row: Row | None) -> None:
+    """Raise UserError without a first row, NotFoundError without its file."""
     if row is None:
         raise UserError(
             f"{file!r} lists no images: expected a path in each row. Add some."
@@ -128,13 +156,13 @@ def _check_first(file: str, row: _Row | None) -> None:
         )
 
 
-def _rows(file: str) -> Iterator[_Row]:
+def _rows(file: str) -> Iterator[Row]:
     if file.lower().endswith(".parquet"):
         return _parquet_rows(file)
     return _text_rows(file) if file.lower().endswith(".txt") else _csv_rows(file)
 
 
-def _text_rows(file: str) -> Iterator[_Row]:
+def _text_rows(file: str) -> Iterator[Row]:
     """Yield lines of a path, or of a path and a label separated by a tab or a space.
 
     A line that ends like an image file has no label: paths may contain spaces.
@@ -148,11 +176,11 @@ def _text_rows(file: str) -> Iterator[_Row]:
             if not tab and not _is_path(os.fsencode(text)):
                 path, _, label = text.rpartition(" ")
                 path, label = (path, label) if path else (label, "")
-            yield _Row(number, path.strip(), label.strip(), "")
+            yield Row(number, path.strip(), label.strip())
 
 
 def _is_path(text: bytes) -> bool:
-    return is_image(text) or is_array(text)
+    return is_image(text) or is_array(text) or is_audio(text)
 
 
 def _open_text(file: str) -> io.TextIOWrapper:
@@ -162,25 +190,22 @@ def _open_text(file: str) -> io.TextIOWrapper:
     )
 
 
-def _csv_rows(file: str) -> Iterator[_Row]:
+def _csv_rows(file: str) -> Iterator[Row]:
     delimiter = "\t" if file.lower().endswith(".tsv") else ","
     between = "tabs" if delimiter == "\t" else "commas"
     with _open_text(file) as text:
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
-            path, label, split = _columns(file, header)
+            columns = _columns(file, header)
             for row in filter(None, reader):
                 if len(row) != len(header):
                     raise csv.Error(f"{len(row)} fields, expected {len(header)}")
-                if not row[path].strip():
-                    raise csv.Error(f"no {header[path]}, expected the path of an image")
-                yield _Row(
-                    reader.line_num,
-                    row[path].strip(),
-                    "" if label is None else row[label].strip(),
-                    "" if split is None else row[split].strip(),
-                )
+                cells = {name: row[place].strip() for name, place in columns.items()}
+                if not cells["path"]:
+                    name = header[columns["path"]]
+                    raise csv.Error(f"no {name}, expected the path of an image")
+                yield _row(file, reader.line_num, cells)
         except csv.Error as error:
             raise UserError(
                 f"{file!r}, line {reader.line_num}: {error}. Expected "
@@ -189,7 +214,7 @@ def _csv_rows(file: str) -> Iterator[_Row]:
             ) from error
 
 
-def _parquet_rows(file: str) -> Iterator[_Row]:
+def _parquet_rows(file: str) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -198,7 +223,7 @@ def _parquet_rows(file: str) -> Iterator[_Row]:
             table = pyarrow.parquet.ParquetFile(opened)
             names = table.schema_arrow.names
             columns = _columns(file, names)
-            kind = table.schema_arrow.field(columns[0]).type
+            kind = table.schema_arrow.field(columns["path"]).type
             types = pyarrow.types
             if (
                 types.is_struct(kind)
@@ -209,9 +234,9 @@ def _parquet_rows(file: str) -> Iterator[_Row]:
                     f"{file!r} holds images, not their paths: expected a local file, "
                     "of which groups of rows are read. Download it first."
                 )
-            wanted = [names[i] for i in columns if i is not None]
+            wanted = [names[place] for place in columns.values()]
             values = table.read(columns=wanted).to_pydict()
-            lists = [None if i is None else values[names[i]] for i in columns]
+            lists = [values[name] for name in wanted]
         except UserError:
             raise
         except Exception as error:  # Arrow raises exceptions of many types
@@ -219,11 +244,8 @@ def _parquet_rows(file: str) -> Iterator[_Row]:
                 f"{file!r} is not a Parquet file, or is corrupt ({error}): expected a "
                 "list of images. Write it again, for example with pandas, or as a .csv."
             ) from error
-    for number, path in enumerate(lists[0] or [], start=1):
-        label, split = (
-            "" if column is None else _text(column[number - 1]) for column in lists[1:]
-        )
-        yield _Row(number, str(path or ""), label, split)
+    for number, cells in enumerate(zip(*lists, strict=True), start=1):
+        yield _row(file, number, dict(zip(columns, map(_text, cells), strict=True)))
 
 
 def _text(value: Any) -> str:
@@ -234,24 +256,40 @@ def _text(value: Any) -> str:
     return str(int(value) if whole else value)
 
 
-def _columns(file: str, header: list[str]) -> tuple[int, int | None, int | None]:
-    """Return the columns of paths, labels and splits."""
+def _columns(file: str, header: list[str]) -> dict[str, int]:
+    """Return the places of the columns that are there, by the names of fields."""
     lower = [name.strip().lower() for name in header]
-    path, label, split = (
-        next((lower.index(name) for name in names if name in lower), None)
-        for names in (_PATH_COLUMNS, _LABEL_COLUMNS, _SPLIT_COLUMNS)
-    )
-    if path is None:
+    places = {
+        field: lower.index(name)
+        for field, names in _COLUMNS.items()
+        if (name := next((n for n in names if n in lower), None))
+    }
+    if "path" not in places:
         raise UserError(
             f"{file!r} has the columns {', '.join(header) or '(none)'}: expected one "
-            f"of {', '.join(_PATH_COLUMNS)}, optionally label or class, and split, in "
-            "the first line, separated by commas or, in a .tsv, tabs."
+            f"of {', '.join(_COLUMNS['path'])}, optionally label or class, and split, "
+            "in the first line, separated by commas or, in a .tsv, tabs."
         )
-    return path, label, split
+    return places
+
+
+def _row(file: str, line: int, cells: dict[str, str]) -> Row:
+    """Return a row; raises UserError for times that are no numbers, or in disorder."""
+    start, end = cells.pop("start", "") or "0", cells.pop("end", "") or "inf"
+    try:
+        span = float(start), float(end)
+    except ValueError:
+        span = math.nan, math.nan
+    if not 0 <= span[0] < span[1]:
+        raise UserError(
+            f"{file!r}, line {line}: start={start!r}, end={end!r}. Expected seconds, "
+            "0 or more, and the end behind the start. Mend the row."
+        )
+    return Row(line, start=span[0], end=span[1], **cells)
 
 
 def _classes(
-    file: str, rows: list[_Row], all_rows: list[_Row], split: str | None
+    file: str, rows: list[Row], all_rows: list[Row], split: str | None
 ) -> Classes:
     """Return the classes of the rows of a split; all rows name classes."""
     if not any(row.label for row in rows):

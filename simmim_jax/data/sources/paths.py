@@ -21,6 +21,7 @@ IMAGE_ENDINGS = (
     *(".tif", ".tiff", ".dcm"),
 )
 ARRAY_ENDINGS = (".npy",)
+AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 TRAIN, VALIDATION = "train", "validation"
 SPLIT_FOLDERS = (TRAIN, VALIDATION, "val", "test")
 # By the words that mean them.
@@ -38,6 +39,7 @@ _SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}\b.*")
 _VALIDATION_SHARE = 20
 _IMAGE_ENDINGS = tuple(ending.encode() for ending in IMAGE_ENDINGS)
 _ARRAY_ENDINGS = tuple(ending.encode() for ending in ARRAY_ENDINGS)
+_AUDIO_ENDINGS = tuple(ending.encode() for ending in AUDIO_ENDINGS)
 # Endings that an error lists, the most frequent ones.
 _LISTED_ENDINGS = 4
 _LISTED_CLASSES = 6
@@ -89,6 +91,11 @@ def is_array(name: bytes) -> bool:
     return name.lower().endswith(_ARRAY_ENDINGS)
 
 
+def is_audio(name: bytes) -> bool:
+    """Whether a file name has the ending of a sound, in any case."""
+    return name.lower().endswith(_AUDIO_ENDINGS)
+
+
 def is_hidden(name: bytes) -> bool:
     """Whether to skip a file or folder of this name."""
     return name.startswith(b".") or name == b"lost+found"  # at the root of Linux disks
@@ -101,7 +108,8 @@ def no_images(
 
     others: names of the files that it has; endings: those of the expected files.
     """
-    what = "images" if endings == IMAGE_ENDINGS else "arrays"
+    named = {IMAGE_ENDINGS: "images", AUDIO_ENDINGS: "sounds"}
+    what = named.get(tuple(endings), "arrays")
     text = (
         f"{place!r} has no {what}: expected {'/'.join(endings)} files in it or in "
         "class folders."
@@ -159,6 +167,12 @@ def find_split(
     return None
 
 
+def split_of(name: str) -> str:
+    """Return the split that the last word that means one says, "" without any."""
+    words = re.findall("[a-z]+", name.lower())
+    return next((_SPLIT_WORDS[w] for w in reversed(words) if w in _SPLIT_WORDS), "")
+
+
 def named_splits(files: Sequence[str]) -> dict[str, list[str]]:
     """Return the files of each split, {} if the name of one does not tell.
 
@@ -167,10 +181,7 @@ def named_splits(files: Sequence[str]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = collections.defaultdict(list)
     for file in files:
-        words = re.findall("[a-z]+", file.lower())
-        split = next(
-            (_SPLIT_WORDS[w] for w in reversed(words) if w in _SPLIT_WORDS), ""
-        )
+        split = split_of(file)
         if shard := _SHARD.fullmatch(file.rpartition("/")[2]):
             split = _SPLIT_WORDS.get(shard[1].lower(), split or shard[1])
         found[split].append(file)

@@ -14,6 +14,7 @@ import numpy as np
 
 from simmim_jax.data.sources import (
     archives,
+    audio_folders,
     bundled_sets,
     dicom_folders,
     folders,
@@ -66,6 +67,8 @@ FORMATS: tuple[Format, ...] = (
     netcdf.FOLDER,
     huggingface.PARQUET_FOLDER,
     tfrecord.FOLDER,
+    audio_folders.SPEECH,
+    audio_folders.FOLDER,
     dicom_folders.FORMAT,
     folders.URL,
     folders.FOLDER,
@@ -122,11 +125,15 @@ def open_source(
       planes (PATH:NAME@SIDE in pixels, by default 512);
     - a NetCDF file (.nc, .cdf): all variables, or those behind a colon (FILE:SST,AIRT),
       are channels; #month behind it labels each step by its month;
+    - a folder of sounds (.wav, .flac, .ogg, .opus, .mp3) without images and arrays, as
+      of images; one in the layout of LJSpeech, Kaldi or LibriSpeech, whose examples
+      have a "text";
     - a manifest: .csv or .tsv whose first line names the columns path (or image, file,
       filename) and optionally label (or class) and split; .parquet with the same
       columns; .txt with one path per line, or a path and a label separated by a tab, or
       by a space if the line does not end like an image file. Paths are absolute,
-      relative to the manifest's folder, or URLs.
+      relative to the manifest's folder, or URLs. Of sounds it may also have the
+      columns text, and start and end of a part [seconds].
 
     Several sets are one as a list, or as its text: "['/a', '/b']", or with the share of
     each in an epoch, "[('/a', 0.7), ('/b', 0.3)]". Their classes are merged by name;

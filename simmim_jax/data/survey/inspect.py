@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
+from simmim_jax.data.codecs.audio import Segment, Sound, is_sound
 from simmim_jax.data.codecs.base import BadImage, Raster
 from simmim_jax.data.codecs.image import IMAGE, PHOTO_CHANNELS
 from simmim_jax.data.codecs.registry import codec_of
@@ -54,6 +55,19 @@ class Classes:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sounds:
+    """Sounds of a sample.
+
+    rates: number of them by sample rate [Hz]; seconds: length of the shortest, the
+    median and the longest; texts: number of those with a transcript.
+    """
+
+    rates: dict[int, int]
+    seconds: tuple[float, float, float]
+    texts: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Unreadable:
     """Images of a sample that cannot be used for one reason; message: of the first."""
 
@@ -70,11 +84,12 @@ class Inspection:
     splits: number of images by split; files: number of them by ending, where images are
     files; sampled: number of images that the following is about;
     encodings, dtypes, bands: number of sampled images by encoding, by type and by
-    number of bands; sizes: (height, width) of the smallest, the median and the largest
-    image by area; values: of each band, among the images with the most frequent number
-    of bands; classes: None if unlabelled; unlabelled: why, if that may be a mistake;
-    unreadable: images that could not be decoded; oddities: sentences on what may
-    surprise; command: pre-trains on the images, () if none can be read.
+    number of bands (of sounds: channels); sizes: (height, width) of the smallest, the
+    median and the largest image by area; sounds: None without any; values: of each
+    band, among the images with the most frequent number of bands; classes: None if
+    unlabelled; unlabelled: why, if that may be a mistake; unreadable: images that could
+    not be decoded; oddities: sentences on what may surprise; command: pre-trains on the
+    images, () if none can be read.
     """
 
     dataset: str
@@ -85,6 +100,7 @@ class Inspection:
     dtypes: dict[str, int]
     bands: dict[int, int]
     sizes: tuple[tuple[int, int], ...]
+    sounds: Sounds | None
     values: tuple[BandRange, ...]
     classes: Classes | None
     unlabelled: str
@@ -127,6 +143,7 @@ def inspect(
         dtypes=_counts(each.dtype for each in seen),
         bands=_counts(each.shape[2] for each in seen),
         sizes=_sizes(seen),
+        sounds=_sounds(seen),
         values=_values(seen),
         classes=_classes(first),
         unlabelled=getattr(first, "unlabelled", ""),
@@ -205,7 +222,8 @@ class _Seen:
     """What is kept of a decoded image.
 
     name: of the image in messages; alpha: "" without one, "mask" or "smooth"; lows,
-    highs, missing: per band; is_photo: whether channels 1 or 3 convert it.
+    highs, missing: per band; is_photo: whether channels 1 or 3 convert it; rate [Hz],
+    seconds, has_text: of a sound.
     """
 
     name: str
@@ -221,6 +239,9 @@ class _Seen:
     is_photo: bool
     is_turned: bool
     alpha: str
+    rate: int = 0
+    seconds: float = 0.0
+    has_text: bool = False
 
 
 def _see(split: str, each: Sampled, raster: Raster) -> _Seen:
@@ -232,7 +253,11 @@ def _see(split: str, each: Sampled, raster: Raster) -> _Seen:
         highs.append(float(values.max()) if values.size else np.nan)
         missing.append(1 - values.size / band.size)
     data = each.data
-    is_photo = isinstance(data, bytes) and _is_photo(data)
+    rate, seconds = 0, 0.0
+    if is_sound(data):
+        with Sound(data) as sound:
+            rate, seconds = sound.rate, sound.seconds
+    is_photo = isinstance(data, bytes) and not rate and _is_photo(data)
     return _Seen(
         name=_name(split, each),
         split=split,
@@ -247,6 +272,9 @@ def _see(split: str, each: Sampled, raster: Raster) -> _Seen:
         is_photo=is_photo,
         is_turned=is_photo and _is_turned(data),
         alpha=_alpha(pixels) if is_photo else "",
+        rate=rate,
+        seconds=seconds,
+        has_text=bool(each.text),
     )
 
 
@@ -262,6 +290,8 @@ def _name(split: str, each: Sampled) -> str:
 def _digest(data: Any) -> bytes:
     if isinstance(data, np.ndarray):
         data = np.ascontiguousarray(data).tobytes()
+    if isinstance(data, Segment):
+        data = repr(data).encode()
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
@@ -291,11 +321,24 @@ def _counts(values: Iterable[Any]) -> dict[Any, int]:
 
 
 def _sizes(seen: Sequence[_Seen]) -> tuple[tuple[int, int], ...]:
-    sizes = sorted((h * w, h, w) for h, w, _ in (each.shape for each in seen))
+    shapes = (each.shape for each in seen if not each.rate)
+    sizes = sorted((h * w, h, w) for h, w, _ in shapes)
     if not sizes:
         return ()
     chosen = sizes[0], sizes[len(sizes) // 2], sizes[-1]
     return tuple((height, width) for _, height, width in chosen)
+
+
+def _sounds(seen: Sequence[_Seen]) -> Sounds | None:
+    sounds = [each for each in seen if each.rate]
+    if not sounds:
+        return None
+    seconds = sorted(each.seconds for each in sounds)
+    return Sounds(
+        rates=_counts(each.rate for each in sounds),
+        seconds=(seconds[0], seconds[len(seconds) // 2], seconds[-1]),
+        texts=sum(each.has_text for each in sounds),
+    )
 
 
 def _values(seen: Sequence[_Seen]) -> tuple[BandRange, ...]:
@@ -352,7 +395,8 @@ def _oddities(seen: Sequence[_Seen]) -> Iterable[str]:
         if len(counts) > 1:
             listed = "; ".join(f"{kind or 'none'}: {n:,}" for kind, n in counts.items())
             yield f"mixed {what} {of}: {listed}"
-    if any(not each.is_photo for each in seen) and len({e.shape[:2] for e in seen}) > 1:
+    shapes = {each.shape[:2] for each in seen if not each.rate}
+    if any(not each.is_photo for each in seen) and len(shapes) > 1:
         yield "sizes differ: crops are resized, which mixes neighbouring values"
     smooth = [each for each in seen if each.alpha == "smooth"]
     if smooth:
@@ -422,6 +466,9 @@ def _command(
     train = os.path.join(dataset, TRAIN)
     if tuple(splits) == (TRAIN,) and os.path.isdir(train):
         dataset = train
+    if seen[0].rate:
+        config = "--config=speech:pretrain"
+        return "simmim", "train", config, f"--config.data.dataset={dataset}"
     _, median, _ = _sizes(seen)
     side = max(1, round(min(median) / _SIDE)) * _SIDE
     config, usual = ("vit_base", side) if min(median) >= _LARGE else ("small", 64)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from simmim_jax.data.codecs.audio import Segment, Sound, is_sound
 from simmim_jax.data.codecs.base import BadImage, Decoding, Raster
 from simmim_jax.data.codecs.image import IMAGE
 from simmim_jax.data.codecs.registry import codec_of, read
@@ -17,6 +18,8 @@ from simmim_jax.errors import UserError
 
 # Examples decoded at once, which bounds memory.
 _THREADS = 8
+# Beginning of a sound that is decoded [seconds].
+_SECONDS = 60.0
 # What an example's values are; raises as `registry.read`.
 Values = Callable[[Mapping[str, Any]], Raster]
 
@@ -26,8 +29,24 @@ def decoded_by(decoding: Decoding) -> Values:
     return lambda example: read(example["image"], decoding)
 
 
-# All channels, with the file's own values.
-AS_STORED = decoded_by(Decoding())
+def as_stored(example: Mapping[str, Any]) -> Raster:
+    """Return all channels with the file's own values; of a sound, [1 samples c]."""
+    data = example["image"]
+    if not is_sound(data):
+        return read(data, Decoding())
+    with Sound(data) as sound:
+        return Raster(sound.stored(_SECONDS)[None])
+
+
+def holds_sounds(source: Source) -> bool:
+    """Whether some of the first examples are sounds."""
+    for index in range(min(_THREADS, len(source))):
+        try:
+            if is_sound(source[index]["image"]):
+                return True
+        except (OSError, UserError):
+            continue
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +55,23 @@ class Sampled:
 
     index: in the source; image: what was decoded, or why it cannot be; encoding: name
     of the file's format, such as "JPEG", or "array"; data: the encoded file, or the
-    array; path: the file, "" if the source names none; label: -1 if there is none.
+    array; path: the file, "" if the source names none; label: -1 if there is none;
+    text: what is said in a sound, "" if the source does not know.
     """
 
     index: int
     image: Raster | UserError | OSError
     encoding: str = ""
-    data: bytes | np.ndarray | None = dataclasses.field(default=None, repr=False)
+    data: bytes | Segment | np.ndarray | None = dataclasses.field(
+        default=None, repr=False
+    )
     path: str = ""
     label: int = -1
+    text: str = ""
 
 
 def sample(
-    source: Source, count: int, values: Values = AS_STORED, *, strict: bool = True
+    source: Source, count: int, values: Values = as_stored, *, strict: bool = True
 ) -> Iterator[Sampled]:
     """Yield evenly spaced examples of a source in order, the same ones every time.
 
@@ -70,7 +93,7 @@ def sample(
                 raise
             return Sampled(index, error)
         found = _decoded(index, example, values)
-        if strict and not isinstance(found.image, Raster | BadImage):
+        if strict and not isinstance(found.image, Raster | BadImage | OSError):
             found.image.add_note(f"Example {index}: {found.path or source}")
             raise found.image
         return found
@@ -87,10 +110,17 @@ def indices(num_examples: int, count: int) -> list[int]:
     return [i * (num_examples - 1) // max(count - 1, 1) for i in range(count)]
 
 
-def encoding_of(data: bytes | np.ndarray) -> str:
-    """Return the name of an encoding: "JPEG", ".npy" …, "array" or "unknown"."""
+def encoding_of(data: bytes | Segment | np.ndarray) -> str:
+    """Return the name of an encoding: "JPEG", "WAV" …, "array" or "unknown"."""
     if isinstance(data, np.ndarray):
         return "array"
+    if is_sound(data):
+        try:
+            with Sound(data) as sound:
+                return sound.encoding
+        except (UserError, OSError):
+            return "unknown"
+    assert isinstance(data, bytes)
     codec = codec_of(data)
     if codec is not IMAGE:
         return codec.name
@@ -103,10 +133,10 @@ def encoding_of(data: bytes | np.ndarray) -> str:
 
 def _decoded(index: int, example: dict[str, Any], values: Values) -> Sampled:
     data = example["image"]
-    image: Raster | UserError
+    image: Raster | UserError | OSError
     try:
         image = values(example)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: of a segment's file
         image = error
     return Sampled(
         index,
@@ -115,4 +145,5 @@ def _decoded(index: int, example: dict[str, Any], values: Values) -> Sampled:
         data,
         str(example.get("path", "")),
         int(example.get("label", -1)),
+        example.get("text", ""),
     )
