@@ -41,8 +41,7 @@ def check(workdir: Path, each: int, keep: int) -> str:
     written fit beside each other.
     """
     free = _free(workdir)
-    files = (workdir / "checkpoints").rglob("*")
-    there = sum(file.stat().st_size for file in files if file.is_file())
+    there = _used(workdir / "checkpoints")
     needed = (keep + 2) * each
     if needed > free + there:
         raise StorageError(
@@ -97,6 +96,17 @@ def _newest(workdir: Path) -> str:
     names = [p.name for p in (workdir / "checkpoints").glob("*")]
     steps = [int(name) for name in names if name.isdecimal()]
     return f"step {max(steps)}" if steps else "none yet"
+
+
+def _used(folder: Path) -> int:
+    """Return the size of all files in a folder, where others may be deleted."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            # Orbax deletes in the background what a killed run has left unfinished.
+            with contextlib.suppress(FileNotFoundError):
+                size += os.stat(os.path.join(place, name)).st_size
+    return size
 
 
 def _free(folder: Path) -> int:

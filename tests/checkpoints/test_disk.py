@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import commands
 import jax
@@ -37,6 +39,26 @@ def test_size_of_a_state_is_that_of_its_files(tmp_path):
     store.write(tmp_path / "converted", params, {})
     files = (tmp_path / "converted/params").rglob("*")
     assert sum(f.stat().st_size for f in files if f.is_file()) < 1_050_000
+
+
+def test_what_is_deleted_meanwhile_does_not_count(tmp_path):
+    """Orbax deletes what a killed run has left, while the next one begins."""
+    unfinished = tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp"
+    ended = threading.Event()
+
+    def come_and_go():
+        while not ended.is_set():
+            for item in ("optimizer", "params"):
+                (unfinished / item).mkdir(parents=True)
+                (unfinished / item / "file").write_bytes(bytes(100))
+            shutil.rmtree(unfinished)
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(come_and_go)
+        for _ in range(300):
+            disk.check(tmp_path, 1, keep=1)
+        ended.set()
+        writer.result()
 
 
 def test_the_last_the_best_and_the_one_being_written_must_fit(free, tmp_path):
