@@ -16,8 +16,8 @@ from simmim_jax.config import schema
 from simmim_jax.configs import ablations, common, models, swin_base_100ep
 from simmim_jax.data.sources.registry import check_source
 from simmim_jax.models import build_classifier, build_simmim
-from simmim_jax.tasks.classify import patch_grid, window_notice
 from simmim_jax.tasks.pretrain import Parts
+from simmim_jax.tasks.pretrained import patch_grid, window_notice
 from simmim_jax.tasks.values import assume
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -329,6 +329,14 @@ def load(path: str | Path) -> tuple[dict, dict[str, Any]]:
     return params, layout.read_json(path / "meta" / "metadata")
 
 
+def load_shapes(path: str | Path) -> tuple[Any, dict[str, Any]]:
+    """Return what `load` does, with the shape and dtype of each parameter alone."""
+    path = find(path)
+    with _doubting(path), _reader() as reader:
+        shapes = reader.metadata(path / "params").item_metadata.tree
+    return shapes, layout.read_json(path / "meta" / "metadata")
+
+
 @contextlib.contextmanager
 def _doubting(step: Path) -> Iterator[None]:
     """Blame the files of a checkpoint without checksums for an error while reading."""
@@ -346,23 +354,25 @@ def _doubting(step: Path) -> Iterator[None]:
 
 
 def _read_arrays(item: Path) -> Any:
-    """Return an item of arrays as NumPy, on the host.
-
-    Each process reads independently: it may be the only one that loads.
-    """
-    process = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=process, active_processes={process}
-    )
-    with ocp.Checkpointer(
-        ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
-        multiprocessing_options=alone,
-    ) as reader:
+    """Return an item of arrays as NumPy, on the host."""
+    with _reader() as reader:
         like = reader.metadata(item).item_metadata
         restore_args = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like.tree
         )
         return reader.restore(item, restore_args=restore_args)
+
+
+def _reader() -> ocp.Checkpointer:
+    """Return what reads items in one process: it may be the only one that loads."""
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}
+    )
+    return ocp.Checkpointer(
+        ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
+        multiprocessing_options=alone,
+    )
 
 
 def write(path: str | Path, params: Any, meta: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Transfer of pre-trained encoder parameters to other image and window sizes.
+"""Transfer of pre-trained parameters to other image sizes, windows and channels.
 
 Swin V2 needs no interpolation: its MLP computes a bias for any offset.
 """
@@ -21,6 +21,7 @@ _TABLE = "relative_position_bias_table"
 _SHARED_TABLE = f"encoder/rel_pos_bias/{_TABLE}"
 _BLOCK = re.compile(r"encoder/(?:layers_(\d+)/)?blocks_\d+")
 _POSITIONS = re.compile(rf"encoder/(.+/{_TABLE}|pos_embed|absolute_pos_embed)")
+_PATCHES = "encoder/patch_embed/kernel"  # [p q c d]
 # Parameters that only one of the encoders may have.
 _OPTIONAL = re.compile(rf"{_POSITIONS.pattern}|encoder/(mask_token|norm/.+)")
 
@@ -32,13 +33,15 @@ def transfer(
     source_grid: Size | None = None,
     target_grid: Size | None = None,
     first_blocks: bool = False,
+    adapt_channels: bool = False,
 ) -> tuple[dict[str, Any], str]:
     """Replace the encoder's parameters in `params` by pre-trained ones.
 
     A relative position table shared by the pre-trained blocks is copied to each block
     (official `remap_pretrained_keys_vit`), or added to the block's own table. If the
     patch grids or windows differ, positions are interpolated: see `interpolate_offsets`
-    and `interpolate_positions`.
+    and `interpolate_positions`. A decoder is replaced, too, if both models have one of
+    the same shapes.
 
     Args:
       pretrained: parameters of a pre-training model or a classifier.
@@ -46,9 +49,11 @@ def transfer(
       source_grid: patch grid of the checkpoint; None for a square one.
       target_grid: patch grid of the new model; None for a square one.
       first_blocks: allow a checkpoint with more blocks, and take the first ones.
+      adapt_channels: allow images of other channels: see `adapted_channels`.
 
-    Returns: the new parameters, and a report of what was restored, interpolated, new
-    and left out. Raises UserError with both shapes if the encoders differ otherwise.
+    Returns: the new parameters, and a report of what was restored, interpolated,
+    adapted, new and left out. Raises UserError with both shapes if the encoders differ
+    otherwise.
     """
     old, new = (flatten_dict(tree, sep="/") for tree in (pretrained, params))
     _distribute_shared_table(old, new)
@@ -61,11 +66,22 @@ def transfer(
             "Set --config.model.name to the encoder that config.init_from was trained "
             "with, or --config to a config of it: `simmim configs` lists them."
         )
+    adapted = ""
+    if adapt_channels and _PATCHES in matching:
+        before, channels = (np.shape(p[_PATCHES])[2] for p in (old, new))
+        if before != channels:
+            old[_PATCHES] = adapted_channels(old[_PATCHES], channels)
+            how = "averaged" if channels < before else "repeated"
+            adapted = (
+                f"adapted: patch_embed, {how} from {before} to {channels} channels"
+            )
     if differences := _differences(old, new, first_blocks):
         raise UserError(
             "the checkpoint's encoder is not that of config.model. Make them the same "
             "with --config.model.FIELD=VALUE:\n  " + "\n  ".join(differences)
         )
+    decoder, said = _decoder(old, new)
+    matching += decoder
     merged = new | {name: old[name] for name in matching}
     resized = Counter[str]()
     for name in filter(_POSITIONS.fullmatch, matching):
@@ -75,7 +91,26 @@ def transfer(
             merged[name] = _resize(name, old[name], before, after)
             kind = name.split("/")[-1]
             resized[f"{kind} from {_text(before)} to {_text(after)}"] += 1
-    return unflatten_dict(merged, sep="/"), _report(old, new, matching, resized)
+    notes = [f"interpolated: {count} {what}" for what, count in resized.items()]
+    notes += filter(None, [adapted, said])
+    return unflatten_dict(merged, sep="/"), _report(old, new, matching, notes)
+
+
+def adapted_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Return a patch embedding [p q c d] for images of other channels.
+
+    More channels repeat the old ones in order, and each old one is shared among its
+    copies; fewer get their mean, times old / new. An image whose channels are all equal
+    has the same tokens before and after.
+    """
+    kernel = np.asarray(kernel)
+    before = kernel.shape[2]
+    if channels < before:
+        mean = kernel.mean(axis=2, keepdims=True) * (before / channels)
+        return np.repeat(mean, channels, axis=2).astype(kernel.dtype)
+    source = np.arange(channels) % before
+    copies = np.bincount(source)[source].astype(kernel.dtype)
+    return kernel[:, :, source] / copies[:, None]
 
 
 def interpolate_offsets(table: np.ndarray, size: Size) -> np.ndarray:
@@ -145,17 +180,32 @@ def _distribute_shared_table(old: dict[str, Any], new: dict[str, Any]) -> None:
         old.update({n: old[n] + shared if n in old else shared for n in names})
 
 
+def _decoder(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], str]:
+    """Return the names of the decoder's parameters if it is taken, and what to say."""
+    there, here = (
+        {name: np.shape(tree[name]) for name in tree if name.startswith("decoder")}
+        for tree in (old, new)
+    )
+    if not there or not here:
+        return [], ""
+    if there == here:
+        return list(here), f"restored the decoder: {', '.join(here)}"
+    differ = min(n for n in there | here if there.get(n) != here.get(n))
+    return [], (
+        f"the decoder starts anew: {differ} is {there.get(differ, 'nothing')} in the "
+        f"checkpoint, {here.get(differ, 'nothing')} here"
+    )
+
+
 def _report(
     old: Mapping[str, Any],
     new: Mapping[str, Any],
     matching: list[str],
-    resized: Mapping[str, int],
+    notes: list[str],
 ) -> str:
-    """Lines that list what was restored, interpolated, new and left out.
-
-    resized: number of interpolated parameters, by description.
-    """
-    groups = dict.fromkeys(name.split("/")[1] for name in matching)
+    """Lines that list what was restored, new and left out; notes: lines in between."""
+    of_encoder = [name for name in matching if name.startswith("encoder/")]
+    groups = dict.fromkeys(name.split("/")[1] for name in of_encoder)
     fresh = [name for name in new if name not in matching]
     # A block that is left out is listed as one entry.
     blocks = _blocks(new)
@@ -165,8 +215,8 @@ def _report(
         if name not in matching
     )
     lines = [
-        f"restored {len(matching)} of the encoder's parameters: {', '.join(groups)}",
-        *(f"interpolated: {count} {what}" for what, count in resized.items()),
+        f"restored {len(of_encoder)} of the encoder's parameters: {', '.join(groups)}",
+        *notes,
         f"new: {', '.join(fresh) or 'nothing'}",
         f"left out: {', '.join(unused) or 'nothing'}",
     ]

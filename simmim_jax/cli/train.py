@@ -226,13 +226,12 @@ def check(
             import_wandb()
         for split in (run.data.train_split, run.data.eval_split):
             check_source(run.data.dataset, split, data_dir=run.data.data_dir)
-    if isinstance(config, Finetune):
-        config, said = architecture.adopt(config, explicit, workdir=workdir)
-        if not config.init_from and not of_bench:
-            said = [
-                "from scratch: config.init_from is empty; --config.init_from=WORKDIR "
-                "starts from a pre-training run"
-            ]
+    config, said = architecture.adopt(config, explicit, workdir=workdir)
+    if isinstance(config, Finetune) and not config.init_from and not of_bench:
+        said = [
+            "from scratch: config.init_from is empty; --config.init_from=WORKDIR "
+            "starts from a pre-training run"
+        ]
     return config, said
 
 

@@ -680,6 +680,16 @@ class Base:
         "statistics, softmax and losses are float32 in any case.",
         choices=("bfloat16", "float32"),
     )
+    init_from: str = field(
+        "",
+        "Workdir or checkpoint of a run, or of converted weights, whose encoder, "
+        "architecture included, is the start, and in pre-training the decoder, if it "
+        'fits; "": from scratch, as config.model says.',
+    )
+    init_first_blocks: bool = field(
+        False,
+        "The checkpoint may have more blocks than config.model: take the first ones.",
+    )
     duration: Duration = field("100 epochs", "How long to train.", unit="duration")
     mesh: Mesh = section(Mesh, "How devices share the work.")
     data: Data = section(Data, "What goes in.")
@@ -738,15 +748,6 @@ class Finetune(Base):
     """Fine-tuning; the defaults are the official ViT-B/16 run."""
 
     mode: str = field("finetune", 'As in pre-training; here "finetune".', choices=MODES)
-    init_from: str = field(
-        "",
-        "Workdir or checkpoint of a pre-training run, whose encoder, architecture "
-        'included, is the start; "": from scratch, as config.model says.',
-    )
-    init_first_blocks: bool = field(
-        False,
-        "The checkpoint may have more blocks than config.model: take the first ones.",
-    )
     freeze_encoder: bool = field(
         False,
         "Leave the encoder as it is, without drop path; the head and its norm learn "
@@ -834,7 +835,7 @@ def parse(config: Mapping[str, Any] | ConfigDict, *, stored: bool = False) -> Co
                 Finetune, values["finetune"], "config.finetune", stored
             ),
         )
-    of_finetune = {"augment", "init_from"} & values.keys()
+    of_finetune = {"augment", "freeze_encoder"} & values.keys()
     of_pretrain = {"mask", "target"} & values.keys()
     if (mode == "pretrain" and of_finetune and not of_pretrain) or (
         mode == "finetune" and of_pretrain and not of_finetune

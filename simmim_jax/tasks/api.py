@@ -36,19 +36,22 @@ def pretrain(
     *,
     data: Any = None,
     held_out: Any = None,
+    init_from: str | Path = "",
 ) -> Trained:
     """Pre-train as a config says, or resume the run in `workdir`.
 
     config: such as simmim_jax.configs.small.get_config(). data: images in place of the
     config's data set: an array [n h w c], any Grain random-access source or sequence of
     examples (see `as_source`). held_out: likewise; without it about 5 % of `data` are
-    held out, by a hash of the position. In a script, call it below
+    held out, by a hash of the position. init_from: in place of config.init_from, a
+    workdir or checkpoint to start from. In a script, call it below
     `if __name__ == "__main__":`, since workers import the script again.
     raises: UserError where the config makes no sense.
     """
-    parsed = _parse(config, Pretrain)
+    parsed = _parse(config, Pretrain, init_from)
     sources = _sources(data, held_out)
     folder = make_workdir(workdir)
+    parsed = _adopted(parsed, folder)
     with workdir_lock.held(folder):
         run = pretraining.build(_marked(parsed, data), folder, **sources)
         return loop.train(run)
@@ -60,16 +63,16 @@ def finetune(
     *,
     data: Any = None,
     held_out: Any = None,
+    init_from: str | Path = "",
 ) -> Trained:
     """Fine-tune as a config says, or resume the run in `workdir`; see `pretrain`.
 
     data, held_out: with labels; a pair (images, labels) will do.
     """
-    folder = make_workdir(workdir)
-    parsed, said = architecture.adopt(_parse(config, Finetune), workdir=folder)
-    for line in said:
-        print(line)
+    parsed = _parse(config, Finetune, init_from)
     sources = _sources(data, held_out)
+    folder = make_workdir(workdir)
+    parsed = _adopted(parsed, folder)
     with workdir_lock.held(folder):
         return loop.train(classify.build(_marked(parsed, data), folder, **sources))
 
@@ -77,6 +80,7 @@ def finetune(
 def compare(config: ConfigDict | Compare, workdir: str | Path) -> dict[str, Any]:
     """Pre-train, then fine-tune with and without it; see `tasks.compare.compare`."""
     parsed, folder = _parse(config, Compare), make_workdir(workdir)
+    parsed = _adopted(parsed, folder)
     with workdir_lock.held(folder):
         return comparison.compare(parsed, folder)
 
@@ -91,16 +95,27 @@ def load(path: str | Path) -> Encoder | Predictor:
     return (Predictor if learned.get("class_names") else Encoder).load(path)
 
 
-def _parse(config: Any, kind: type) -> Any:
+def _adopted(config: Any, workdir: Path) -> Any:
+    """Return the config with the architecture that it starts from, and print it."""
+    adopted, said = architecture.adopt(config, workdir=workdir)
+    for line in said:
+        print(line)
+    return adopted
+
+
+def _parse(config: Any, kind: type[Any], init_from: str | Path = "") -> Any:
+    """Return the typed config; init_from: in place of its own, unless empty."""
     is_fields = isinstance(config, ConfigDict | Mapping)
-    parsed = schema.parse(config) if is_fields else config
+    parsed: Any = schema.parse(config) if is_fields else config
     if not isinstance(parsed, kind):
         what = f"config={config!r}: expected a config, not its name"
         if hasattr(parsed, "mode"):
             what = f"config.mode={parsed.mode!r}: expected the config of another mode"
         example = f"simmim_jax.configs.small.get_config({_ARGUMENTS[kind]!r})"
         raise UserError(f"{what}, such as {example}.")
-    return parsed
+    return (
+        dataclasses.replace(parsed, init_from=str(init_from)) if init_from else parsed
+    )
 
 
 def _marked(config: Any, data: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The architecture of a pre-trained encoder, which fine-tuning takes over.
+"""The architecture of a pre-trained encoder, which runs that start from it take over.
 
 It is read before JAX starts, so that a contradiction is an error in the first second.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_jax.checkpoints import layout
-from simmim_jax.config.schema import Finetune
+from simmim_jax.config.schema import Compare, Finetune
 from simmim_jax.errors import UserError
 
 # Fields that parameters depend on: their shapes, or the arithmetic they learned.
@@ -27,41 +27,55 @@ _TAKEN = (
     "layer_scale",
     "norm_eps",
 )
+# Where positions are. Fine-tuning gives each block a copy of a shared table instead.
+_TAKEN_BY_PRETRAINING = ("use_rel_pos_bias", "use_shared_rel_pos_bias")
 
 
 def adopt(
-    config: Finetune,
+    config: Any,
     explicit: Collection[str] = (),
     *,
     workdir: Path | None = None,
-) -> tuple[Finetune, list[str]]:
+    path: str = "config",
+) -> tuple[Any, list[str]]:
     """Return the config with the architecture of config.init_from, and what to say.
 
-    explicit: names of fields that the command line sets, such as "model.depth"; they
-    are not replaced. workdir: a run that it holds keeps the fields it began with.
-    raises: UserError where the checkpoint contradicts them, is of another family or has
-    other channels; NotFoundError where there is none.
+    config: of a run, or of a comparison, whose pre-training is meant. explicit: names
+    of fields that the command line sets, such as "model.depth"; they are not replaced.
+    workdir: a run that it holds keeps the fields it began with; path: of the config in
+    messages.
+    raises: UserError where the checkpoint contradicts them, is of another family or, in
+    fine-tuning, has other channels; NotFoundError where there is none.
     """
+    if isinstance(config, Compare):
+        taken, lines = adopt(
+            config.pretrain,
+            {name.removeprefix("pretrain.") for name in explicit},
+            workdir=workdir and workdir / "pretrain",
+            path="config.pretrain",
+        )
+        return dataclasses.replace(config, pretrain=taken), lines
     if not config.init_from:
         return config, []
-    where = f"config.init_from='{config.init_from}'"
+    where = f"{path}.init_from='{config.init_from}'"
+    is_finetune = isinstance(config, Finetune)
     learned = layout.read_meta(config.init_from)["config"]
     model: dict[str, Any] = learned["model"]
     if (encoder := model.get("name")) != config.model.name:
         raise UserError(
-            f"config.model.name={config.model.name!r}, but {where} has a "
-            f"{encoder!r}: fine-tune with a config of that encoder, such as "
-            f"{encoder}_base_finetune."
+            f"{path}.model.name={config.model.name!r}, but {where} has a "
+            f"{encoder!r}: {'fine-tune' if is_finetune else 'pre-train'} with a config "
+            f"of that encoder, such as {encoder}_base{'_finetune' * is_finetune}."
         )
     channels = learned["data"].get("channels", config.data.channels)
-    if channels != config.data.channels:
+    if is_finetune and channels != config.data.channels:
         raise UserError(
-            f"config.data.channels={config.data.channels}, but {where} learned from "
-            f"images of {channels}: expected --config.data.channels={channels}."
+            f"{path}.data.channels={config.data.channels}, but {where} learned from "
+            f"images of {channels}: expected --{path}.data.channels={channels}."
         )
     changes = {}
     begun = _recorded_model(workdir)
-    for name in _TAKEN:
+    for name in _TAKEN + (() if is_finetune else _TAKEN_BY_PRETRAINING):
         if name not in model or not hasattr(config.model, name):
             continue
         has, wanted = _plain(model[name]), getattr(config.model, name)
@@ -72,8 +86,8 @@ def adopt(
         if config.init_first_blocks and name in ("depth", "depths"):
             if not _are_first(wanted, has):
                 raise UserError(
-                    f"config.model.{name}={wanted}, but {where} has {has} blocks: "
-                    f"expected the first of them, at most --config.model.{name}={has}."
+                    f"{path}.model.{name}={wanted}, but {where} has {has} blocks: "
+                    f"expected the first of them, at most --{path}.model.{name}={has}."
                 )
             continue
         if (
@@ -84,7 +98,7 @@ def adopt(
             continue  # heads of a Swin's first stages
         if f"model.{name}" in explicit:
             raise UserError(
-                f"config.model.{name}={wanted!r}, but {where} has {has!r}: leave the "
+                f"{path}.model.{name}={wanted!r}, but {where} has {has!r}: leave the "
                 "field out, or start from another checkpoint."
             )
         changes[name] = has

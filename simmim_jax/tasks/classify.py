@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simmim_jax.checkpoints import layout, store
-from simmim_jax.checkpoints.transfer import transfer
+from simmim_jax.checkpoints import layout
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Finetune
 from simmim_jax.data.loader.pipeline import EvalBatches
@@ -28,7 +27,7 @@ from simmim_jax.models import build_classifier, plain
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.monitoring import pictures
 from simmim_jax.runtime import sharding
-from simmim_jax.tasks import inputs, values
+from simmim_jax.tasks import inputs, pretrained, values
 from simmim_jax.tasks.classify_step import finetune_loss, finetune_prepare
 from simmim_jax.tasks.display import displayed
 from simmim_jax.tasks.optimizer import notices, optimizer
@@ -122,9 +121,10 @@ def build(
         "config": schema.to_dict(config),
         "class_names": list(class_names),
     }
+    learns, model = learner(config, len(source), len(class_names))
     if config.init_from:
         record["restored_from"] = str(layout.find(config.init_from))
-    learns, model = learner(config, len(source), len(class_names))
+        pretrained.check(config, learns)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     passes = inputs.eval_pass(data, held_out, workdir)
     return Run(
@@ -151,7 +151,9 @@ def build(
         )
         if config.pictures
         else None,
-        restore=functools.partial(restore, config) if config.init_from else None,
+        restore=functools.partial(pretrained.restore, config)
+        if config.init_from
+        else None,
         keep_checkpoints=config.keep_checkpoints,
         wandb=config.wandb,
         profile=(config.profile.start_step, config.profile.num_steps),
@@ -225,59 +227,6 @@ def draw_augmented(
         displayed(data, batch["image"]),
         displayed(data, np.asarray(pixels)),
         workdir / "augmented.png",
-    )
-
-
-def restore(config: Finetune, params: Any) -> Any:
-    """Return `params` with the encoder of config.init_from; print what became of it."""
-    pretrained, meta = store.load(config.init_from)
-    new = schema.to_dict(config)
-    restored, report = transfer(
-        pretrained,
-        params,
-        source_grid=patch_grid(meta["config"]),
-        target_grid=patch_grid(new),
-        first_blocks=config.init_first_blocks,
-    )
-    if jax.process_index() == 0:
-        report += window_notice(meta["config"], new)
-        print(f"from {config.init_from} (step {meta['step']}):\n{report}")
-    return restored
-
-
-def patch_grid(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Return height and width of an image [patches]."""
-    height, width = config["data"]["image_size"]
-    p, q = config["model"]["patch_size"]
-    return height // p, width // q
-
-
-def window_notice(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return a notice on a Swin V2 whose windows are not those of its pre-training.
-
-    Its positions are relative to the edge of the window, unless
-    model.pretrained_window_sizes says which edge is meant (official fine-tuning does).
-    """
-    learned, meant = (c["model"].get("pretrained_window_sizes", ()) for c in (old, new))
-    if "pretrained_window_sizes" not in new["model"] or any(meant):
-        return ""
-    before, now = stage_windows(old), stage_windows(new)
-    if any(learned):
-        before = tuple(learned)
-    if before == now:
-        return ""
-    return (
-        f"\npositions: learned in windows of {before}, stretched to {now}; "
-        f"config.model.pretrained_window_sizes={before} leaves distances as they were"
-    )
-
-
-def stage_windows(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the window of each stage of a Swin, which is no larger than its grid."""
-    grid, model = min(patch_grid(config)), config["model"]
-    return tuple(
-        min(model["window_size"], -(-grid // 2**stage))
-        for stage in range(len(model["depths"]))
     )
 
 

@@ -20,10 +20,10 @@ from simmim_jax.monitoring.writer import read_metrics, write_json
 from simmim_jax.runtime import workdir_lock
 from simmim_jax.tasks import classify, inputs, pretrain
 from simmim_jax.tasks.accuracy import Accuracy, gain, last_and_best
-from simmim_jax.tasks.classify import patch_grid
 from simmim_jax.tasks.display import displayed
 from simmim_jax.tasks.predict import Predictor
 from simmim_jax.tasks.pretrain import picture_path
+from simmim_jax.tasks.pretrained import patch_grid, without_memory
 from simmim_jax.training import compilation, loop
 from simmim_jax.training.run import Run
 
@@ -130,10 +130,8 @@ def say(text: str) -> None:
 def check(config: Compare, old: Run, new: Run) -> None:
     """Raise UserError for what would end fine-tuning, before pre-training begins."""
     shapes = [compilation.check(run.learner, run.mesh) for run in (old, new)]
-    # Parameters without memory.
-    zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
     transfer(
-        *zeros,
+        *map(without_memory, shapes),
         source_grid=patch_grid(schema.to_dict(config.pretrain)),
         target_grid=patch_grid(schema.to_dict(config.finetune)),
         first_blocks=config.finetune.init_first_blocks,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from simmim_jax.checkpoints import layout
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Pretrain
 from simmim_jax.data.sources.base import Source, SubsetSource
@@ -17,7 +18,7 @@ from simmim_jax.models import build_simmim, plain
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.monitoring import pictures
 from simmim_jax.runtime import sharding
-from simmim_jax.tasks import inputs, values
+from simmim_jax.tasks import inputs, pretrained, values
 from simmim_jax.tasks.display import displayed, displayed_masks
 from simmim_jax.tasks.optimizer import notices, optimizer
 from simmim_jax.tasks.pretrain_step import pretrain_loss, pretrain_prepare
@@ -85,17 +86,21 @@ def build(
         held_out = inputs.open_split(data, data.eval_split)
     config, said = values.resolve(config, source, workdir, path)
     parts = Parts(config)
+    learns, lengths = parts.learner(len(source)), inputs.lengths(config, len(source))
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    record = {
+    record: dict[str, Any] = {
         "config": schema.to_dict(config),
         "labelled": len(source.class_names) > 1,  # as fine-tuning needs it
     }
+    if config.init_from:
+        record["restored_from"] = str(layout.find(config.init_from))
+        pretrained.check(config, learns)
     return Run(
         title="pretrain",
         workdir=workdir,
-        learner=parts.learner(len(source)),
+        learner=learns,
         mesh=mesh,
-        lengths=inputs.lengths(config, len(source)),
+        lengths=lengths,
         description=inputs.describe(data, source, held_out),
         stream=functools.partial(inputs.train_batches, config, source, workdir),
         evaluate=evaluation(parts, workdir, held_out, mesh),
@@ -105,6 +110,9 @@ def build(
         record=record,
         changes=changes_of(workdir, config, record, len(source)),
         notices=(*said, *notices(config, len(source), path)),
+        restore=functools.partial(pretrained.restore, config)
+        if config.init_from
+        else None,
         picture=functools.partial(picture_path, workdir) if config.pictures else None,
         keep_checkpoints=config.keep_checkpoints,
         wandb=config.wandb,

@@ -89,10 +89,12 @@ def resolve(
     begun = _begun(workdir)
     if begun is not None:
         return _with(config, _taken(config.data, begun)), ()
-    if isinstance(config, Finetune) and config.init_from:
+    if config.init_from:
         learned = _recorded(layout.read_meta(config.init_from)).data
-        _check_bands(config, learned)
-        config = _with(config, _taken(config.data, learned))
+        # Pre-training may continue with other images.
+        if learned.channels == config.data.channels:
+            _check_bands(config, learned, path)
+            config = _with(config, _taken(config.data, learned))
     found = None
     if jax.process_index() == 0:
         found = _surveyed(config.data, source, path)
@@ -146,13 +148,13 @@ def _taken(data: Data, stored: Data) -> dict[str, Any]:
     return taken
 
 
-def _check_bands(config: Finetune, learned: Data) -> None:
+def _check_bands(config: Pretrain | Finetune, learned: Data, path: str) -> None:
     """Raise UserError if a checkpoint has learned from other bands."""
     bands = config.data.bands
     if bands and learned.bands and bands != learned.bands:
         order = " in another order" if set(bands) == set(learned.bands) else ""
         raise UserError(
-            f"config.data.bands={bands}, but config.init_from='{config.init_from}' "
+            f"{path}.data.bands={bands}, but {path}.init_from='{config.init_from}' "
             f"learned from {learned.bands}{order}: leave the field out, and bands are "
             "found by their names."
         )

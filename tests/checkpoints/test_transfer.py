@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.interpolate import RectBivariateSpline
 
 from simmim_jax.checkpoints.transfer import (
+    adapted_channels,
     geometric_coordinates,
     interpolate_offsets,
     interpolate_positions,
@@ -33,8 +34,8 @@ FINETUNED = dataclasses.replace(
 TABLE = "relative_position_bias_table"
 
 
-def random_params(model, *, grid=(4, 4), patch=4, seed=0):
-    images = jnp.zeros((1, patch * grid[0], patch * grid[1], 3))
+def random_params(model, *, grid=(4, 4), patch=4, channels=3, seed=0):
+    images = jnp.zeros((1, patch * grid[0], patch * grid[1], channels))
     mask = jnp.zeros((1, *grid))
     inputs = (images, mask > 0) if isinstance(model, SimMIM) else (images,)
     like = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
@@ -445,6 +446,66 @@ def test_swin_does_not_fit_swin_v2():
         "encoder/layers_0/blocks_0/attn/logit_scale: nothing in the checkpoint, "
         in ("\n".join(lines))
     )
+
+
+# ---- Channels and decoders -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(3, 1), (1, 3), (3, 4), (3, 13), (13, 3), (3, 3)]
+)
+def test_tokens_of_equal_channels_stay_when_channels_are_adapted(before, after):
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(2, 4, before, 5)).astype(np.float32)
+    adapted = adapted_channels(kernel, after)
+    assert adapted.shape == (2, 4, after, 5)
+    assert adapted.dtype == np.float32
+    # One image in `before` and in `after` equal channels.
+    np.testing.assert_allclose(adapted.sum(2), kernel.sum(2), atol=1e-5)
+
+
+def test_channels_are_repeated_or_averaged():
+    kernel = np.arange(1.0, 4.0)[None, None, :, None]  # of red, green and blue
+    for channels, expected in (
+        (1, [6]),
+        (2, [3, 3]),
+        (4, [0.5, 2, 3, 0.5]),
+        (6, [0.5, 1, 1.5, 0.5, 1, 1.5]),
+    ):
+        adapted = adapted_channels(kernel, channels)
+        np.testing.assert_allclose(adapted.ravel(), expected)
+
+
+def test_other_channels_are_adapted_on_request_alone(pretrained):
+    like = random_params(SimMIM(PRETRAINED), channels=5)
+    name = "encoder/patch_embed/kernel"
+    lines = differences(pretrained, like)
+    assert lines == [f"{name}: (4, 4, 3, 16) in the checkpoint, (4, 4, 5, 16) here"]
+    merged, report = transfer(pretrained, like, adapt_channels=True)
+    expected = adapted_channels(flat(pretrained)[name], 5)
+    np.testing.assert_array_equal(flat(merged)[name], expected)
+    assert report.splitlines()[1:] == [
+        "adapted: patch_embed, repeated from 3 to 5 channels",
+        "the decoder starts anew: decoder/bias is (48,) in the checkpoint, (80,) here",
+        "new: decoder/bias, decoder/kernel",
+        "left out: decoder/bias, decoder/kernel",
+    ]
+    larger = SimMIM(dataclasses.replace(PRETRAINED, patch_size=(8, 8)))
+    like = random_params(larger, patch=8, channels=5)
+    lines = differences(pretrained, like, adapt_channels=True)
+    assert f"{name}: (4, 4, 5, 16) in the checkpoint, (8, 8, 5, 16) here" in lines
+
+
+def test_a_decoder_of_the_same_shapes_is_restored(pretrained):
+    merged, report = transfer(pretrained, random_params(SimMIM(PRETRAINED), seed=1))
+    jax.tree.map(np.testing.assert_array_equal, merged, pretrained)
+    assert "restored the decoder: decoder/bias, decoder/kernel" in report
+    deeper = SimMIM(PRETRAINED, decoder_kind="mlp")
+    _, report = transfer(pretrained, random_params(deeper, seed=1))
+    assert (
+        "the decoder starts anew: decoder_hidden/bias is nothing in the checkpoint, "
+        "(16,) here"
+    ) in report
 
 
 # ---- Interpolation of absolute positions ---------------------------------------------

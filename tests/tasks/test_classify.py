@@ -18,7 +18,7 @@ from simmim_jax.models import build_classifier
 from simmim_jax.runtime import sharding
 from simmim_jax.tasks import classify, inputs, pretrain
 from simmim_jax.tasks.api import finetune
-from simmim_jax.tasks.classify import draw_augmented, window_notice
+from simmim_jax.tasks.classify import draw_augmented
 from simmim_jax.training import compilation
 from tests.images import write_photographs
 
@@ -192,51 +192,6 @@ def test_average_is_evaluated_and_saved(pretrained, tmp_path):
     assert np.abs(last - restored).max() > 1e-3
     # The average started at the restored encoder, not at the fresh one.
     np.testing.assert_allclose(average, 0.25 * restored + 0.75 * last, atol=1e-6)
-
-
-SWIN_V2 = {
-    "data": {"image_size": (192, 192)},
-    "model": {
-        "patch_size": (4, 4),
-        "depths": (2, 2, 18, 2),
-        "window_size": 12,
-        "pretrained_window_sizes": (),
-    },
-}
-
-
-def swin_v2(size=192, **model):
-    fields = {"data": {"image_size": (size, size)}, "model": SWIN_V2["model"] | model}
-    return SWIN_V2 | fields
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "says"),
-    [
-        (SWIN_V2, swin_v2(), ""),
-        (SWIN_V2, swin_v2(224, window_size=14), "_sizes=(12, 12, 12, 6)"),
-        (SWIN_V2, swin_v2(384), "(12, 12, 12, 6), stretched to (12, 12, 12, 12)"),
-        (
-            SWIN_V2,
-            swin_v2(224, window_size=14, pretrained_window_sizes=(12, 12, 12, 6)),
-            "",
-        ),
-        (
-            swin_v2(224, window_size=14, pretrained_window_sizes=(12, 12, 12, 6)),
-            swin_v2(224, window_size=14),
-            "_sizes=(12, 12, 12, 6)",
-        ),
-    ],
-)
-def test_changed_windows_of_swin_v2_are_logged(old, new, says):
-    notice = window_notice(old, new)
-    assert says in notice
-    assert bool(notice) == bool(says)
-
-
-def test_vit_has_no_window_notice():
-    config = tiny_config.get_config("finetune").to_dict()
-    assert window_notice(config, config) == ""
 
 
 def test_images_without_classes_raise(tmp_path):

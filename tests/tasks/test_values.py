@@ -227,7 +227,7 @@ def test_bands_in_another_order_than_a_checkpoint_are_refused(tmp_path):
         **OPEN | {"data.channels": 2, "data.bands": ("B8", "B4"), "init_from": "x"},
     )
     with pytest.raises(UserError, match=r"\('B4', 'B8'\) in another order"):
-        values._check_bands(later, learned)
+        values._check_bands(later, learned, "config")
 
 
 def test_values_are_assumed_for_measurements_without_data():
