@@ -542,6 +542,36 @@ class Decoder:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What features are worth while the encoder is pre-trained."""
+
+    every: Duration = field(
+        "0 steps",
+        "Interval of probes, each of which is an evaluation, too; 0: none. A probe "
+        "measures the effective rank of held-out features and, where there are labels, "
+        "how many images their nearest training images classify right. It costs a "
+        "forward pass for each of probe.images of both splits, without labels of one: "
+        "a third of training on them.",
+        unit="duration",
+        harmless=True,
+    )
+    images: int = field(
+        10_000,
+        "Images of each split that a probe takes at most, the same ones every time.",
+        unit="images",
+        low=1,
+        harmless=True,
+    )
+    k: int = field(20, "Nearest neighbours that vote.", low=1, harmless=True)
+    temperature: float = field(
+        0.07,
+        "A vote counts exp(cosine similarity / temperature), as for DINO.",
+        low=0,
+        harmless=True,
+    )
+
+
 # ---- Optimisation --------------------------------------------------------------------
 
 
@@ -738,6 +768,7 @@ class Pretrain(Base):
     target: Target = section(Target, "What is predicted.")
     loss: Loss = section(Loss, "How errors count.")
     decoder: Decoder = section(Decoder, "What predicts the target.")
+    probe: Probe = section(Probe, "What features are worth meanwhile.")
     pictures: int = field(
         8, "Reconstructions drawn at each evaluation.", low=0, harmless=True
     )
@@ -951,6 +982,8 @@ def check(run: Pretrain | Finetune, path: str) -> None:
             f"{path}.probabilities={run.probabilities!r}: fine-tuning learns one class "
             "an image. Expected 'softmax'; only converted models have others."
         )
+    if isinstance(run, Pretrain) and run.probe.temperature == 0:
+        raise UserError(f"{path}.probe.temperature=0: expected more than 0.")
     if data.eval_crop == 0:
         raise UserError(f"{path}.data.eval_crop=0: expected more than 0, up to 1.")
 

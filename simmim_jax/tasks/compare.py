@@ -155,6 +155,11 @@ def arms(config: Finetune, pretrained: Path) -> tuple[Finetune, Finetune]:
 
 def draw_curves(workdir: Path) -> Path:
     """Draw losses of pre-training and both fine-tunings' accuracies in one picture."""
+    return pictures.curves(panels(workdir), workdir / "curves.png")
+
+
+def panels(workdir: Path) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+    """Return {title: {name: (steps, values)}}, with those of probes where there are."""
 
     def curve(run: str, metric: str) -> tuple[list[int], list[float]]:
         lines = read_metrics(workdir / run / "metrics.jsonl")
@@ -162,15 +167,19 @@ def draw_curves(workdir: Path) -> Path:
         return [step for step, _ in points], [value for _, value in points]
 
     runs = {"from scratch": "scratch", "with SimMIM": "simmim"}
-    panels = {
+    probes = {
+        "Nearest neighbours' top-1": {"held out": curve("pretrain", "knn_top1")},
+        "Effective rank": {"held out": curve("pretrain", "effective_rank")},
+    }
+    return {
         "Pre-training loss": {
             "training": curve("pretrain", "loss"),
             "held out": curve("pretrain", "eval_loss"),
         },
         "Fine-tuning loss": {name: curve(run, "loss") for name, run in runs.items()},
         "Held-out top-1": {name: curve(run, "top1") for name, run in runs.items()},
+        **{title: line for title, line in probes.items() if line["held out"][0]},
     }
-    return pictures.curves(panels, workdir / "curves.png")
 
 
 def num_labels(config: Finetune) -> int:

@@ -153,6 +153,7 @@ def lengths(config: Pretrain | Finetune, num_examples: int) -> Lengths:
         log_every=num_steps("log_every"),
         eval_every=num_steps("eval_every"),
         checkpoint_every=num_steps("checkpoint_every"),
+        probe_every=num_steps("probe.every") if isinstance(config, Pretrain) else 0,
     )
 
 

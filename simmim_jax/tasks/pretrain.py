@@ -21,6 +21,7 @@ from simmim_jax.runtime import sharding
 from simmim_jax.tasks import inputs, pretrained, values
 from simmim_jax.tasks.display import displayed, displayed_masks
 from simmim_jax.tasks.optimizer import notices, optimizer
+from simmim_jax.tasks.pretrain_probe import probe
 from simmim_jax.tasks.pretrain_step import pretrain_loss, pretrain_prepare
 from simmim_jax.tasks.resumed import changes_of
 from simmim_jax.training import steps
@@ -95,6 +96,10 @@ def build(
     if config.init_from:
         record["restored_from"] = str(layout.find(config.init_from))
         pretrained.check(config, learns)
+    measured: Evaluate | None = None
+    if lengths.probe_every:
+        measured, what = probe(config, source, held_out, mesh)
+        said += (what,)
     return Run(
         title="pretrain",
         workdir=workdir,
@@ -104,6 +109,7 @@ def build(
         description=inputs.describe(data, source, held_out),
         stream=functools.partial(inputs.train_batches, config, source, workdir),
         evaluate=evaluation(parts, workdir, held_out, mesh),
+        probe=measured,
         constants=functools.partial(constants, parts, len(held_out)),
         best="eval_loss",
         mode="min",

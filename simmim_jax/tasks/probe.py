@@ -82,22 +82,30 @@ def knn_accuracy(
     """Return the accuracy of classifying queries by their nearest labelled vectors.
 
     bank, queries: float [n, d] and [q, d]; labels, expected: their classes; step: of
-    the run. With fewer than k vectors, all vote.
+    the run. With fewer than k vectors, all vote. Vectors of the bank that are not
+    finite have no vote, and such queries are classified wrongly.
+    finite = np.isfinite(bank).all(axis=1)
+    bank, labels = bank[finite], labels[finite]
+    if not len(bank):
+        return Accuracy(step, 0.0, len(expected))
     """
     found = nearest(queries, bank, min(k, len(bank)))
     predicted = votes(found, labels, temperature).argmax(axis=1)
-    return Accuracy(step, float((predicted == expected).mean()), len(expected))
+    hits = (predicted == expected) & np.isfinite(queries).all(axis=1)
+    return Accuracy(step, float(hits.mean()), len(expected))
 
 
 def effective_rank(vectors: np.ndarray) -> float:
     """Return the effective rank of vectors [n, d]: how many directions they fill.
 
     exp of the entropy of the centred vectors' singular values (Roy and Vetterli, 2007):
-    1 where all differ along one line, at most min(n, d). It falls where features
-    collapse.
+    1 where all differ along one line or not at all, at most min(n, d). It falls where
+    features collapse. Vectors that are not finite do not count; without others it is 0.
     """
-    centred = np.asarray(vectors, np.float64)
-    centred = centred - centred.mean(axis=0)
+    finite = np.asarray(vectors, np.float64)[np.isfinite(vectors).all(axis=1)]
+    if not len(finite):
+        return 0.0
+    centred = finite - finite.mean(axis=0)
     spectrum = np.linalg.svd(centred, compute_uv=False)
     if not spectrum.any():
         return 1.0

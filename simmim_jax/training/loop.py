@@ -283,12 +283,20 @@ class _Loop:
 
 def _evaluates(run: Run, step: int) -> bool:
     """Whether a run evaluates after `step`; never before the first one."""
-    return step > 0 and run.lengths.is_due(run.lengths.eval_every, step)
+    is_due = run.lengths.is_due(run.lengths.eval_every, step)
+    return step > 0 and (is_due or _probes(run, step))
+
+
+def _probes(run: Run, step: int) -> bool:
+    """Whether the evaluation after `step` has the metrics of a probe, too."""
+    return bool(run.probe) and run.lengths.is_due(run.lengths.probe_every, step)
 
 
 def _evaluate(run: Run, log: StepLog, state: TrainState, step: int) -> None:
     """Evaluate a saved step; its checkpoint is rated once all else is on disk."""
     held_out = run.evaluate(state.averaged, step)
+    if run.probe and _probes(run, step):
+        held_out |= run.probe(state.averaged, step)
     log.check(step, held_out)
     log.writer.write(step, held_out)
     log.writer.message(f"step {step}: {_text(held_out)}")

@@ -58,6 +58,7 @@ class Lengths:
     log_every: int
     eval_every: int
     checkpoint_every: int
+    probe_every: int = 0
     # Where the run resumes: the step's number, and the whole batches seen until then.
     start: int = 0
     seen: int = 0
@@ -91,6 +92,8 @@ class Run:
     # Opens the stream of training batches.
     stream: Callable[[], TrainIterator]
     evaluate: Evaluate
+    # Further metrics of held-out data, at intervals of their own; None: none.
+    probe: Evaluate | None = None
     # Metric of `evaluate` that the best checkpoint is chosen by: "min" or "max" of it.
     best: str
     mode: str

@@ -1,5 +1,6 @@
 """Comparisons: the two fine-tunings, and checks before pre-training."""
 
+from json import dumps
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from simmim_jax.config import schema
 from simmim_jax.tasks import classify, pretrain
 from simmim_jax.tasks.accuracy import Accuracy
 from simmim_jax.tasks.api import compare
-from simmim_jax.tasks.compare import arms, check, table
+from simmim_jax.tasks.compare import PARTS, arms, check, panels, table
 
 
 def test_arms_differ_in_the_encoder_and_its_protection():
@@ -71,6 +72,21 @@ def test_matching_runs_pass_the_check_and_leave_no_files(fields, tmp_path):
     old = pretrain.build(config.pretrain, tmp_path)
     check(config, old, classify.build(fresh, tmp_path))
     assert not any(tmp_path.iterdir())
+
+
+def test_curves_have_the_probes_of_pre_training_where_there_are(tmp_path):
+    for part in PARTS:
+        lines = [{"step": 1, "loss": 1.0}, {"step": 2, "eval_loss": 0.5, "top1": 0.1}]
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "metrics.jsonl").write_text("\n".join(map(dumps, lines)))
+    titles = ["Pre-training loss", "Fine-tuning loss", "Held-out top-1"]
+    assert list(panels(tmp_path)) == titles
+    with (tmp_path / "pretrain" / "metrics.jsonl").open("a") as file:
+        file.write("\n" + dumps({"step": 4, "knn_top1": 0.7, "effective_rank": 5.5}))
+    found = panels(tmp_path)
+    assert list(found) == [*titles, "Nearest neighbours' top-1", "Effective rank"]
+    assert found["Nearest neighbours' top-1"] == {"held out": ([4], [0.7])}
+    assert found["Effective rank"] == {"held out": ([4], [5.5])}
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,31 @@ def test_effective_rank():
     assert effective_rank(two) == pytest.approx(np.exp(entropy))
 
 
+def test_the_weighted_vote_decides():
+    # As above, through the whole classification; uniform votes would say 1.
+    bank, labels = np.array([[1, 0], [0.8, 0.6], [0, 1]]), np.array([0, 1, 1])
+    query, expected = np.array([[0.96, 0.28]]), np.array([0])
+    assert probe.knn_accuracy(bank, labels, query, expected, k=3).top1 == 1
+    uniform = {"k": 3, "temperature": 1e9}
+    assert probe.knn_accuracy(bank, labels, query, expected, **uniform).top1 == 0
+
+
+def test_vectors_that_are_not_finite_have_no_vote_and_are_wrong():
+    bank, labels = clusters(100)
+    queries, expected = clusters(40)
+    whole = probe.knn_accuracy(bank, labels, queries, expected)
+    broken = np.concatenate([bank, np.full_like(bank, np.nan)])
+    twice = np.concatenate([labels, labels])
+    assert probe.knn_accuracy(broken, twice, queries, expected) == whole
+    queries[::2] = np.inf
+    half = probe.knn_accuracy(bank, labels, queries, expected)
+    assert half.top1 <= 0.5
+    assert probe.knn_accuracy(bank * np.nan, labels, queries, expected).top1 == 0
+    assert effective_rank(np.concatenate([bank, bank * np.inf])) == effective_rank(bank)
+    assert effective_rank(bank * np.nan) == effective_rank(bank[:0]) == 0
+    assert effective_rank(np.zeros_like(bank)) == 1
+
+
 def test_no_queries():
     bank, _ = clusters(5)
     found = nearest(bank[:0], bank, 2)

@@ -247,6 +247,8 @@ def test_nothing_is_compiled_after_step_1_and_the_first_evaluation(
 ):
     config = tiny_config.get_config(mode)
     config.checkpoint_every, config.eval_every = "2 steps", "4 steps"
+    if mode == "pretrain":
+        config.probe.every, config.probe.images = "4 steps", 32
     logged = StepLog.add
 
     def interrupted(self, step, *args):
