@@ -3,7 +3,6 @@
 import functools
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,11 +83,11 @@ def knn_accuracy(
     bank, queries: float [n, d] and [q, d]; labels, expected: their classes; step: of
     the run. With fewer than k vectors, all vote. Vectors of the bank that are not
     finite have no vote, and such queries are classified wrongly.
+    """
     finite = np.isfinite(bank).all(axis=1)
     bank, labels = bank[finite], labels[finite]
     if not len(bank):
         return Accuracy(step, 0.0, len(expected))
-    """
     found = nearest(queries, bank, min(k, len(bank)))
     predicted = votes(found, labels, temperature).argmax(axis=1)
     hits = (predicted == expected) & np.isfinite(queries).all(axis=1)
@@ -127,29 +126,27 @@ def linear_accuracy(
     """Return the accuracy of a linear classifier of frozen vectors.
 
     The protocol is MAE's (He et al., 2022, table 10): batch norm without affine
-    parameters, LARS with batches of 16,384 and the learning rate 0.1 x 16,384 / 256,
-    momentum 0.9, no weight decay, a warm-up of a ninth of the steps, then a cosine.
+    parameters, a linear layer drawn with a deviation of 0.01, LARS with batches of
+    16,384 and the learning rate 0.1 x 16,384 / 256, momentum 0.9, no weight decay, a
+    warm-up of a ninth of the steps, then a cosine.
     Fewer vectors make one batch, as if repeated, and at least 1,000 steps. MAE also
     crops at random, which vectors of whole images cannot.
     """
     batch = min(len(vectors), _BATCH)
     steps = max(epochs * (len(vectors) // batch), _MIN_STEPS)
-    probe = _Probe(int(max(labels.max(), expected.max())) + 1)
-    variables = probe.init(jax.random.key(seed), jnp.asarray(vectors[:2]), True)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, 0.1 * _BATCH / 256, steps // 9, steps
-    )
-    optimizer = optax.lars(schedule, weight_decay=0.0, trust_ratio_mask=_is_kernel)
-    state = (variables["params"], variables["batch_stats"], None)
-    state = (*state[:2], optimizer.init(state[0]))
-    update = jax.jit(functools.partial(_update, probe, optimizer))
+    classes = int(max(labels.max(), expected.max())) + 1
+    dim = vectors.shape[1]
+    kernel = 0.01 * jax.random.normal(jax.random.key(seed), (dim, classes))
+    params = {"kernel": kernel, "bias": jnp.zeros(classes)}
+    optimizer = _lars(steps)
+    state = (params, (jnp.zeros(dim), jnp.ones(dim)), optimizer.init(params))
+    update = jax.jit(functools.partial(_update, optimizer))
     rng = np.random.default_rng(seed)
     for _ in range(steps):
         chosen = rng.choice(len(vectors), batch, replace=False)
         state = update(state, vectors[chosen], labels[chosen])
-    logits = jax.jit(probe.apply, static_argnums=2)(
-        {"params": state[0], "batch_stats": state[1]}, queries, False
-    )
+    params, statistics, _ = state
+    logits = jax.jit(_logits)(params, statistics, queries)
     hits = np.asarray(logits).argmax(axis=1) == expected
     return Accuracy(step, float(hits.mean()), len(expected))
 
@@ -170,42 +167,48 @@ def _normalized(vectors: jax.Array) -> jax.Array:
     return vectors / jnp.maximum(norms, 1e-12)
 
 
-class _Probe(nn.Module):
-    """Batch norm and a linear layer (main_linprobe.py of MAE)."""
+def _lars(steps: int) -> optax.GradientTransformation:
+    """Return MAE's LARS, whose momentum does not contain the learning rate.
 
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, vectors: jax.Array, train: bool) -> jax.Array:
-        # flax's momentum is 1 - torch's.
-        x = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-6,
-            use_bias=False,
-            use_scale=False,
-        )(vectors)
-        init = nn.initializers.normal(0.01)
-        return nn.Dense(self.num_classes, kernel_init=init)(x)
-
-
-def _update(probe, optimizer, state, vectors, labels):
-    params, stats, optimizer_state = state
-
-    def loss(params):
-        logits, changed = probe.apply(
-            {"params": params, "batch_stats": stats},
-            vectors,
-            True,
-            mutable=["batch_stats"],
-        )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), changed["batch_stats"]
-
-    gradients, stats = jax.grad(loss, has_aux=True)(params)
-    updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-    return optax.apply_updates(params, updates), stats, optimizer_state
+    optax.lars accumulates updates that the learning rate has scaled.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, 0.1 * _BATCH / 256, steps // 9, steps
+    )
+    return optax.chain(
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=0.001), _is_kernel),
+        optax.trace(decay=0.9),
+        optax.scale_by_learning_rate(schedule),
+    )
 
 
 def _is_kernel(params):
     return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def _logits(params, statistics, vectors):
+    """Return a linear layer of batch-normalised vectors [n, d]: float32 [n, classes].
+
+    statistics: mean and variance to normalise by.
+    """
+    mean, variance = statistics
+    normalized = (vectors - mean) / jnp.sqrt(variance + 1e-6)
+    return normalized @ params["kernel"] + params["bias"]
+
+
+def _update(optimizer, state, vectors, labels):
+    """Take a step; state: parameters, running mean and variance, optimiser's state."""
+    params, running, optimizer_state = state
+    now = vectors.mean(axis=0), vectors.var(axis=0)
+
+    def loss(params):
+        logits = _logits(params, now, vectors)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    updates, optimizer_state = optimizer.update(
+        jax.grad(loss)(params), optimizer_state, params
+    )
+    # As in PyTorch, the running variance is that of a sample.
+    unbiased = now[0], now[1] * len(vectors) / max(len(vectors) - 1, 1)
+    running = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, running, unbiased)
+    return optax.apply_updates(params, updates), running, optimizer_state

@@ -1,6 +1,9 @@
 """Nearest neighbours and linear classifiers of vectors."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -65,6 +68,48 @@ def test_a_linear_classifier_is_as_good_as_scikit_learns():
     chance = 1 / 5
     assert ours.top1 > 2 * chance
     assert ours.top1 == pytest.approx(theirs.score(queries, expected), abs=0.02)
+
+
+def test_running_statistics_are_those_of_torch():
+    # torch 2.13.0, BatchNorm1d(1, affine=False, eps=1e-6) after one batch [0, 2]: mean
+    # 0.1, variance 1.1 (unbiased); flax's BatchNorm has 1.0.
+    params = {"kernel": jnp.ones((1, 2)), "bias": jnp.zeros(2)}
+    optimizer = probe._lars(10)
+    state = (params, (jnp.zeros(1), jnp.ones(1)), optimizer.init(params))
+    batch = jnp.array([[0.0], [2.0]]), jnp.array([0, 1])
+    _, (mean, variance), _ = probe._update(optimizer, state, *batch)
+    np.testing.assert_allclose([*mean, *variance], [0.1, 1.1], rtol=1e-6)
+    # Evaluation normalises by them.
+    logits = probe._logits(params, (mean, variance), batch[0])
+    expected = (np.array([0, 2]) - 0.1) / np.sqrt(1.1 + 1e-6)
+    np.testing.assert_allclose(logits, np.stack([expected] * 2, 1), rtol=1e-6)
+
+
+def test_updates_are_those_of_maes_lars():
+    # util/lars.py and util/lr_sched.py of MAE, in NumPy.
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(4, 3)), "bias": rng.normal(size=3)}
+    momentum = {name: np.zeros_like(p) for name, p in params.items()}
+    steps, warmup, peak = 36, 4, 0.1 * 16_384 / 256
+    ours = jax.tree.map(jnp.asarray, params)
+    optimizer = probe._lars(steps)
+    state = optimizer.init(ours)
+    for step in range(8):
+        gradients = {name: rng.normal(size=p.shape) for name, p in params.items()}
+        rate = peak * step / warmup
+        if step >= warmup:
+            share = (step - warmup) / (steps - warmup)
+            rate = peak * 0.5 * (1 + np.cos(np.pi * share))
+        for name, gradient in gradients.items():
+            if gradient.ndim > 1:
+                norms = np.linalg.norm(params[name]), np.linalg.norm(gradient)
+                gradient = gradient * 0.001 * norms[0] / norms[1]
+            momentum[name] = 0.9 * momentum[name] + gradient
+            params[name] = params[name] - rate * momentum[name]
+        updates, state = optimizer.update(gradients, state, ours)
+        ours = optax.apply_updates(ours, updates)
+    for name, expected in params.items():
+        np.testing.assert_allclose(ours[name], expected, rtol=1e-5, err_msg=name)
 
 
 def test_effective_rank():
