@@ -150,6 +150,15 @@ def test_vectors_that_are_not_finite_have_no_vote_and_are_wrong():
     assert effective_rank(np.zeros_like(bank)) == 1
 
 
+@pytest.mark.parametrize("shape", [(300, 64), (20, 64)])
+def test_effective_rank_is_that_of_the_singular_values(shape):
+    vectors = RNG.normal(size=shape) * np.exp(-np.arange(64) / 5) + 3
+    spectrum = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False)
+    share = spectrum[spectrum > 1e-9] / spectrum.sum()
+    expected = np.exp(-(share * np.log(share)).sum())
+    assert effective_rank(vectors) == pytest.approx(expected, rel=1e-4)
+
+
 def test_no_queries():
     bank, _ = clusters(5)
     found = nearest(bank[:0], bank, 2)
