@@ -48,16 +48,18 @@ def test_what_is_deleted_meanwhile_does_not_count(tmp_path):
 
     def come_and_go():
         while not ended.is_set():
-            for item in ("optimizer", "params"):
+            for item in map(str, range(20)):
                 (unfinished / item).mkdir(parents=True)
                 (unfinished / item / "file").write_bytes(bytes(100))
             shutil.rmtree(unfinished)
 
     with ThreadPoolExecutor(1) as pool:
         writer = pool.submit(come_and_go)
-        for _ in range(300):
-            disk.check(tmp_path, 1, keep=1)
-        ended.set()
+        try:
+            for _ in range(300):
+                disk.check(tmp_path, 1, keep=1)
+        finally:
+            ended.set()
         writer.result()
 
 
