@@ -4,6 +4,7 @@ Pillow and OpenCV get many of the others wrong, without an error.
 """
 
 import contextlib
+import functools
 import io
 import itertools
 import logging
@@ -392,6 +393,7 @@ def _channels_last(page: np.ndarray, axes: str) -> np.ndarray:
 # ---- Checks --------------------------------------------------------------------------
 
 
+@functools.cache
 def import_tifffile() -> ModuleType:
     """Return tifffile, with imagecodecs at hand."""
     try:

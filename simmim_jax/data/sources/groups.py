@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from simmim_jax.data.sources.base import check_labels
-from simmim_jax.data.sources.paths import find_split
+from simmim_jax.data.sources.base import check_labels, numbered_classes
+from simmim_jax.data.sources.paths import SPLIT_FOLDERS, find_split
 from simmim_jax.data.sources.planes import Selection
 from simmim_jax.errors import UserError, did_you_mean
 
@@ -94,6 +94,25 @@ def labels_of(
             check_chunks(array, array.shape, where)
             return check_labels(np.asarray(array[...]).reshape(-1), count, where)
     return None
+
+
+def classes_of(
+    arrays: Mapping[str, Any], prefix: str, name: str, place: str
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Return the labels of a split's images, and numbers for the classes of all splits.
+
+    arrays: of the whole file; prefix: of the split, as `choose_split` returns it.
+    """
+    groups = [f"{split}/" for split in SPLIT_FOLDERS] if prefix else [""]
+    labels = {
+        group: labels_of(arrays, group + name, len(arrays[group + name]), place)
+        for group in groups
+        if group + name in arrays
+    }
+    known = [each for each in labels.values() if each is not None]
+    names = numbered_classes(np.concatenate(known)) if known else ()
+    mine = labels[prefix]
+    return mine, names if mine is not None else ()
 
 
 def check_chunks(array: Any, shape: Sequence[int], where: str) -> None:

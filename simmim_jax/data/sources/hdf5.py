@@ -6,10 +6,10 @@ from types import ModuleType
 from typing import Any
 
 from simmim_jax.data.codecs.base import array_dtype
-from simmim_jax.data.sources.base import Source, numbered_classes
+from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.folders import Files
 from simmim_jax.data.sources.format import Format
-from simmim_jax.data.sources.groups import choose_images, choose_split, labels_of
+from simmim_jax.data.sources.groups import choose_images, choose_split, classes_of
 from simmim_jax.data.sources.planes import (
     ArrayPlanes,
     PlaneSource,
@@ -51,7 +51,7 @@ def open_hdf5(place: str, split: str) -> PlaneSource:
         name = choose_images(mine, selection, place, _AXES)
         array_dtype(mine[name].dtype, f"{name!r} of {selection.path!r}")
         axes = _AXES[mine[name].ndim]
-        labels = labels_of(mine, name, len(mine[name]), place)
+        labels, class_names = classes_of(arrays, prefix, name, place)
     return open_planes(
         place,
         split,
@@ -59,7 +59,7 @@ def open_hdf5(place: str, split: str) -> PlaneSource:
         window=selection.window,
         is_split=bool(prefix),
         labels=labels,
-        class_names=() if labels is None else numbered_classes(labels),
+        class_names=class_names,
     )
 
 

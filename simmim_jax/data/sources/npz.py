@@ -17,10 +17,10 @@ import numpy as np
 from simmim_jax.data.codecs.base import BadImage, array_dtype, as_image
 from simmim_jax.data.codecs.npy import Header, read_header
 from simmim_jax.data.sources import cache
-from simmim_jax.data.sources.base import Source, numbered_classes
+from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.folders import Files
 from simmim_jax.data.sources.format import Format
-from simmim_jax.data.sources.groups import choose_images, choose_split, labels_of
+from simmim_jax.data.sources.groups import choose_images, choose_split, classes_of
 from simmim_jax.data.sources.planes import (
     ArrayPlanes,
     PlaneSource,
@@ -78,6 +78,9 @@ class Member:
     def ndim(self) -> int:
         """Number of axes."""
         return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
         return self.read(_MAX_UNPACKED)[index]
@@ -191,17 +194,17 @@ def open_npz(place: str, split: str) -> PlaneSource:
 
     raises: UserError for a damaged file, or one without or with several sets of images.
     """
-    prefix, name, mine = _find(place, split)
+    arrays, prefix, name = _find(place, split)
     selection = parse_selection(place)
-    labels = labels_of(mine, name, mine[name].shape[0], place)
+    labels, class_names = classes_of(arrays, prefix, name, place)
     return open_planes(
         place,
         split,
-        functools.partial(_planes, mine[name]),
+        functools.partial(_planes, arrays[prefix + name]),
         window=selection.window,
         is_split=bool(prefix),
         labels=labels,
-        class_names=() if labels is None else numbered_classes(labels),
+        class_names=class_names,
     )
 
 
@@ -210,8 +213,8 @@ def check_npz(place: str, split: str) -> None:
     _find(place, split)
 
 
-def _find(place: str, split: str) -> tuple[str, str, dict[str, Member]]:
-    """Return the prefix of a split, the name of its images, and its arrays."""
+def _find(place: str, split: str) -> tuple[dict[str, Member], str, str]:
+    """Return all arrays, the prefix of a split, and the name of its images."""
     selection = parse_selection(place)
     arrays = members(selection.path)
     if not selection.names:
@@ -219,7 +222,7 @@ def _find(place: str, split: str) -> tuple[str, str, dict[str, Member]]:
     prefix, mine = choose_split(arrays, split, place)
     name = _choose(mine, selection, place, _AXES)
     array_dtype(mine[name].dtype, f"{name!r} of {selection.path!r}")
-    return prefix, name, mine
+    return arrays, prefix, name
 
 
 def _planes(member: Member) -> ArrayPlanes:

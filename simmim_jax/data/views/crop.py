@@ -3,7 +3,7 @@
 Exact means: box by box and pixel by pixel what torchvision computes with Pillow. Fast
 means the same boxes, and pixels that differ by about 1 of 255 on average (bounds:
 tests/data/views/test_crop.py): a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where
-the crop allows it, and OpenCV resizes the rest.
+the crop allows it, and OpenCV resizes the rest, also values of 16 bits and float32.
 """
 
 import functools
@@ -30,6 +30,11 @@ _RESAMPLING = {each.name.lower(): each for each in Image.Resampling}
 # Numbers of channels that Pillow has a mode for.
 _PILLOW_CHANNELS = (1, 3)
 _PILLOW_DTYPES = tuple(np.dtype(name) for name in ("uint8", "int32", "float32"))
+# What float32 holds exactly, and how many channels OpenCV resizes at once.
+_FAST_DTYPES = tuple(
+    map(np.dtype, ("uint8", "int8", "uint16", "int16", "float32")),
+)
+_FAST_CHANNELS = 128
 # Maximum number of boxes drawn, as in torchvision's RandomResizedCrop.
 _CROP_TRIES = 10
 # The three taps of `_smoothing` cannot shrink more; a reduced JPEG and boxes of 3:4 to
@@ -243,11 +248,15 @@ def _resize(
         ]
         return np.stack(parts, axis=2)
     shrink = max(box[2] / size[0], box[3] / size[1])
-    is_uint8 = image.dtype == np.uint8
-    if fast and is_uint8 and interpolation == "bilinear" and shrink <= _MAX_SHRINK:
-        return _resize_fast(image, box, size, is_whole)
     channels = image.shape[2]
-    if channels not in _PILLOW_CHANNELS or not is_uint8:
+    is_fast = fast and interpolation == "bilinear" and shrink <= _MAX_SHRINK
+    if is_fast and image.dtype in _FAST_DTYPES:
+        parts = [
+            _resize_fast(image[:, :, c : c + _FAST_CHANNELS], box, size, is_whole)
+            for c in range(0, channels, _FAST_CHANNELS)
+        ]
+        return np.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
+    if channels not in _PILLOW_CHANNELS or image.dtype != np.uint8:
         parts = [
             _resize_channel(image[:, :, c], box, size, interpolation)
             for c in range(channels)
@@ -339,7 +348,13 @@ def _resize_by_pillow(
 def _resize_fast(
     image: np.ndarray, box: Box, size: tuple[int, int], is_whole: bool
 ) -> np.ndarray:
-    """Approximate antialiased bilinear: smooth a little, then interpolate linearly."""
+    """Approximate antialiased bilinear: smooth a little, then interpolate linearly.
+
+    In float32 where it is not uint8, for which OpenCV is as fast.
+    """
+    dtype = image.dtype
+    if dtype != np.uint8:
+        image = image.astype(np.float32)
     top, left, height, width = box
     y, x = height / size[0], width / size[1]
     smooth_y, smooth_x = _smoothing(round(16 * y)), _smoothing(round(16 * x))
@@ -358,7 +373,9 @@ def _resize_fast(
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REPLICATE,
         )
-    return resized.reshape(*size, -1)
+    if dtype.kind in "iu" and dtype != np.uint8:
+        resized = np.rint(resized, out=resized)
+    return resized.reshape(*size, -1).astype(dtype, copy=False)
 
 
 @functools.cache

@@ -104,7 +104,9 @@ def test_groups_may_be_splits(tmp_path):
     train = open_source(place, "train")
     assert len(train) == 30
     np.testing.assert_array_equal(train[29]["image"], IMAGES[29])
-    assert open_source(place, "test")[2]["label"] == 2
+    test = open_source(place, "test")
+    assert test[2]["label"] == 2
+    assert test.class_names == train.class_names  # of which it lacks most
     assert "found train, test" in fails(place, "validation")
 
 

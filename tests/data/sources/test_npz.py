@@ -100,6 +100,7 @@ def test_names_of_splits(names, tmp_path):
     train, test = (open_source(place, split) for split in ("train", "test"))
     assert (len(train), len(test)) == (30, 10)
     assert test[2]["label"] == 2
+    assert train.class_names == test.class_names  # the test set lacks most of them
     np.testing.assert_array_equal(test[2]["image"], IMAGES[32])
     assert "found train, test" in fails(place, "validation")
 

@@ -185,6 +185,23 @@ def test_fast_arrays_are_close_to_exact_ones_whatever_the_shrink(shrink):
         np.testing.assert_array_equal(fast, exact)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int16", "float32"])
+@pytest.mark.parametrize("shrink", [0.7, 1.1, 1.6, 2.3])
+def test_fast_crops_of_values_are_close_to_exact_ones(dtype, shrink):
+    side = round(84 * shrink)
+    photo = np.asarray(Image.open(PHOTOS[0]).crop((0, 0, side, side)))
+    values = np.tile(photo.astype(np.float32) - 128, (1, 1, 43))[..., :129]
+    if dtype == "uint16":
+        values = 257 * (values + 128)
+    image = values.astype(dtype)
+    whole = {"scale": (1, 1), "ratio": (1, 1)}
+    exact, fast = (crop(image, (84, 84), **whole, fast=fast) for fast in (0, 1))
+    assert fast.dtype == dtype
+    assert fast.shape == (84, 84, 129)  # OpenCV takes 128 at once
+    error = np.abs(fast - exact.astype(np.float64)).mean()
+    assert error < 0.025 * image.std()
+
+
 def test_bicubic_crops_are_exact_but_for_a_reduced_jpeg():
     options = {**SIMMIM, "interpolation": "bicubic"}
     small, large = photograph(0, (400, 300)), photograph(0, (2000, 1500))
