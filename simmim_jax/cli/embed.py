@@ -35,10 +35,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     from simmim_jax.data.sources.registry import open_splits
     from simmim_jax.tasks.embed import embed
     from simmim_jax.tasks.encoder import Encoder
+    from simmim_jax.tasks.views import formats
 
     try:
-        sources = open_splits(args.dataset, args.split or (), data_dir=args.data_dir)
         encoder = Encoder.load(args.run, pool=args.pool, block=args.block)
+        sources = open_splits(
+            args.dataset,
+            args.split or (),
+            data_dir=args.data_dir,
+            formats=formats(encoder.config.data),
+        )
         print(f"{args.run}: {encoder.describe()}")
         plan = {
             "run": args.run,

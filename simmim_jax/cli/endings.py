@@ -30,7 +30,8 @@ def ending(
     for path, count in count_lists(workdir).items():
         lines.append(f"{'bad images':<17}  {count:,}, listed in {path}")
     if isinstance(config, Finetune):
-        predict = ["simmim", "predict", f"--checkpoint={workdir}", "IMAGES"]
+        what = "LINES" if config.data.view == "text" else "IMAGES"
+        predict = ["simmim", "predict", f"--checkpoint={workdir}", what]
         return [*lines, f"{'next: classify':<17}  {shlex.join(predict)}"]
     labelled = layout.read_record(workdir)["labelled"]
     finetune = [
@@ -65,5 +66,7 @@ def _unlike_photographs(config: Pretrain) -> list[str]:
     data = config.data
     if data.channels == 3:
         return []
-    names = ("channels", "image_size")
+    names = ["channels", "image_size"]
+    if data.view != "image":
+        names += ["view", "flip"]
     return [f"--config.data.{name}={getattr(data, name)}" for name in names]

@@ -1,10 +1,12 @@
-"""Classify image files with a fine-tuned run.
+"""Classify image files, or lines of text, with a fine-tuned run.
 
     simmim predict --checkpoint=runs/mine_classes photo.jpg
     simmim predict --checkpoint=runs/mine_classes holiday/ --table=holiday.csv
+    simmim predict --checkpoint=runs/languages/simmim "Wer ein Recht hat, hat es."
 
 Prints the most probable classes of each file, and draws the first 64 images beside
-them. A folder stands for the images in it and in its sub-folders. Files that are not
+them. A folder stands for the images in it and in its sub-folders. Runs on text take
+lines, and .txt files of them. Files that are not
 images are reported on standard error and left out; the exit status is then 1.
 """
 
@@ -46,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="FILE.csv",
         help="file to write with the probability of every class",
     )
-    parser.add_argument("images", nargs="+", help="image files and folders")
+    parser.add_argument(
+        "images", nargs="+", help="image files and folders, or lines of text"
+    )
     args = parser.parse_args(argv)
     platforms.leave_out_absent_tpu()
     from simmim_jax.tasks.predict import Predictor
@@ -65,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _predict(predictor: "Predictor", args: Any) -> None:
     """Print, write and draw batch by batch: memory does not grow with the images."""
-    files = _Files(args.images)
+    is_text = predictor.config.data.view == "text"
+    files = _Files(args.images, is_text)
     width = max((len(_text(path)) for path in files.paths), default=0)
     drawn: list[tuple[str, np.ndarray, np.ndarray]] = []
     count = 0
@@ -100,26 +105,37 @@ def _predict(predictor: "Predictor", args: Any) -> None:
 
 
 class _Files:
-    """The files in the paths of a command line, and the number of those left out."""
+    """The files in the paths of a command line, and the number of those left out.
 
-    def __init__(self, named: Sequence[str]):
+    is_text: whether paths are lines of text, or files of them.
+    """
+
+    def __init__(self, named: Sequence[str], is_text: bool):
         self.left_out = 0
+        self._is_text = is_text
         # Files that are named twice are classified once.
         self.paths = list(dict.fromkeys(self._paths(named)))
 
     def _paths(self, named: Sequence[str]) -> Iterator[str]:
-        from simmim_jax.data.sources import folders, npy
+        from simmim_jax.data.sources import text
 
         for path in named:
-            if not os.path.isdir(path):
+            if self._is_text and path.endswith(".txt"):
+                yield from filter(None, map(str.strip, text.read_lines(path)))
+            elif self._is_text or not os.path.isdir(path):
                 yield path
-                continue
-            kinds = (folders.IMAGE_FILES, npy.ARRAY_FILES)
-            found = (folders.list_files(path, kind) for kind in kinds)
-            inside = next(filter(None, found), [])
-            if not inside:
-                self.leave(path, UserError("a folder without images"))
-            yield from (os.path.join(path, os.fsdecode(name)) for name in inside)
+            else:
+                yield from self._inside(path)
+
+    def _inside(self, folder: str) -> Iterator[str]:
+        from simmim_jax.data.sources import folders, npy
+
+        kinds = (folders.IMAGE_FILES, npy.ARRAY_FILES)
+        found = (folders.list_files(folder, kind) for kind in kinds)
+        inside = next(filter(None, found), [])
+        if not inside:
+            self.leave(folder, UserError("a folder without images"))
+        yield from (os.path.join(folder, os.fsdecode(name)) for name in inside)
 
     def leave(self, path: str, error: Exception) -> None:
         """Report a file that cannot be classified."""
@@ -141,7 +157,9 @@ def _draw(
         displayed(predictor.config.data, np.stack(images)),
         *predictor.top(np.stack(probabilities)),
         output,
-        titles=[_text(Path(path).name) for path in paths],
+        titles=None
+        if predictor.config.data.view == "text"  # their pictures say the same
+        else [_text(Path(path).name) for path in paths],
     )
 
 

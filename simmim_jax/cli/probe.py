@@ -37,13 +37,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     from simmim_jax.tasks import probe
     from simmim_jax.tasks.embed import vectors_of
     from simmim_jax.tasks.encoder import Encoder
+    from simmim_jax.tasks.views import formats
 
     try:
         encoder = Encoder.load(args.run, pool=args.pool, block=args.block)
         print(f"{args.run}: {encoder.describe()}")
         found: list[np.ndarray] = []
         for split in (args.train_split, args.eval_split):
-            source = open_source(args.dataset, split, data_dir=args.data_dir)
+            source = open_source(
+                args.dataset,
+                split,
+                data_dir=args.data_dir,
+                formats=formats(encoder.config.data),
+            )
             if source.labels is None:
                 raise UserError(
                     f"{args.dataset!r} has no labels in its split {split!r}: expected "

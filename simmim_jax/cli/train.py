@@ -27,7 +27,7 @@ from simmim_jax.data.sources.registry import check_source
 from simmim_jax.errors import Interrupted, NonFiniteError, StorageError, UserError
 from simmim_jax.monitoring.writer import import_wandb
 from simmim_jax.runtime import platforms
-from simmim_jax.tasks import architecture
+from simmim_jax.tasks import architecture, views
 
 LOST = "stopped: a collective operation failed"
 # Exit status of a run that was asked to stop and can be resumed (EX_TEMPFAIL).
@@ -225,7 +225,12 @@ def check(
         if run.wandb:
             import_wandb()
         for split in (run.data.train_split, run.data.eval_split):
-            check_source(run.data.dataset, split, data_dir=run.data.data_dir)
+            check_source(
+                run.data.dataset,
+                split,
+                data_dir=run.data.data_dir,
+                formats=views.formats(run.data),
+            )
     config, said = architecture.adopt(config, explicit, workdir=workdir)
     if isinstance(config, Finetune) and not config.init_from and not of_bench:
         said = [

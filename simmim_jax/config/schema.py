@@ -71,8 +71,20 @@ class Data:
     )
     view: str = field(
         "image",
-        'How an example becomes an array of a batch: "image", or "speech" for log-mel '
-        "spectrograms of sounds.",
+        'How an example becomes an array of a batch: "image", "speech" for log-mel '
+        'spectrograms of sounds, or "text" for lines that are drawn as images.',
+    )
+    text_layout: str = field(
+        "monospaced",
+        'How view="text" draws lines: two characters in a square patch, '
+        '"monospaced"; "proportional"; or "raqm", that with joined letters and from '
+        "right to left, if Pillow has Raqm.",
+        choices=("monospaced", "proportional", "raqm"),
+    )
+    font: str = field(
+        "",
+        'Font file of view="text"; "": DejaVu Sans with Latin, Greek and Cyrillic '
+        "letters, as it comes with the package.",
     )
     train_split: str = field(
         "train", 'Split to train on; for TFDS also a slice, "train[:10%]".'
@@ -483,8 +495,8 @@ class Mask:
     kind: str = field(
         "random",
         'Units at "random" places, in rectangular "block"s (BEiT), in one "square" at '
-        'a random place, or in one in the "center".',
-        choices=("random", "block", "square", "center"),
+        'a random place, in one in the "center", or in "span"s of whole columns.',
+        choices=("random", "block", "square", "center", "span"),
     )
     unit_size: tuple[int, int] = field(
         (32, 32), "Size of what is hidden together.", unit=PIXELS, low=1
@@ -494,6 +506,12 @@ class Mask:
         "Share of units that are hidden, rounded up to whole units.",
         low=0,
         high=1,
+    )
+    span: tuple[int, int] = field(
+        (1, 6),
+        'Length of "span"s, drawn between shortest and longest.',
+        unit="units of unit_size",
+        low=1,
     )
 
 
@@ -954,6 +972,13 @@ def check(run: Pretrain | Finetune, path: str) -> None:
         raise UserError(
             f"{path}.data.value_range={data.value_range!r} makes 8-bit pixels, but "
             f"data.dtype={data.dtype!r}: expected 'uint8', or value_range=()."
+        )
+    if data.view == "text" and data.flip:
+        raise UserError(f"{path}.data.flip=True mirrors text: set it to False.")
+    mask = getattr(run, "mask", Mask())
+    if mask.span[0] > mask.span[1]:
+        raise UserError(
+            f"{path}.mask.span={mask.span!r}: expected shortest and longest length."
         )
     if len(data.crop_scale) not in (0, 2):
         raise UserError(

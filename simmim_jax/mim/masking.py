@@ -1,6 +1,7 @@
 """Masks of units of patches, drawn on the device (paper section 3.1).
 
-Every kind of mask hides exactly the same number of units in each image.
+Every kind of mask hides exactly the same number of units in each image; spans hide
+the same share of those that have data.
 """
 
 import math
@@ -112,7 +113,53 @@ def center_mask(
     return _square(jnp.full((2, batch, 1, 1), 0.5), grid, unit, ratio)
 
 
-# (key, batch, grid, unit, ratio) -> mask. Keys of MASKS are config.mask.kind.
+def span_mask(
+    key: jax.Array,
+    measured: jax.Array,
+    unit: tuple[int, int],
+    ratio: float,
+    lengths: tuple[int, int],
+) -> jax.Array:
+    """Mask spans of whole columns, as of text or of time; see `random_mask`.
+
+    Lengths are uniform in `lengths`, shortest and longest [units]; the last span of a
+    sample may be cut. Spans do not touch as long as there are visible columns between
+    them. Only columns with data are hidden: `ratio` is the share of them, rounded up to
+    whole units, less than all.
+
+    measured: bool[b h w], patches with data.
+    """
+    batch, *grid = measured.shape
+    _, columns = _units((grid[0], grid[1]), unit, ratio)
+    has_data = reduce(measured, "b h (w u) -> b w", "any", u=unit[1])
+    count = has_data.sum(1, keepdims=True)
+    # 1e-4 absorbs that float32 has no 0.1. A line of one column stays visible.
+    total = jnp.ceil(count * ratio - 1e-4).astype(jnp.int32)
+    total = jnp.maximum(jnp.minimum(total, count - 1), 0)
+    most = max(num_masked(columns, ratio), 1)
+    for_length, for_order, for_place = jax.random.split(key, 3)
+    shortest, longest = lengths
+    size = jax.random.randint(for_length, (batch, most), shortest, longest + 1)
+    size = jnp.diff(jnp.minimum(size.cumsum(1), total), axis=1, prepend=0)
+    # Shuffled, so that the one that is cut may be anywhere; unused ones come last.
+    order = jax.random.uniform(for_order, size.shape)
+    order = jnp.where(size > 0, order, jnp.inf).argsort(1)
+    size = jnp.take_along_axis(size, order, 1)
+    # Each span has a place of its own between visible columns or at an end.
+    visible = count - total
+    scores = jax.random.uniform(for_place, (batch, columns + 1))
+    scores = jnp.where(jnp.arange(columns + 1) <= visible, scores, jnp.inf)
+    place = jnp.minimum(scores.argsort(1)[:, :most], visible)
+    place = jnp.sort(jnp.where(size > 0, place, columns), 1)
+    start = place + size.cumsum(1) - size
+    rank = has_data.cumsum(1)[:, None] - 1  # of a column among those with data
+    inside = (rank >= start[..., None]) & (rank < (start + size)[..., None])
+    mask = has_data & inside.any(1)
+    return upsample(mask[:, None], grid[0], grid[1])
+
+
+# (key, batch, grid, unit, ratio) -> mask. Keys of MASKS are config.mask.kind, beside
+# "span", which takes more.
 MaskGenerator = Callable[
     [jax.Array, int, tuple[int, int], tuple[int, int], float], jax.Array
 ]
@@ -177,10 +224,13 @@ def where_measured(
     mask: bool[b h w] of patches; valid: bool[b height width c] of pixels, None if all
     of them have data; patch_size: (height, width) [pixels].
     """
-    if valid is None:
-        return mask
+    return mask if valid is None else mask & measured_patches(valid, patch_size)
+
+
+def measured_patches(valid: jax.Array, patch_size: tuple[int, int]) -> jax.Array:
+    """Return bool[b h w], patches with data; see `where_measured`."""
     p, q = patch_size
-    return mask & reduce(valid, "b (h p) (w q) c -> b h w", "any", p=p, q=q)
+    return reduce(valid, "b (h p) (w q) c -> b h w", "any", p=p, q=q)
 
 
 def upsample(mask: jax.Array, height: int, width: int) -> jax.Array:

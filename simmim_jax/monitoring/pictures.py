@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # it takes 0.8 s to import, and most of a run draws nothing w
 
 MASK_GREY = 205
 MIN_CELL_SIZE = 96  # pixels; smaller images are enlarged
+# Images this many times as wide as high, such as lines of text, stand below each other
+# and are enlarged to this height [pixels].
+LINE_ASPECT, MIN_LINE_HEIGHT = 4, 32
 MAX_BARS = 5
 MAX_NAME_LENGTH = 30
 
@@ -183,10 +186,12 @@ def prediction_grid(
                 f"{label} has {len(values)} entries for images of shape "
                 f"{images.shape}. Expected one per image."
             )
-    columns = min(len(images), 2)
+    is_line = _is_line(*images.shape[1:3])
+    columns = 1 if is_line else min(len(images), 2)
     rows = -(-len(images) // columns)
-    figure = _figure(FIGURE_WIDTH * columns / 2, 1.75 * rows)
-    grid = figure.add_gridspec(rows, 2 * columns, width_ratios=[1, 1.6] * columns)
+    figure = _figure(FIGURE_WIDTH * (1 if is_line else columns / 2), 1.75 * rows)
+    ratios = [1.6, 1] if is_line else [1, 1.6]
+    grid = figure.add_gridspec(rows, 2 * columns, width_ratios=ratios * columns)
     for index, image in enumerate(_to_rgb(images)):
         row, column = index // columns, 2 * (index % columns)
         picture = figure.add_subplot(grid[row, column])
@@ -237,13 +242,46 @@ def _to_uint8(pixels: np.ndarray) -> np.ndarray:
 
 
 def _draw_panels(panels: Mapping[str, np.ndarray], path: str | Path) -> Path:
-    """Draw a column per caption, [n, h, w, 3] uint8; small images are enlarged."""
+    """Draw a column per caption, or a row for wide images; small ones are enlarged.
+
+    panels: {caption: [n, h, w, 3] uint8}.
+    """
     cells = np.stack(list(panels.values()), axis=1)
-    scale = max(-(-MIN_CELL_SIZE // min(cells.shape[2:4])), 1)
+    height, width = cells.shape[2:4]
+    is_line = _is_line(height, width)
+    side = MIN_LINE_HEIGHT if is_line else MIN_CELL_SIZE
+    scale = max(-(-side // min(height, width)), 1)
     cells = repeat(cells, "n p h w c -> n p (h sh) (w sw) c", sh=scale, sw=scale)
+    join = _join_lines if is_line else _join_cells
     with _atomic(path) as temporary:
-        _join_cells(cells, list(panels)).save(temporary, format="PNG")
+        join(cells, list(panels)).save(temporary, format="PNG")
     return Path(path)
+
+
+def _is_line(height: int, width: int) -> bool:
+    return width >= LINE_ASPECT * height
+
+
+def _join_lines(panels: np.ndarray, captions: Sequence[str]) -> Image.Image:
+    """Join lines [n, p, h, w, 3] uint8 below each other, with captions before them."""
+    height = panels.shape[2]
+    gap = height // 8
+    font = _caption_font(height / 2.2)
+    left = round(max(map(font.getlength, captions))) + 4 * gap
+    padding = [(0, 0), (0, 0), (gap, gap), (left, 2 * gap), (0, 0)]
+    lines = np.pad(panels, padding, constant_values=255)
+    groups = rearrange(lines, "n p h w c -> n (p h) w c")
+    groups = np.pad(
+        groups, [(0, 0), (gap, 2 * gap), (0, 0), (0, 0)], constant_values=255
+    )
+    canvas = Image.fromarray(rearrange(groups, "n h w c -> (n h) w c"))
+    draw = ImageDraw.Draw(canvas)
+    for group in range(len(panels)):
+        for row, caption in enumerate(captions):
+            top = group * groups.shape[1] + gap + row * lines.shape[2]
+            centre = top + lines.shape[2] / 2
+            draw.text((2 * gap, centre), caption, fill=INK, font=font, anchor="lm")
+    return canvas
 
 
 def _join_cells(panels: np.ndarray, captions: Sequence[str]) -> Image.Image:
@@ -251,13 +289,8 @@ def _join_cells(panels: np.ndarray, captions: Sequence[str]) -> Image.Image:
     n, w = len(panels), panels.shape[3]
     groups = 2 if n >= 4 else 1
     gap = max(w // 24, 4)
-    import matplotlib  # for its font
-
     margin = 3 * gap
-    font = ImageFont.truetype(
-        str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")),
-        size=w / 8.5,  # "reconstruction" then fills most of a column
-    )
+    font = _caption_font(w / 8.5)  # "reconstruction" then fills most of a column
     header = w // 4
 
     def padded(array: np.ndarray, *padding: tuple[int, int]) -> np.ndarray:
@@ -279,6 +312,13 @@ def _join_cells(panels: np.ndarray, captions: Sequence[str]) -> Image.Image:
             centre = (left + w / 2, header / 2)
             draw.text(centre, caption, fill=INK, font=font, anchor="mm")
     return canvas
+
+
+def _caption_font(size: float) -> ImageFont.FreeTypeFont:
+    import matplotlib  # for its font
+
+    file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(str(file), size)
 
 
 def _figure(width: float, height: float) -> "Figure":

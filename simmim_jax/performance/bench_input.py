@@ -144,7 +144,9 @@ def one_thread(
             example = source[int(index)]
             data = example["image"]
             read, cpu_read = time.perf_counter(), time.thread_time()
-            height, width, _ = decode(data, decoding).shape
+            height, width = config.data.image_size
+            if config.data.view == "image":  # others decode and crop in one
+                height, width, _ = decode(data, decoding).shape
             decoded = time.perf_counter()
             view(example, np.random.default_rng(int(index)))
         except (OSError, ValueError):

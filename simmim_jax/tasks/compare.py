@@ -87,7 +87,8 @@ def compare(config: Compare, workdir: Path) -> dict[str, Any]:
         for path, count in count_lists(workdir / part).items():
             print(f"{'bad images':<17}  {count:,}, listed in {path}")
     checkpoint = workdir / "simmim" / "checkpoints" / str(simmim.step)
-    predict = shlex.join(["simmim", "predict", f"--checkpoint={checkpoint}", "IMAGES"])
+    what = "LINES" if config.finetune.data.view == "text" else "IMAGES"
+    predict = shlex.join(["simmim", "predict", f"--checkpoint={checkpoint}", what])
     print(f"{'next: classify':<17}  {predict}")
     return summary
 

@@ -33,8 +33,8 @@ def displayed(data: Data, images: np.ndarray) -> np.ndarray:
         levels = levels.mean(-1, keepdims=True).astype(levels.dtype)
     if len(bands) > 3:
         levels = _side_by_side(levels)
-    if not data.nodata and data.dtype != "float32":
-        return levels
+    if data.view == "text" or (not data.nodata and data.dtype != "float32"):
+        return levels  # padding is as white as paper
     valid = normalize.valid(images)
     if levels.shape[-1] == 1:
         levels = repeat(levels, "n h w 1 -> n h w c", c=3)

@@ -22,7 +22,7 @@ from simmim_jax.errors import UserError
 from simmim_jax.models import Encoded, build_classifier, plain
 from simmim_jax.models.vit import ViT
 from simmim_jax.tasks import values
-from simmim_jax.tasks.views import eval_view
+from simmim_jax.tasks.views import content, eval_view
 
 POOLS = ("mean", "cls")
 BATCH = 64  # images encoded at once
@@ -125,7 +125,7 @@ class Encoder:
         """Return a vector for each image, float32 [n, d].
 
         images: paths, encoded images or arrays [h, w, c] of any size, or an array
-        [n, h, w, c].
+        [n, h, w, c]; with config.data.view="text", lines.
         raises: UserError or OSError for what is not an image.
         """
         if not len(images):
@@ -216,11 +216,11 @@ class Encoder:
         if not isinstance(image, str | Path):
             return self._view_of(image)
         try:
-            return self._view_of(Path(image).read_bytes())
+            return self._view_of(content(self.config.data, image))
         except UserError as error:
             raise UserError(f"'{image}': {error}") from None
 
-    def _view_of(self, image: bytes | np.ndarray) -> np.ndarray:
+    def _view_of(self, image: bytes | str | np.ndarray) -> np.ndarray:
         example = {"image": image, "label": NO_LABEL}
         return self._view(example, np.random.default_rng(0))["image"]
 

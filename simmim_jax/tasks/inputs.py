@@ -22,15 +22,13 @@ from simmim_jax.data.sources.base import (
     SubsetSource,
 )
 from simmim_jax.data.sources.registry import open_source
-from simmim_jax.data.survey.inspect import kind
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.progress import say
 from simmim_jax.runtime import distributed
+from simmim_jax.tasks import views
 from simmim_jax.tasks.views import eval_view, train_view
 from simmim_jax.training.run import Lengths
 
-# Images that a run looks at for its first line, in milliseconds.
-_IMAGES_LOOKED_AT = 4
 # Class names that a run prints: enough to see whether they are the right ones.
 _NAMES_SHOWN = 6
 
@@ -38,7 +36,13 @@ _NAMES_SHOWN = 6
 def open_split(data: schema.Data, split: str) -> Source:
     """Open one split of the data set that config.data names."""
     max_bytes = data.max_file_mb * 10**6
-    return open_source(data.dataset, split, data_dir=data.data_dir, max_bytes=max_bytes)
+    return open_source(
+        data.dataset,
+        split,
+        data_dir=data.data_dir,
+        max_bytes=max_bytes,
+        formats=views.formats(data),
+    )
 
 
 def describe(
@@ -50,7 +54,7 @@ def describe(
     """Return what a run sees: data set, numbers and kind of images, classes."""
     text = f"{data.dataset}: {len(source):,} images to train on"
     notes = []
-    if data.view == "image" and (what := kind(source, _IMAGES_LOOKED_AT)):
+    if what := views.describe(data, source):
         notes.append(what)
     if len(source) < data.batch_size:
         times = data.batch_size / len(source)

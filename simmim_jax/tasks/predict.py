@@ -20,7 +20,7 @@ from simmim_jax.models import build_classifier, plain
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.tasks import values
 from simmim_jax.tasks.encoder import Encoder
-from simmim_jax.tasks.views import eval_view
+from simmim_jax.tasks.views import content, eval_view
 
 TOP = 5  # classes shown
 BATCH = 64  # images classified at once
@@ -68,11 +68,16 @@ class Predictor:
             f"of {height}x{width}, {len(self.class_names):,} classes"
         )
 
-    def prepare(self, image: bytes | np.ndarray) -> np.ndarray:
-        """Return an encoded image, or its pixels, as the model sees it: [h w c]."""
-        view = eval_view(self.config.data)
-        example = {"image": image, "label": NO_LABEL}
-        return view(example, np.random.default_rng(0))["image"]
+    def prepare(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
+        """Return an image as the model sees it: [h w c].
+
+        image: a path, an encoded image or its pixels; with config.data.view="text", a
+        line.
+        raises: UserError or OSError for what is not an image.
+        """
+        data = self.config.data
+        example = {"image": content(data, image), "label": NO_LABEL}
+        return eval_view(data)(example, np.random.default_rng(0))["image"]
 
     def apply(self, params: Any, images: jax.Array | np.ndarray) -> jax.Array:
         """Return float32[n classes] of prepared images [n h w c], for JAX to trace."""
@@ -114,13 +119,14 @@ class Predictor:
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Yield path, prepared image [h w c] and probabilities [classes] of each file.
 
+        paths: with config.data.view="text", lines of text in place of them.
         on_error: called with a file that is not an image, which is left out. No more
         than one batch of images is in memory.
         """
 
         def prepared(path: str) -> np.ndarray | Exception:
             try:
-                return self.prepare(Path(path).read_bytes())
+                return self.prepare(path)
             except (OSError, UserError) as error:
                 return error
 
@@ -150,15 +156,11 @@ class Predictor:
     ) -> list[dict[str, float]]:
         """Return the probability of each class, most probable first, for each image.
 
-        images: paths, encoded images or arrays [h w c] of any size.
+        images: paths, encoded images or arrays [h w c] of any size; with
+        config.data.view="text", lines.
         raises: UserError or OSError for what is not an image.
         """
-        prepared = [
-            self.prepare(
-                Path(image).read_bytes() if isinstance(image, str | Path) else image
-            )
-            for image in images
-        ]
+        prepared = [self.prepare(image) for image in images]
         return [
             dict(
                 sorted(

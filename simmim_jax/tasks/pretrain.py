@@ -43,6 +43,7 @@ class Parts:
             mask_kind=config.mask.kind,
             mask_unit=config.mask.unit_size,
             mask_ratio=config.mask.ratio,
+            mask_span=config.mask.span,
             normalization=values.normalization(config.data),
         )
 

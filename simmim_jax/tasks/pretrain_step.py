@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from simmim_jax.augment import basic
 from simmim_jax.augment.normalization import Normalization
@@ -21,19 +22,20 @@ def pretrain_prepare(
     normalization: Normalization,
     flip: bool,
     mask_kind: str = "random",
+    mask_span: tuple[int, int] = (1, 6),
 ) -> Prepare:
     """Return what flips, normalises and draws a mask for each image.
 
     mask_unit: height and width of what is hidden together [pixels]; mask_kind: a name
-    of `masking.MASKS`. Patches without data are not hidden; where pixels may have none,
-    the result tells which do, "valid" bool[b h w c].
+    of `masking.MASKS`, or "span" with lengths of `mask_span`. Patches without data are
+    not hidden; where pixels may have none, the result tells which do, "valid"
+    bool[b h w c].
     raises: UserError for invalid values; when traced, also where a mask would hide a
     whole image.
     """
-    if mask_kind not in masking.MASKS:
-        raise UserError(
-            f"config.mask.kind={mask_kind!r}: expected one of {tuple(masking.MASKS)}."
-        )
+    kinds = (*masking.MASKS, "span")
+    if mask_kind not in kinds:
+        raise UserError(f"config.mask.kind={mask_kind!r}: expected one of {kinds}.")
     if mask_unit[0] % patch_size[0] or mask_unit[1] % patch_size[1]:
         raise UserError(
             f"config.mask.unit_size={mask_unit} must be a multiple of "
@@ -52,10 +54,18 @@ def pretrain_prepare(
                 f"config.mask.ratio={mask_ratio} hides all {units} units of an image: "
                 "expected a lower one, or a smaller config.mask.unit_size."
             )
-        mask = masking.MASKS[mask_kind](
-            purpose(key, "mask"), len(images), grid, unit, mask_ratio
-        )
         valid = normalization.valid(images)
+        mask_key = purpose(key, "mask")
+        if mask_kind == "span":
+            everything = jnp.ones(images.shape, bool)
+            measured = masking.measured_patches(
+                everything if valid is None else valid, patch_size
+            )
+            mask = masking.span_mask(mask_key, measured, unit, mask_ratio, mask_span)
+        else:
+            mask = masking.MASKS[mask_kind](
+                mask_key, len(images), grid, unit, mask_ratio
+            )
         prepared = {
             "image": normalization(images),
             "mask": masking.where_measured(mask, valid, patch_size),

@@ -4,28 +4,46 @@ A new modality is a `View` of its own and one `register` call.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from simmim_jax.config.schema import Data
 from simmim_jax.data.codecs.base import Decoding, Raster
-from simmim_jax.data.survey.sample import Values, decoded_by
+from simmim_jax.data.sources import text
+from simmim_jax.data.sources.base import Source
+from simmim_jax.data.sources.format import Format
+from simmim_jax.data.survey.inspect import kind
+from simmim_jax.data.survey.sample import Values, decoded_by, indices
 from simmim_jax.data.views.base import View
 from simmim_jax.data.views.image import CenterCropView, ImageView, RandomCropView
 from simmim_jax.data.views.spectrogram import RandomSpectrogramView, SpectrogramView
+from simmim_jax.data.views.text import TextView, missing_glyphs
 from simmim_jax.errors import UserError, did_you_mean
 
-_IMAGE = "image"
+_IMAGE, TEXT = "image", "text"
+# Examples that a run looks at for its first line: images in milliseconds, lines within
+# a second.
+_IMAGES_LOOKED_AT, _LINES_LOOKED_AT = 4, 10_000
+# Characters without a glyph that a run prints.
+_GLYPHS_SHOWN = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Modality:
-    """How config.data becomes the views of a modality."""
+    """How config.data becomes the views of a modality.
+
+    formats: of data sets, tried before all others; describe: what a source has, in a
+    few words.
+    """
 
     train: Callable[[Data], View]
     evaluate: Callable[[Data], View]
+    formats: tuple[Format, ...] = ()
+    describe: Callable[[Data, Source], str] = lambda data, source: ""
 
 
 def train_view(data: Data) -> View:
@@ -36,6 +54,28 @@ def train_view(data: Data) -> View:
 def eval_view(data: Data) -> View:
     """Return the view of evaluation and prediction."""
     return _modality(data).evaluate(data)
+
+
+def formats(data: Data) -> tuple[Format, ...]:
+    """Return the formats of data sets that a modality adds."""
+    return _modality(data).formats
+
+
+def describe(data: Data, source: Source) -> str:
+    """Return what a source has, in a few words; "" for nothing of note."""
+    return _modality(data).describe(data, source)
+
+
+def content(data: Data, item: Any) -> Any:
+    """Return what a view takes: an item itself, or the bytes of the file it names.
+
+    item: a path, or bytes or an array; with text, a line.
+    raises: OSError for a file that cannot be read.
+    """
+    is_line = data.view == TEXT and isinstance(item, str)
+    if isinstance(item, str | Path) and not is_line:
+        return Path(item).read_bytes()
+    return item
 
 
 def values_of(data: Data) -> Values:
@@ -51,7 +91,7 @@ def values_of(data: Data) -> Values:
 
     def values(example: Mapping[str, Any]) -> Raster:
         array = view(dict(example), np.random.default_rng(0))[name]
-        return Raster(np.asarray(array, spec.dtype))
+        return Raster(np.asarray(array, spec.dtype), nodata=view.nodata)
 
     return values
 
@@ -131,6 +171,14 @@ def _mean_pixel(data: Data) -> tuple[float, ...]:
     return tuple(min(max(round(value), limits.min), limits.max) for value in mean)
 
 
+def _describe_images(data: Data, source: Source) -> str:
+    del data
+    return kind(source, _IMAGES_LOOKED_AT)
+
+
+# ---- Speech -------------------------------------------------------------------------
+
+
 def _random_spectrograms(data: Data) -> View:
     return RandomSpectrogramView(size=_spectrogram_size(data))
 
@@ -153,7 +201,39 @@ def _spectrogram_size(data: Data) -> tuple[int, int]:
     return data.image_size
 
 
+# ---- Text ----------------------------------------------------------------------------
+
+
+def _lines(random: bool, data: Data) -> View:
+    return TextView(
+        size=data.image_size, layout=data.text_layout, font=data.font, random=random
+    )
+
+
+def _describe_lines(data: Data, source: Source) -> str:
+    """Return how many characters of a sample of lines have no glyph, and which."""
+    lines = (source[i]["image"] for i in indices(len(source), _LINES_LOOKED_AT))
+    missing, total = missing_glyphs(
+        (line for line in lines if isinstance(line, str)), data.text_layout, data.font
+    )
+    if not missing:
+        return ""
+    shown = missing.most_common(_GLYPHS_SHOWN)
+    listed = ", ".join(f"{c} (U+{ord(c):04X}) x {n:,}" for c, n in shown)
+    more = ", ..." if len(missing) > len(shown) else ""
+    return (
+        f"{missing.total():,} of {total:,} characters have no glyph in the font and "
+        f"are drawn as boxes: {listed}{more}"
+    )
+
+
 _MODALITIES = {
-    _IMAGE: Modality(_random_crops, _center_crops),
+    _IMAGE: Modality(_random_crops, _center_crops, describe=_describe_images),
     "speech": Modality(_random_spectrograms, _central_spectrograms),
+    TEXT: Modality(
+        functools.partial(_lines, True),
+        functools.partial(_lines, False),
+        formats=text.FORMATS,
+        describe=_describe_lines,
+    ),
 }

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from simmim_jax.mim.masking import MASKS, avg_dist, num_masked, random_mask, upsample
+from simmim_jax.mim.masking import (
+    MASKS,
+    avg_dist,
+    num_masked,
+    random_mask,
+    span_mask,
+    upsample,
+)
 
 # Image size, mask unit, patch size, ratio, hidden units of the official generator.
 OFFICIAL = [
@@ -323,3 +330,61 @@ def test_avg_dist_of_one_hidden_pixel_and_of_a_hidden_column():
 def test_avg_dist_is_zero_without_hidden_and_infinite_without_visible_patches():
     mask = jnp.array([[[False, False]], [[True, True]]])
     np.testing.assert_array_equal(distances(mask, (2, 2)), [0, np.inf])
+
+
+# ---- Spans ---------------------------------------------------------------------------
+
+
+def spans(measured, *, seed=0, unit=(1, 1), ratio=0.25, lengths=(1, 6)):
+    generator = jax.jit(span_mask, static_argnums=(2, 3, 4))
+    key = jax.random.key(seed)
+    return np.asarray(generator(key, jnp.asarray(measured), unit, ratio, lengths))
+
+
+def runs(row):
+    """Lengths of the hidden runs of a row of bool."""
+    return [len(run) for run in "".join("01"[int(x)] for x in row).split("0") if run]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 7, 20, 32])
+def test_spans_hide_their_share_of_the_columns_with_data(columns):
+    measured = np.zeros((64, 1, 32), bool)
+    measured[:, :, :columns] = True
+    mask = spans(measured)
+    # Rounded up, and one column always stays visible.
+    assert set(mask.sum((1, 2))) == {min(math.ceil(columns / 4), columns - 1)}
+    assert not mask[~measured].any()
+
+
+def test_lengths_of_spans_are_uniform_and_their_places_symmetric():
+    mask = spans(np.ones((4000, 1, 80), bool))[:, 0]
+    found = [runs(row) for row in mask]
+    assert max(map(max, found)) == 6
+    # 20 columns a line: spans of 3.5 on average, the last one cut.
+    counts = np.bincount(np.concatenate(found), minlength=7)[1:]
+    shares = counts / counts.sum()
+    assert shares.min() > 0.1
+    assert shares.max() < 0.23
+    often = mask.mean(0)
+    np.testing.assert_allclose(often, often[::-1], atol=0.03)
+    np.testing.assert_allclose(often[6:-6], often[6:-6].mean(), atol=0.03)
+
+
+def test_spans_skip_gaps_cover_units_and_all_rows():
+    measured = np.ones((200, 4, 24), bool)
+    measured[:, :, 8:12] = False
+    mask = spans(measured, unit=(4, 2), ratio=0.5, lengths=(2, 3))
+    assert not mask[:, :, 8:12].any()
+    assert (mask == mask[:, :1]).all()
+    assert (mask[:, 0].sum(1) == 10).all()
+    pairs = mask[:, 0].reshape(200, 12, 2)
+    assert (pairs[..., 0] == pairs[..., 1]).all()
+
+
+def test_spans_hide_the_exact_number_where_they_have_to_touch():
+    mask = spans(np.ones((50, 1, 10), bool), ratio=0.8, lengths=(1, 1))
+    assert (mask.sum((1, 2)) == 8).all()
+
+
+def test_spans_without_data_hide_nothing():
+    assert not spans(np.zeros((3, 1, 8), bool)).any()

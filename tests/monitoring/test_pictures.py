@@ -247,3 +247,30 @@ def test_invalid_predictions_raise(tmp_path):
         prediction_grid(images[:1], [["cat"]], [[0.5, 0.5]], path)
     with pytest.raises(ValueError, match="0 names"):
         prediction_grid(images[:1], [[]], [[]], path)
+
+
+def test_lines_stand_below_each_other_and_are_enlarged(tmp_path):
+    images = np.zeros((3, 16, 256, 1), np.uint8)
+    masks = np.zeros((3, 16, 256), bool)
+    masks[:, :, :64] = True
+    predicted = np.full(images.shape, 255.0)
+    path = pictures.reconstruction_grid(images, masks, predicted, tmp_path / "p.png")
+    picture = np.asarray(Image.open(path).convert("L"))
+    height, width = picture.shape
+    assert height > 3 * 4 * 32
+    assert 2 * 256 < width < 2 * 256 + 200  # captions stand on the left
+    # Of each example: original, masked, reconstruction, pasted.
+    left, right = picture[:, -2 * 256 + 40], picture[:, -40]
+    pixels = 3 * 32
+    assert np.count_nonzero(right == 0) == 3 * pixels
+    assert np.count_nonzero(left == 0) == pixels
+    assert np.count_nonzero(left == pictures.MASK_GREY) == pixels
+
+
+def test_predictions_of_lines_stand_below_each_other(tmp_path):
+    lines = np.zeros((3, 16, 256, 1), np.uint8)
+    path = pictures.prediction_grid(
+        lines, [["a"]] * 3, [[0.9]] * 3, tmp_path / "p.png", ["a", "b", "a"]
+    )
+    width, height = Image.open(path).size
+    assert height > width / 2

@@ -31,14 +31,15 @@ _CONVERTED = {
 class BadImage(UserError):
     """Bytes that are not a usable image.
 
-    reason: "empty", "not an image", "not audio", "truncated", "corrupt", "other values"
-    or "too large"; filename: the file they came from, if a source decoded it.
+    reason: "empty", "not an image", "not audio", "truncated", "corrupt", "other
+    values", "too large" or "needs raqm"; filename: the file they came from, if a source
+    decoded it.
     """
 
     filename = ""
 
     def __init__(self, reason: str, message: str):
-        has_remedy = reason in ("too large", "other values")
+        has_remedy = reason in ("too large", "other values", "needs raqm")
         super().__init__(message + ("" if has_remedy else _REMEDY))
         self.reason = reason
 

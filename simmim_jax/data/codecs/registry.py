@@ -55,6 +55,11 @@ def read(data: bytes | np.ndarray, decoding: Decoding) -> Raster:
     raises: BadImage if the bytes are not a usable image, or one that is too large;
     UserError for a wrong dtype or number of channels.
     """
+    if isinstance(data, str):
+        raise UserError(
+            f"An example is text, {data[:40]!r}: expected an image. Set "
+            "--config.data.view=text to draw lines; open_source reads files."
+        )
     if is_sound(data):
         raise BadImage(
             "not an image",

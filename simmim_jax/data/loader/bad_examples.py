@@ -16,7 +16,7 @@ ENOUGH = 10_000
 # Every value of `reason_of`.
 REASONS = (
     "missing", "unreadable", "empty", "not an image", "not audio", "truncated",
-    "corrupt", "other values", "too large",
+    "corrupt", "other values", "too large", "needs raqm",
 )  # fmt: skip
 # (counts by reason, REASONS) -> their sums over all processes.
 Total = Callable[[Mapping[str, int], Sequence[str]], Mapping[str, int]]
@@ -26,6 +26,8 @@ _REMEDIES = {
     "images have, or config.data.value_range to what becomes 0 and 255.",
     "too large": " config.data.max_image_pixels and config.data.max_file_mb say what "
     "is too large.",
+    "needs raqm": " Letters that are joined or run from right to left need "
+    "config.data.text_layout='raqm', and config.data.font with their glyphs.",
 }
 # Bad examples that are logged one by one.
 _LOGGED = 20

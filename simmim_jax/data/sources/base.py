@@ -19,8 +19,8 @@ MAX_CLASSES = 1_000_000
 class Source(Protocol):
     """A sequence of examples, each a dict with "image" and "label".
 
-    image: an encoded file (bytes), a `Segment` of one, or an array [h, w, c] of one of
-    `DTYPES`;
+    image: an encoded file (bytes), a `Segment` of one, an array [h, w, c] of one of
+    `DTYPES`, or a line of text (str);
     label: int, -1 if there is none; path: the file it came from, if there is one;
     text: what is said in a sound, if that is known.
     """
@@ -162,8 +162,8 @@ def as_source(
     float32, 64-bit integers to 32 bits); a `Source`; or an object with __len__ and
     __getitem__, such as a Grain data source, whose elements are dicts with "image" and
     optionally "label", pairs (image, label), or images. An image is an array [h, w, c]
-    or [h, w], or the bytes of an encoded file. Worker processes receive the object
-    pickled.
+    or [h, w], the bytes of an encoded file, or a line of text (str). Worker processes
+    receive the object pickled.
     labels: int [n], in place of those of the elements; class_names: by label.
     raises: UserError for anything else.
     """
@@ -318,7 +318,9 @@ def _example(element: Any, where: str) -> dict[str, Any]:
     return example | {"path": path} if path else example
 
 
-def _image(image: Any, where: str) -> bytes | np.ndarray:
+def _image(image: Any, where: str) -> bytes | str | np.ndarray:
+    if isinstance(image, str):
+        return image
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     return native(np.asarray(image), where)

@@ -11,6 +11,7 @@ from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.idx import open_idx
 from simmim_jax.data.sources.manifests import open_manifest
 from simmim_jax.data.sources.paths import NAME_A_SPLIT
+from simmim_jax.data.sources.text import open_lines
 from simmim_jax.errors import UserError
 
 _BUNDLED_DIR = pathlib.Path(__file__).parents[1] / "bundled"
@@ -70,12 +71,17 @@ def _load_speech(split: str) -> Source:
     return open_manifest(str(_BUNDLED_DIR / "speech" / table), name)
 
 
+def _load_languages(split: str) -> Source:
+    return open_lines(str(_BUNDLED_DIR / "languages.tsv"), split)
+
+
 BUNDLED = {
     "climate": _Bundled(("train", "validation", "unlabelled"), _load_climate),
     "fashion_mnist_10k": _Bundled(("train", "validation"), _load_fashion_mnist_10k),
     "speech": _Bundled(
         ("train", "validation", "train_phones", "validation_phones"), _load_speech
     ),
+    "languages": _Bundled(("train", "validation"), _load_languages),
 }
 
 

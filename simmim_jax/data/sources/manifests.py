@@ -8,12 +8,12 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from simmim_jax.data.sources.base import MAX_CLASSES, NO_LABEL, known_labels
+from simmim_jax.data.sources.base import MAX_CLASSES, NO_LABEL
 from simmim_jax.data.sources.folders import FolderSource
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.huggingface import (
@@ -38,7 +38,7 @@ from simmim_jax.errors import NotFoundError, UserError
 
 MANIFEST_ENDINGS = (".txt", ".csv", ".tsv", ".parquet")
 # Column names, in any case; the first one that exists is used.
-_COLUMNS = {
+COLUMNS = {
     "path": ("path", "image", "file", "filename", "file_name", "image_path"),
     "label": ("label", "class"),
     "split": ("split",),
@@ -100,14 +100,11 @@ def open_rows(
         )
     name = find_split(split, file, splits.__contains__, splits)
     if name is None:
-        classes = _classes(file, rows, rows, name)
         chosen = hashed_split(paths, split, file)
-        if classes.labels is not None:
-            labels = known_labels(classes.labels[chosen])
-            classes = Classes() if labels is None else classes._replace(labels=labels)
     else:
         chosen = np.array([i for i, row in enumerate(rows) if row.split == name])
-        classes = _classes(file, [rows[i] for i in chosen], rows, name)
+    labels = [row.label for row in rows]
+    classes = label_classes(file, [labels[i] for i in chosen], labels, name)
     root, chosen_paths = os.path.dirname(file), Paths([paths[i] for i in chosen])
     files = FolderSource(root, chosen_paths, *classes, max_bytes)
     if not is_audio(paths[0]):
@@ -152,7 +149,7 @@ def check_first(file: str, row: Row | None) -> None:
         raise NotFoundError(
             f"{file!r}, line {row.line}: {path!r} does not exist. Expected the path of "
             "an image, absolute or relative to the manifest's folder. Mend the paths, "
-            "or move the list."
+            "or move the list; for lines of text, set config.data.view='text'."
         )
 
 
@@ -245,10 +242,12 @@ def _parquet_rows(file: str) -> Iterator[Row]:
                 "list of images. Write it again, for example with pandas, or as a .csv."
             ) from error
     for number, cells in enumerate(zip(*lists, strict=True), start=1):
-        yield _row(file, number, dict(zip(columns, map(_text, cells), strict=True)))
+        yield _row(
+            file, number, dict(zip(columns, map(column_text, cells), strict=True))
+        )
 
 
-def _text(value: Any) -> str:
+def column_text(value: Any) -> str:
     """Return a value of a column; pandas stores integers with gaps as 1.0 and NaN."""
     if value is None or value != value:
         return ""
@@ -261,14 +260,17 @@ def _columns(file: str, header: list[str]) -> dict[str, int]:
     lower = [name.strip().lower() for name in header]
     places = {
         field: lower.index(name)
-        for field, names in _COLUMNS.items()
+        for field, names in COLUMNS.items()
         if (name := next((n for n in names if n in lower), None))
     }
     if "path" not in places:
+        hint = (
+            " Lines of text need config.data.view='text'." if "text" in places else ""
+        )
         raise UserError(
             f"{file!r} has the columns {', '.join(header) or '(none)'}: expected one "
-            f"of {', '.join(_COLUMNS['path'])}, optionally label or class, and split, "
-            "in the first line, separated by commas or, in a .tsv, tabs."
+            f"of {', '.join(COLUMNS['path'])}, optionally label or class, and split, "
+            f"in the first line, separated by commas or, in a .tsv, tabs.{hint}"
         )
     return places
 
@@ -288,29 +290,30 @@ def _row(file: str, line: int, cells: dict[str, str]) -> Row:
     return Row(line, start=span[0], end=span[1], **cells)
 
 
-def _classes(
-    file: str, rows: list[Row], all_rows: list[Row], split: str | None
+def label_classes(
+    place: str, labels: Sequence[str], all_labels: Sequence[str], split: str | None
 ) -> Classes:
-    """Return the classes of the rows of a split; all rows name classes."""
-    if not any(row.label for row in rows):
+    """Return the classes of the rows of a split; the labels of all rows name classes.
+
+    labels: "" for none; split: its name, None if rows are divided by hashes.
+    """
+    if not any(labels):
         return Classes()
-    every = {row.label for row in all_rows} - {""}
+    every = {*all_labels} - {""}
     are_numbers = all(label.isascii() and label.isdigit() for label in every)
 
     def same(label: str) -> str:  # 01 is 1
         return label.lstrip("0") or "0" if are_numbers else label
 
-    lacking = sorted(
-        {*map(same, every)} - {same(row.label) for row in rows if row.label}
-    )
+    lacking = sorted({*map(same, every)} - {same(label) for label in labels if label})
     if lacking and split == TRAIN:
-        return Classes(unlabelled=nothing_to_learn_from(lacking, file, "rows"))
+        return Classes(unlabelled=nothing_to_learn_from(lacking, place, "rows"))
     if are_numbers:
         # Python refuses to convert thousands of digits.
         last = max(every, key=lambda label: (len(label.lstrip("0")), label.lstrip("0")))
         if len(last.lstrip("0")) > len(str(MAX_CLASSES)) or int(last) >= MAX_CLASSES:
             raise UserError(
-                f"{file!r} has the label {last[:20]}: expected names, or numbers "
+                f"{place!r} has the label {last[:20]}: expected names, or numbers "
                 f"counted from 0 and less than {MAX_CLASSES:,}. Write the names of the "
                 "classes as labels."
             )
@@ -321,8 +324,8 @@ def _classes(
         class_names = sorted(every)
         numbers = {label: i for i, label in enumerate(class_names)}
     numbers[""] = NO_LABEL
-    labels = np.array([numbers[row.label] for row in rows], np.int32)
-    return Classes(labels, tuple(class_names))
+    found = np.array([numbers[label] for label in labels], np.int32)
+    return Classes(found, tuple(class_names))
 
 
 def _is_manifest(place: str) -> bool:

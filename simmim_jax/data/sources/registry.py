@@ -6,6 +6,7 @@ answers in milliseconds.
 """
 
 import difflib
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -83,7 +84,12 @@ def register(format: Format) -> Format:
 
 
 def open_source(
-    dataset: Names, split: str, *, data_dir: str = "", max_bytes: int = MAX_BYTES
+    dataset: Names,
+    split: str,
+    *,
+    data_dir: str = "",
+    max_bytes: int = MAX_BYTES,
+    formats: tuple[Format, ...] = (),
 ) -> Source:
     """Open one split of a data set.
 
@@ -156,7 +162,8 @@ def open_source(
     skipped.
 
     data_dir: folder of TFDS data sets; default $TFDS_DATA_DIR or ~/tensorflow_datasets;
-    max_bytes: of an image's file; larger ones are bad images.
+    max_bytes: of an image's file; larger ones are bad images; formats: tried before
+    all others, such as those of `text`.
     raises: UserError for an unknown name or split and for files that are not of their
     format, NotFoundError for data that does not exist.
     """
@@ -164,12 +171,18 @@ def open_source(
         names, weights = listed
         return mix(
             [
-                open_source(name, split, data_dir=data_dir, max_bytes=max_bytes)
+                open_source(
+                    name,
+                    split,
+                    data_dir=data_dir,
+                    max_bytes=max_bytes,
+                    formats=formats,
+                )
                 for name in names
             ],
             weights,
         )
-    place, format = _find(str(dataset))
+    place, format = _find(str(dataset), formats)
     options: dict[str, Any] = {"data_dir": data_dir} if format.takes_data_dir else {}
     if format.takes_max_bytes:
         options["max_bytes"] = max_bytes
@@ -177,7 +190,11 @@ def open_source(
 
 
 def open_splits(
-    dataset: Names, splits: Sequence[str] = (), *, data_dir: str = ""
+    dataset: Names,
+    splits: Sequence[str] = (),
+    *,
+    data_dir: str = "",
+    formats: tuple[Format, ...] = (),
 ) -> dict[str, Source]:
     """Open these splits of a data set, or all of "train", "validation" and "test".
 
@@ -185,13 +202,14 @@ def open_splits(
     out.
     raises: UserError if a named split, or every one, cannot be opened.
     """
+    opened = functools.partial(open_source, dataset, data_dir=data_dir, formats=formats)
     if splits:
-        return {each: open_source(dataset, each, data_dir=data_dir) for each in splits}
+        return {each: opened(each) for each in splits}
     found: dict[str, Source] = {}
     refused = None
     for split in (TRAIN, VALIDATION, "test"):
         try:
-            source = open_source(dataset, split, data_dir=data_dir)
+            source = opened(split)
         except UserError as error:
             refused = refused or error
             continue
@@ -215,7 +233,13 @@ def _is_alias(source: Source, validation: Source | None) -> bool:
     return bool(np.array_equal(one, other))
 
 
-def check_source(dataset: Names, split: str, *, data_dir: str = "") -> None:
+def check_source(
+    dataset: Names,
+    split: str,
+    *,
+    data_dir: str = "",
+    formats: tuple[Format, ...] = (),
+) -> None:
     """Raise the errors of `open_source` for missing data, in milliseconds.
 
     This looks for the first image of a folder or archive, the first row of a manifest,
@@ -224,17 +248,17 @@ def check_source(dataset: Names, split: str, *, data_dir: str = "") -> None:
     """
     if (listed := parse_names(dataset)) is not None:
         for name in listed[0]:
-            check_source(name, split, data_dir=data_dir)
+            check_source(name, split, data_dir=data_dir, formats=formats)
         return
-    place, format = _find(str(dataset))
+    place, format = _find(str(dataset), formats)
     options = {"data_dir": data_dir} if format.takes_data_dir else {}
     format.check(place, split, **options)
 
 
-def _find(dataset: str) -> tuple[str, Format]:
+def _find(dataset: str, first: tuple[Format, ...] = ()) -> tuple[str, Format]:
     """Return the place that a data set's name stands for, and its format."""
     place = dataset if is_url(dataset) else os.path.expanduser(dataset)
-    formats = (*_registered, *FORMATS)
+    formats = (*first, *_registered, *FORMATS)
     for format in formats:
         if format.matches(place):
             return place, format

@@ -54,15 +54,15 @@ class Sampled:
     """One example of a sample.
 
     index: in the source; image: what was decoded, or why it cannot be; encoding: name
-    of the file's format, such as "JPEG", or "array"; data: the encoded file, or the
-    array; path: the file, "" if the source names none; label: -1 if there is none;
-    text: what is said in a sound, "" if the source does not know.
+    of the file's format, such as "JPEG", "array" or "text"; data: the encoded file,
+    the array or the line; path: the file, "" if the source names none; label: -1 if
+    there is none; text: what is said in a sound, "" if the source does not know.
     """
 
     index: int
     image: Raster | UserError | OSError
     encoding: str = ""
-    data: bytes | Segment | np.ndarray | None = dataclasses.field(
+    data: bytes | str | Segment | np.ndarray | None = dataclasses.field(
         default=None, repr=False
     )
     path: str = ""
@@ -110,10 +110,10 @@ def indices(num_examples: int, count: int) -> list[int]:
     return [i * (num_examples - 1) // max(count - 1, 1) for i in range(count)]
 
 
-def encoding_of(data: bytes | Segment | np.ndarray) -> str:
-    """Return the name of an encoding: "JPEG", "WAV" …, "array" or "unknown"."""
-    if isinstance(data, np.ndarray):
-        return "array"
+def encoding_of(data: bytes | str | Segment | np.ndarray) -> str:
+    """Return the name of an encoding: "JPEG", "WAV" …, "array", "text", "unknown"."""
+    if isinstance(data, np.ndarray | str):
+        return "text" if isinstance(data, str) else "array"
     if is_sound(data):
         try:
             with Sound(data) as sound:

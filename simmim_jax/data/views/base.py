@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,11 @@ class View(abc.ABC):
 
     Batches, shared memory, workers and the transfer to devices follow `spec`: a new
     modality is a new view. Workers receive it pickled, and threads call it at once.
+
+    nodata: value of the first array where an example has no data, such as padding.
     """
+
+    nodata: ClassVar[float | None] = None
 
     @property
     @abc.abstractmethod
