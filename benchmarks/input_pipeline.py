@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -224,7 +224,8 @@ def pillow(folder: Path) -> Callable[[], int]:
     return one_pass
 
 
-MAKERS = {
+Makers = Mapping[str, Callable[[Path], Callable[[], int]]]
+MAKERS: Makers = {
     "decoder": decoder,
     "ours": ours,
     "ours exact": functools.partial(ours, fast_decode=False),
@@ -237,10 +238,10 @@ MAKERS = {
 }
 
 
-def work(name: str, folder: Path) -> None:
+def work(name: str, folder: Path, makers: Makers) -> None:
     """A process of one pipeline: for each line read, one pass and a line of JSON."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    one_pass = MAKERS[name](folder)
+    one_pass = makers[name](folder)
     one_pass()  # compiles, fills caches
     print(json.dumps("ready"), flush=True)
     # From turn to turn: what is read ahead while others have theirs counts as well.
@@ -258,9 +259,9 @@ def work(name: str, folder: Path) -> None:
 class Pipeline:
     """One pipeline's process."""
 
-    def __init__(self, name: str, python: str, folder: Path):
+    def __init__(self, name: str, python: str, folder: Path, script: str = __file__):
         self.process = subprocess.Popen(
-            [python, __file__, "--work", name, str(folder)],
+            [python, script, "--work", name, str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -329,7 +330,7 @@ def main() -> None:
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        return work(args.work[0], Path(args.work[1]))
+        return work(args.work[0], Path(args.work[1]), MAKERS)
 
     pythons = {
         "tf.data": args.tensorflow,
