@@ -81,6 +81,7 @@ def comparison(
     dataset: str,
     eval_split: str,
     image_size: tuple[int, int],
+    channels: int = 3,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
     patch_size: tuple[int, int],
@@ -103,7 +104,7 @@ def comparison(
         run.data.dataset = dataset
         run.data.eval_split = eval_split
         run.data.image_size = image_size
-        run.data.channels = len(mean) or 3
+        run.data.channels = len(mean) or channels
         run.data.mean = mean
         run.data.std = std
         run.data.crop_scale = (0.8, 1.0)
@@ -137,6 +138,16 @@ def comparison(
     config.finetune.optim.min_lr = 8e-6
     config.finetune.optim.layer_decay = 0.75
     return config
+
+
+def bundled_comparison(config: ConfigDict) -> ConfigDict:
+    """The comparison in seconds, with bundled data in place of a download."""
+    for run in (config.pretrain, config.finetune):
+        run.data.dataset = "bundled:climate"
+        run.data.channels = 3
+        run.data.display_bands = ()
+    config.finetune.data.num_labels = 240
+    return smoke_comparison(config)
 
 
 def smoke_comparison(config: ConfigDict) -> ConfigDict:
