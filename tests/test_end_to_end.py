@@ -77,7 +77,7 @@ def test_predict_names_classes_and_draws_them(compared, tmp_path):
     picture = tmp_path / "seen.png"
     output = commands.run(
         f"--checkpoint={workdir / 'simmim'}",
-        f"--output={picture}",
+        f"--picture={picture}",
         *files,
         module="simmim_jax.predict",
     )
@@ -97,14 +97,15 @@ def test_predict_reports_and_skips_files_that_are_no_images(compared, tmp_path):
     good, bad, missing = (tmp_path / f"{name}.png" for name in ("good", "bad", "none"))
     Image.new("RGB", (28, 28)).save(good)
     bad.write_bytes(b"no image")
-    args = (f"--checkpoint={workdir / 'simmim'}", f"--output={tmp_path / 'seen.png'}")
+    args = (f"--checkpoint={workdir / 'simmim'}", f"--picture={tmp_path / 'seen.png'}")
     predict = {"module": "simmim_jax.predict", "status": 1}
     output = commands.run(*args, bad, good, missing, **predict)
     assert f"left out: {bad}: " in output
     assert re.search(f"left out: .*{missing}", output)
     assert re.search(rf"^{good} .*%", output, re.MULTILINE)
     output = commands.run(*args, bad, **predict)
-    assert f"left out: {bad}: " in output.splitlines()[-1]
+    assert f"left out: {bad}: " in output.splitlines()[-2]
+    assert output.endswith("1 left out, 0 classified\n")
     assert "Traceback" not in output
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from simmim_jax.cli import arguments
+from simmim_jax.data.sources.paths import printable
 from simmim_jax.errors import UserError
 from simmim_jax.runtime import platforms
 
@@ -93,7 +94,7 @@ def _search(encoder: "Encoder", source: "Source", args: Any) -> None:
         pictures = [int(found.indices[i]) for i in chosen]
     rows = _rows(names, paths, nearest, args.duplicates)
     for query, path, cosine in rows[: 4 * _ROWS]:
-        print(f"{cosine:.4f}  {_text(query)}  {_text(path)}")
+        print(f"{cosine:.4f}  {printable(query)}  {printable(path)}")
     if len(rows) > 4 * _ROWS:
         print(f"... and {len(rows) - 4 * _ROWS:,} more")
     with open(
@@ -158,8 +159,3 @@ def _draw(
     ]
     queries = shown([pictures[row] for row in drawn])
     neighbour_grid(queries, np.stack(neighbours), output)
-
-
-def _text(path: str) -> str:
-    """Return a path that can be printed: names need not be valid UTF-8."""
-    return path.encode("utf-8", "backslashreplace").decode()

@@ -1,168 +1,167 @@
-"""Classify image files, or lines of text, with a fine-tuned run.
+"""Classify images with a fine-tuned run.
 
     simmim predict --checkpoint=runs/mine_classes photo.jpg
     simmim predict --checkpoint=runs/mine_classes holiday/ --table=holiday.csv
-    simmim predict --checkpoint=runs/languages/simmim "Wer ein Recht hat, hat es."
 
-Prints the most probable classes of each file, and draws the first 64 images beside
-them. A folder stands for the images in it and in its sub-folders. Runs on text take
-lines, and .txt files of them. Files that are not
-images are reported on standard error and left out; the exit status is then 1.
+IMAGES are files, and whatever config.data.dataset may name: folders, archives, lists,
+arrays. Prints the most probable classes of each image. --table writes them to a .csv,
+.parquet or .jsonl file in place of that, with progress; an interrupted command resumes
+when it is run again. What is not an image is reported and left out; the exit status is
+then 1.
 """
 
-import csv
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from simmim_jax.cli import arguments
+from simmim_jax.data.sources.paths import printable
 from simmim_jax.errors import UserError
 from simmim_jax.runtime import platforms
 
-if TYPE_CHECKING:  # it imports JAX
-    from simmim_jax.tasks.predict import Predictor
+if TYPE_CHECKING:  # they import JAX
+    from simmim_jax.tasks.parts import Split
+    from simmim_jax.tasks.predict import Classified, Predictor
+
+_DRAWN = 64  # images of a picture
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a line for each image, and draw the first ones with their classes."""
+    """Print or write the classes of each image, and draw the first ones if asked to."""
     parser = arguments.parser("predict", __doc__)
     parser.add_argument(
         "--checkpoint", required=True, help="workdir of a fine-tuned run"
     )
     parser.add_argument(
-        "--output", default="predictions.png", help="picture to write (%(default)s)"
+        "--table", metavar="FILE", help="file to write, .csv, .parquet or .jsonl"
     )
     parser.add_argument(
-        "--pictures",
-        type=int,
-        default=64,
-        metavar="N",
-        help="images to draw at most; 0: none (%(default)s)",
+        "--top", type=int, default=5, metavar="N", help="classes an image (%(default)s)"
     )
     parser.add_argument(
-        "--table",
-        metavar="FILE.csv",
-        help="file to write with the probability of every class",
+        "--every_class",
+        action="store_true",
+        help="of a table: a column with the probability of each class, too",
     )
     parser.add_argument(
-        "images", nargs="+", help="image files and folders, or lines of text"
+        "--picture",
+        metavar="FILE.png",
+        help=f"draw the first {_DRAWN} images with their classes",
     )
+    parser.add_argument(
+        "--split", action="append", help="splits, repeatable (all that there are)"
+    )
+    parser.add_argument("--data_dir", default="", help="folder of TFDS data sets")
+    parser.add_argument("images", nargs="+", help="image files and data sets")
     args = parser.parse_args(argv)
+    if args.top < 1:
+        sys.exit(f"--top={args.top}: expected 1 or more.")
     platforms.leave_out_absent_tpu()
-    from simmim_jax.tasks.predict import Predictor
+    from simmim_jax.tasks.predict import Predictor, open_images, write_predictions
 
     try:
         predictor = Predictor.load(args.checkpoint)
         print(f"{args.checkpoint}: {predictor.describe()}")
-        _predict(predictor, args)
+        if predictor.calibration:
+            print(f"calibrated: {predictor.calibration.describe()}")
+        splits = open_images(predictor, args.images, args.split or (), args.data_dir)
+        if args.table:
+            plan = {"checkpoint": args.checkpoint, "images": args.images}
+            done, left_out = write_predictions(
+                predictor,
+                splits,
+                args.table,
+                plan=plan,
+                top=args.top,
+                every_class=args.every_class,
+            )
+            listed = f", see {args.table}.left_out.tsv" if left_out else ""
+            print(f"table: {args.table}, {done:,} images")
+        else:
+            done, left_out = _print(predictor, splits, args.top)
+            listed = ""
+        if args.picture and done:
+            print(f"picture: {args.picture}, {_draw(predictor, splits, args.picture)}")
     except UserError as error:
         sys.exit(str(error))
     except BrokenPipeError:
         raise
     except OSError as error:
         sys.exit(f"cannot read or write {error.filename!r}: {error.strerror}")
-
-
-def _predict(predictor: "Predictor", args: Any) -> None:
-    """Print, write and draw batch by batch: memory does not grow with the images."""
-    is_text = predictor.config.data.view == "text"
-    files = _Files(args.images, is_text)
-    width = max((len(_text(path)) for path in files.paths), default=0)
-    drawn: list[tuple[str, np.ndarray, np.ndarray]] = []
-    count = 0
-    table_path = args.table or os.devnull
-    with open(
-        table_path, "w", newline="", encoding="utf-8", errors="surrogateescape"
-    ) as file:
-        table = csv.writer(file)
-        table.writerow(["file", "class", "probability", *predictor.class_names])
-        for path, image, probabilities in predictor.stream(files.paths, files.leave):
-            names, values = predictor.top(probabilities[None])
-            ranked = zip(names[0], values[0], strict=True)
-            print(
-                f"{_text(path):<{width}}  "
-                + ", ".join(f"{name} {value:.1%}" for name, value in ranked)
-            )
-            table.writerow([path, names[0][0], probabilities.max(), *probabilities])
-            if count < args.pictures:
-                drawn.append((path, image, probabilities))
-            count += 1
-    if not count:
-        sys.exit(f"none of {files.left_out:,} classified" if files.left_out > 1 else 1)
-    if args.table:
-        print(f"table: {args.table}")
-    if drawn:
-        _draw(predictor, drawn, args.output)
-        more = f" (the first {len(drawn):,}; --pictures={count} draws all {count:,})"
-        print(f"picture: {args.output}{more if len(drawn) < count else ''}")
-    if files.left_out:
-        print(f"{files.left_out:,} left out, {count:,} classified", file=sys.stderr)
+    except KeyboardInterrupt:
+        again = "Run the same command again to resume." if args.table else ""
+        sys.exit(f"Interrupted. {again}".strip())
+    if left_out:
+        print(f"{left_out:,} left out, {done:,} classified{listed}", file=sys.stderr)
         sys.exit(1)
 
 
-class _Files:
-    """The files in the paths of a command line, and the number of those left out.
-
-    is_text: whether paths are lines of text, or files of them.
-    """
-
-    def __init__(self, named: Sequence[str], is_text: bool):
-        self.left_out = 0
-        self._is_text = is_text
-        # Files that are named twice are classified once.
-        self.paths = list(dict.fromkeys(self._paths(named)))
-
-    def _paths(self, named: Sequence[str]) -> Iterator[str]:
-        from simmim_jax.data.sources import text
-
-        for path in named:
-            if self._is_text and path.endswith(".txt"):
-                yield from filter(None, map(str.strip, text.read_lines(path)))
-            elif self._is_text or not os.path.isdir(path):
-                yield path
-            else:
-                yield from self._inside(path)
-
-    def _inside(self, folder: str) -> Iterator[str]:
-        from simmim_jax.data.sources import folders, npy
-
-        kinds = (folders.IMAGE_FILES, npy.ARRAY_FILES)
-        found = (folders.list_files(folder, kind) for kind in kinds)
-        inside = next(filter(None, found), [])
-        if not inside:
-            self.leave(folder, UserError("a folder without images"))
-        yield from (os.path.join(folder, os.fsdecode(name)) for name in inside)
-
-    def leave(self, path: str, error: Exception) -> None:
-        """Report a file that cannot be classified."""
-        self.left_out += 1
-        reason = getattr(error, "strerror", None) or error
-        print(f"left out: {_text(path)}: {reason}", file=sys.stderr)
+def _print(
+    predictor: "Predictor", splits: Sequence["Split"], top: int
+) -> tuple[int, int]:
+    """Print a line for each image; return the numbers of images and of bad ones."""
+    done, left_out = 0, 0
+    for split, found in _classified(predictor, splits):
+        raw = predictor.probabilities(found.logits)
+        shown = [raw]
+        if predictor.calibration:
+            shown.append(predictor.probabilities(found.logits, calibrated=True))
+        names = [
+            printable(path or f"{split.dataset} {split.name}[{index}]")
+            for path, index in zip(found.paths, found.indices, strict=True)
+        ]
+        width = max(map(len, names), default=0)
+        order = np.argsort(-found.logits, kind="stable")[:, :top]
+        for row, name in enumerate(names):
+            ranked = ", ".join(
+                f"{predictor.class_names[place]} "
+                + " / ".join(f"{each[row, place]:.1%}" for each in shown)
+                for place in order[row]
+            )
+            print(f"{name:<{width}}  {ranked}")
+        for index, path, error in found.bad:
+            name = printable(path or f"{split.dataset} {split.name}[{index}]")
+            reason = getattr(error, "strerror", None) or error
+            print(f"left out: {name}: {reason}", file=sys.stderr)
+        done += len(names)
+        left_out += len(found.bad)
+    return done, left_out
 
 
-def _draw(
-    predictor: "Predictor",
-    drawn: Sequence[tuple[str, np.ndarray, np.ndarray]],
-    output: str,
-) -> None:
+def _classified(
+    predictor: "Predictor", splits: Sequence["Split"]
+) -> Iterator[tuple["Split", "Classified"]]:
+    for split in splits:
+        for found in predictor.classify(split.source):
+            yield split, found
+
+
+def _draw(predictor: "Predictor", splits: Sequence["Split"], output: str) -> str:
+    """Draw the first images that can be read; return how many, in words."""
     from simmim_jax.monitoring import pictures
     from simmim_jax.tasks.display import displayed
 
-    paths, images, probabilities = zip(*drawn, strict=True)
-    pictures.prediction_grid(
-        displayed(predictor.config.data, np.stack(images)),
-        *predictor.top(np.stack(probabilities)),
-        output,
-        titles=None
-        if predictor.config.data.view == "text"  # their pictures say the same
-        else [_text(Path(path).name) for path in paths],
+    titles: list[str] = []
+    images, logits = [], []
+    for split, found in _classified(predictor, splits):
+        for path, index in zip(found.paths, found.indices, strict=True):
+            titles.append(Path(path).name if path else f"{split.name}[{index}]")
+        images.append(found.images)
+        logits.append(found.logits)
+        if len(titles) >= _DRAWN:
+            break
+    shown = np.concatenate(images)[:_DRAWN]
+    names, probabilities = predictor.top(
+        predictor.probabilities(np.concatenate(logits)[:_DRAWN])
     )
-
-
-def _text(path: str) -> str:
-    """Return a path that can be printed: names need not be valid UTF-8."""
-    return path.encode("utf-8", "backslashreplace").decode()
+    pictures.prediction_grid(
+        displayed(predictor.config.data, shown),
+        names,
+        probabilities,
+        output,
+        titles=[printable(title) for title in titles[:_DRAWN]],
+    )
+    return f"{len(shown)} images"

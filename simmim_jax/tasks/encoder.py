@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +15,12 @@ from simmim_jax.checkpoints import store
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Finetune, Pretrain
 from simmim_jax.data.codecs.base import BadImage
-from simmim_jax.data.loader.workers import num_cpus
 from simmim_jax.data.sources.base import NO_LABEL, Source
+from simmim_jax.data.views.base import View
 from simmim_jax.errors import UserError
 from simmim_jax.models import Encoded, build_classifier, plain
 from simmim_jax.models.vit import ViT
-from simmim_jax.tasks import values
+from simmim_jax.tasks import examples, values
 from simmim_jax.tasks.views import content, eval_view
 
 POOLS = ("mean", "cls")
@@ -39,7 +38,7 @@ class Embedded(NamedTuple):
     paths: list[str]
     labels: np.ndarray
     vectors: np.ndarray
-    bad: list[tuple[int, str, Exception]]
+    bad: list[tuple[int, str, UserError | OSError]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,50 +165,25 @@ class Encoder:
 
         Threads decode the next batch meanwhile. Bad images are reported, not raised.
         """
-        starts = range(indices.start, indices.stop, BATCH)
-        batches = [range(i, min(i + BATCH, indices.stop)) for i in starts]
-        with ThreadPoolExecutor(num_cpus()) as pool:
-
-            def submit(batch: range) -> list[Future]:
-                return [pool.submit(self._read, source, index) for index in batch]
-
-            waiting = submit(batches[0]) if batches else []
-            for here, following in zip(batches, [*batches[1:], range(0)], strict=True):
-                read = [future.result() for future in waiting]
-                good = [i for i, (_, result) in enumerate(read) if _is_good(result)]
-                images = [read[i][1]["image"] for i in good]
-                vectors = self._start(images) if images else None
-                waiting = submit(following)
-                yield Embedded(
-                    np.array([here[i] for i in good], np.int64),
-                    [read[i][0] for i in good],
-                    np.array([read[i][1]["label"] for i in good], np.int32),
-                    np.zeros((0, self.dim), np.float32)
-                    if vectors is None
-                    else np.asarray(vectors)[: len(good)],
-                    [
-                        (here[i], path, result)
-                        for i, (path, result) in enumerate(read)
-                        if not _is_good(result)
-                    ],
-                )
+        for found in examples.read(source, indices, self._view, BATCH):
+            for index, path, error in found.bad:
+                if not isinstance(error, OSError | BadImage):
+                    raise UserError(f"'{path or f'example {index}'}': {error}")
+            images = found.images
+            yield Embedded(
+                found.indices,
+                found.paths,
+                found.labels,
+                np.asarray(self._start(images))[: len(images)]
+                if len(images)
+                else np.zeros((0, self.dim), np.float32),
+                found.bad,
+            )
 
     # ---- One batch -------------------------------------------------------------------
 
-    def _read(self, source: Source, index: int) -> tuple[str, Any]:
-        """Return path and prepared example, or path and error of a bad image."""
-        path = ""
-        try:
-            example = source[index]
-            path = example.get("path", "")
-            return path, self._view(example, np.random.default_rng(0))
-        except (OSError, BadImage) as error:
-            return path or str(getattr(error, "filename", None) or ""), error
-        except UserError as error:
-            raise UserError(f"'{path or f'example {index}'}': {error}") from None
-
     @functools.cached_property
-    def _view(self) -> Callable[..., dict[str, Any]]:
+    def _view(self) -> View:
         return eval_view(self.config.data)
 
     def _prepare(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
@@ -245,7 +219,3 @@ class Encoder:
     def _encoded(self, params: Any, images: jax.Array | np.ndarray) -> Encoded:
         pixels = values.normalization(self.config.data)(images)
         return self.module.apply({"params": params}, pixels)
-
-
-def _is_good(result: Any) -> bool:
-    return not isinstance(result, Exception)

@@ -2,39 +2,75 @@
 
 import dataclasses
 import functools
+import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pyarrow
 
 from simmim_jax.checkpoints import store
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Finetune
-from simmim_jax.data.loader.workers import num_cpus
-from simmim_jax.data.sources.base import NO_LABEL
+from simmim_jax.data.codecs.base import BadImage
+from simmim_jax.data.codecs.npy import read_header
+from simmim_jax.data.sources.base import NO_LABEL, Source
+from simmim_jax.data.sources.folders import FolderSource
+from simmim_jax.data.sources.paths import Paths, is_array, is_image, printable
+from simmim_jax.data.sources.registry import is_dataset, open_all
+from simmim_jax.data.sources.remote import read_file
 from simmim_jax.errors import UserError
 from simmim_jax.models import build_classifier, plain
 from simmim_jax.models.classifier import Classifier
-from simmim_jax.tasks import values
+from simmim_jax.tasks import calibration, examples, values
+from simmim_jax.tasks.calibration import Calibration, probabilities_of
 from simmim_jax.tasks.encoder import Encoder
-from simmim_jax.tasks.views import content, eval_view
+from simmim_jax.tasks.parts import (
+    Rows,
+    Split,
+    to_csv,
+    to_jsonl,
+    to_parquet,
+    write_table,
+)
+from simmim_jax.tasks.views import eval_view
 
 TOP = 5  # classes shown
 BATCH = 64  # images classified at once
+TABLES = {".csv": to_csv, ".parquet": to_parquet, ".jsonl": to_jsonl}
+
+
+class Classified(NamedTuple):
+    """Some examples of a source and what the classifier says.
+
+    indices, paths, labels, images, bad: as in `examples.Examples`, labels those of the
+    source; logits: float32 [n, classes].
+    """
+
+    indices: np.ndarray
+    paths: list[str]
+    labels: np.ndarray
+    images: np.ndarray
+    logits: np.ndarray
+    bad: list[tuple[int, str, UserError | OSError]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A classifier, its parameters, and how its images are prepared."""
+    """A classifier, its parameters, and how its images are prepared.
+
+    calibration: that of `simmim evaluate --calibrate`, or None.
+    """
 
     model: Classifier
     params: Any
     config: Finetune  # of its training run
     class_names: tuple[str, ...]
     step: int
+    calibration: Calibration | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> "Predictor":
@@ -51,13 +87,26 @@ class Predictor:
             )
         config = schema.single(schema.parse(meta["config"], stored=True))
         assert isinstance(config, Finetune)
+        fitted = calibration.load(path, meta["step"])
+        return cls.of(params, config, class_names, meta["step"], fitted)
+
+    @classmethod
+    def of(
+        cls,
+        params: Any,
+        config: Finetune,
+        class_names: Sequence[str],
+        step: int,
+        calibration: Calibration | None = None,
+    ) -> "Predictor":
+        """Return the classifier of a run with these parameters."""
         model = build_classifier(
             num_classes=len(class_names),
             dtype=config.dtype,
             **schema.to_dict(config.model),
         )
         # Without what saves memory in training: a few images are classified anywhere.
-        return cls(plain(model), params, config, tuple(class_names), meta["step"])
+        return cls(plain(model), params, config, tuple(class_names), step, calibration)
 
     def describe(self) -> str:
         """Return architecture and step of the checkpoint in a line."""
@@ -68,42 +117,55 @@ class Predictor:
             f"of {height}x{width}, {len(self.class_names):,} classes"
         )
 
-    def prepare(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
-        """Return an image as the model sees it: [h w c].
+    def prepare(self, image: bytes | np.ndarray) -> np.ndarray:
+        """Return an encoded image, or its pixels, as the model sees it: [h w c]."""
+        example = {"image": image, "label": NO_LABEL}
+        return self.view(example, np.random.default_rng(0))["image"]
 
-        image: a path, an encoded image or its pixels; with config.data.view="text", a
-        line.
-        raises: UserError or OSError for what is not an image.
-        """
-        data = self.config.data
-        example = {"image": content(data, image), "label": NO_LABEL}
-        return eval_view(data)(example, np.random.default_rng(0))["image"]
+    @functools.cached_property
+    def view(self) -> Any:
+        """The view that prepares an example."""
+        return eval_view(self.config.data)
 
     def apply(self, params: Any, images: jax.Array | np.ndarray) -> jax.Array:
         """Return float32[n classes] of prepared images [n h w c], for JAX to trace."""
-        pixels = values.normalization(self.config.data)(images)
-        logits = self.model.apply({"params": params}, pixels)
+        logits = self._logits(params, images)
         if self.config.probabilities == "sigmoid":
             return jax.nn.sigmoid(logits)
         return jax.nn.softmax(logits)
 
+    def _logits(self, params: Any, images: jax.Array | np.ndarray) -> jax.Array:
+        pixels = values.normalization(self.config.data)(images)
+        return self.model.apply({"params": params}, pixels)
+
     @functools.cached_property
-    def _probabilities(self) -> Callable[[Any, np.ndarray], jax.Array]:
-        return jax.jit(self.apply)
+    def _jitted(self) -> Callable[[Any, np.ndarray], jax.Array]:
+        return jax.jit(self._logits)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Return float32[n classes], the probabilities of prepared images [n h w c]."""
-        parts = [
-            self._of_few(images[i : i + BATCH]) for i in range(0, len(images), BATCH)
+        batch = _batch_for(len(images))
+        logits = [
+            self._logits_of(images[i : i + batch], batch)
+            for i in range(0, len(images), batch)
         ]
-        return np.concatenate(parts)
+        return self.probabilities(np.concatenate(logits))
 
-    def _of_few(self, images: np.ndarray) -> np.ndarray:
-        # Padded to a power of two, because every number of images is compiled.
-        size = 1 << (len(images) - 1).bit_length()
-        padded = np.zeros((size, *images.shape[1:]), images.dtype)
+    def _logits_of(self, images: np.ndarray, batch: int) -> np.ndarray:
+        """Return float32 [n, classes] of at most `batch` images, compiled once."""
+        padded = np.zeros((batch, *images.shape[1:]), images.dtype)
         padded[: len(images)] = images
-        return np.asarray(self._probabilities(self.params, padded))[: len(images)]
+        return np.asarray(self._jitted(self.params, padded))[: len(images)]
+
+    def probabilities(
+        self, logits: np.ndarray, *, calibrated: bool = False
+    ) -> np.ndarray:
+        """Return float32 [n, classes] of logits; calibrated: by self.calibration."""
+        temperature = 1.0
+        if calibrated:
+            assert self.calibration is not None
+            temperature = self.calibration.temperature
+        return probabilities_of(logits, self.config.probabilities, temperature)
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -114,40 +176,28 @@ class Predictor:
         """Return what the head sees of each image, float32 [n, d]: `Encoder.embed`."""
         return self.encoder.embed(images)
 
-    def stream(
-        self, paths: Sequence[str], on_error: Callable[[str, Exception], None]
-    ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Yield path, prepared image [h w c] and probabilities [classes] of each file.
+    def classify(
+        self, source: Source, indices: range | None = None
+    ) -> Iterator[Classified]:
+        """Yield what the classifier says of a source's examples, a batch at a time.
 
-        paths: with config.data.view="text", lines of text in place of them.
-        on_error: called with a file that is not an image, which is left out. No more
-        than one batch of images is in memory.
+        indices: None for all of them. No more than two batches are in memory.
         """
-
-        def prepared(path: str) -> np.ndarray | Exception:
-            try:
-                return self.prepare(path)
-            except (OSError, UserError) as error:
-                return error
-
-        with ThreadPoolExecutor(num_cpus()) as pool:
-            for first in range(0, len(paths), BATCH):
-                part = paths[first : first + BATCH]
-                images = {}
-                for path, image in zip(part, pool.map(prepared, part), strict=True):
-                    if isinstance(image, Exception):
-                        on_error(path, image)
-                    else:
-                        images[path] = image
-                if images:
-                    results = self(np.stack(list(images.values())))
-                    yield from zip(images, images.values(), results, strict=True)
+        indices = range(len(source)) if indices is None else indices
+        batch = _batch_for(len(source))
+        for found in examples.read(source, indices, self.view, batch):
+            logits = (
+                self._logits_of(found.images, batch)
+                if len(found.images)
+                else np.zeros((0, len(self.class_names)), np.float32)
+            )
+            yield Classified(*found[:4], logits, found.bad)
 
     def top(
         self, probabilities: np.ndarray
     ) -> tuple[list[list[str]], list[list[float]]]:
         """Return names and probabilities of the most probable classes, in order."""
-        order = np.argsort(-probabilities)[:, :TOP]
+        order = np.argsort(-probabilities, kind="stable")[:, :TOP]
         names = [[self.class_names[i] for i in row] for row in order]
         return names, np.take_along_axis(probabilities, order, axis=1).tolist()
 
@@ -156,11 +206,15 @@ class Predictor:
     ) -> list[dict[str, float]]:
         """Return the probability of each class, most probable first, for each image.
 
-        images: paths, encoded images or arrays [h w c] of any size; with
-        config.data.view="text", lines.
+        images: paths, encoded images or arrays [h w c] of any size.
         raises: UserError or OSError for what is not an image.
         """
-        prepared = [self.prepare(image) for image in images]
+        prepared = [
+            self.prepare(
+                Path(image).read_bytes() if isinstance(image, str | Path) else image
+            )
+            for image in images
+        ]
         return [
             dict(
                 sorted(
@@ -170,3 +224,135 @@ class Predictor:
             )
             for row in self(np.stack(prepared))
         ]
+
+
+def _batch_for(images: int) -> int:
+    """Return the size of all batches: every size is a program to compile."""
+    return min(BATCH, 1 << max(images - 1, 0).bit_length())
+
+
+# ---- Data sets -----------------------------------------------------------------------
+
+
+def open_images(
+    predictor: Predictor,
+    names: Sequence[str],
+    splits: Sequence[str] = (),
+    data_dir: str = "",
+) -> list[Split]:
+    """Open files of images and data sets, in the order of their names.
+
+    A file is an image where the classifier can read it as one: a .tif of several pages
+    or a .npy array of several images is a data set. splits: of data sets, (): all.
+    raises: UserError for a name that is neither; files that do not exist are bad
+    images.
+    """
+    found = []
+    unique = dict.fromkeys(names)  # named twice, classified once
+    is_file = functools.partial(_is_one_image, predictor)
+    for are_files, group in itertools.groupby(unique, is_file):
+        if are_files:
+            paths = Paths([os.fsencode(name) for name in group])
+            found.append(Split("", "", FolderSource("", paths, None, ())))
+            continue
+        for name in group:
+            opened = open_all(name, splits, data_dir=data_dir)
+            found += [Split(name, split, source) for split, source in opened.items()]
+    return found
+
+
+def _is_one_image(predictor: Predictor, name: str) -> bool:
+    looks_so = is_image(os.fsencode(name))
+    if not os.path.isfile(name):
+        return looks_so and not os.path.isdir(name)
+    if not is_dataset(name):
+        return True
+    try:
+        if is_array(os.fsencode(name)):
+            with open(name, "rb") as file:
+                return len(read_header(file).shape) < 4
+        if looks_so:
+            predictor.prepare(read_file(name))
+    except (OSError, BadImage):
+        return True
+    except UserError:
+        return False
+    return looks_so
+
+
+# ---- Tables --------------------------------------------------------------------------
+
+
+def write_predictions(
+    predictor: Predictor,
+    splits: Sequence[Split],
+    out: str | Path,
+    *,
+    plan: dict[str, Any],
+    top: int = TOP,
+    every_class: bool = False,
+) -> tuple[int, int]:
+    """Write the most probable classes of each image, or resume writing.
+
+    out: a .csv, .parquet or .jsonl file with the columns path (of a data set without
+    files, its name), split, index, true_class (where there is a label), class and
+    probability, calibrated (of a calibrated run), then class_2, probability_2 … of the
+    next ones. top: number of classes; every_class: a column "probability of NAME" for
+    each.
+    returns: numbers of images written and left out; see `write_table`.
+    """
+    top = min(top, len(predictor.class_names))
+
+    def rows(split: Split, span: range) -> Iterator[Rows]:
+        for found in predictor.classify(split.source, span):
+            yield Rows(_table(predictor, split, found, top, every_class), found.bad)
+
+    fitted = predictor.calibration
+    return write_table(
+        out,
+        splits,
+        rows,
+        TABLES,
+        plan=plan
+        | {
+            "step": predictor.step,
+            "temperature": fitted.temperature if fitted else None,
+            "top": top,
+            "every_class": every_class,
+        },
+        title="predicting",
+    )
+
+
+def _table(
+    predictor: Predictor, split: Split, found: Classified, top: int, every_class: bool
+) -> pyarrow.Table:
+    known = found.labels != NO_LABEL
+    true_names = np.array([*split.source.class_names, None], object)
+    columns: dict[str, Any] = {
+        "path": pyarrow.array(
+            [printable(path or split.dataset) for path in found.paths], "string"
+        ),
+        "split": pyarrow.array([split.name] * len(known), "string"),
+        "index": found.indices,
+        "true_class": pyarrow.array(
+            [true_names[label] for label in np.where(known, found.labels, -1)],
+            "string",
+        ),
+    }
+    every = {"probability": predictor.probabilities(found.logits)}
+    if predictor.calibration:
+        every["calibrated"] = predictor.probabilities(found.logits, calibrated=True)
+    order = np.argsort(-found.logits, kind="stable")[:, :top]
+    names = np.array(predictor.class_names, object)
+    rows = np.arange(len(order))
+    for rank in range(top):
+        suffix = f"_{rank + 1}" if rank else ""
+        chosen = order[:, rank]
+        columns[f"class{suffix}"] = pyarrow.array(names[chosen], "string")
+        for name, probabilities in every.items():
+            columns[f"{name}{suffix}"] = probabilities[rows, chosen]
+    if every_class:
+        for number, name in enumerate(predictor.class_names):
+            columns[f"probability of {name}"] = every["probability"][:, number]
+    return pyarrow.table(columns)

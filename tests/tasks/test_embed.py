@@ -19,7 +19,7 @@ from simmim_jax.cli.neighbours import main as neighbours
 from simmim_jax.cli.probe import main as probe
 from simmim_jax.data.sources.registry import open_source
 from simmim_jax.errors import UserError
-from simmim_jax.tasks import classify, embed, pretrain
+from simmim_jax.tasks import classify, embed, parts, pretrain
 from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.training import loop
 
@@ -131,7 +131,7 @@ def test_a_folder_becomes_a_file(pretrained, folder, tmp_path, ending, capsys):
 
 
 def test_an_interrupted_command_resumes(pretrained, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed, "_PART", 64)
+    monkeypatch.setattr(parts, "PART", 64)
     encoder = Encoder.load(pretrained)
     sources = {"test": open_source("bundled:fashion_mnist_10k", "validation")}
     sources["test"] = type(sources["test"])(sources["test"].images[:150], None, ())
@@ -145,8 +145,8 @@ def test_an_interrupted_command_resumes(pretrained, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         write(table, file)
 
-    write = embed._write
-    monkeypatch.setattr(embed, "_write", interrupt)
+    write = parts._write
+    monkeypatch.setattr(parts, "_write", interrupt)
     with pytest.raises(KeyboardInterrupt):
         embed.embed(encoder, sources, out, plan={"step": 2})
     with pytest.raises(UserError, match="was begun with step=2, and now it is 3"):

@@ -23,6 +23,8 @@ IMAGE_ENDINGS = (
 ARRAY_ENDINGS = (".npy",)
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 TRAIN, VALIDATION = "train", "validation"
+# Every image of a data set that is not divided into splits.
+ALL = "all"
 SPLIT_FOLDERS = (TRAIN, VALIDATION, "val", "test")
 # By the words that mean them.
 _SPLIT_WORDS = {
@@ -79,6 +81,11 @@ def pack(paths: Sequence[bytes]) -> np.ndarray:
 def unpack(block: np.ndarray) -> list[bytes]:
     """Return the paths that `pack` was given, at least one."""
     return block.tobytes().split(b"\0")
+
+
+def printable(path: str) -> str:
+    """Return a path as valid Unicode: names of files need not be."""
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def is_image(name: bytes) -> bool:
@@ -143,11 +150,13 @@ def find_split(
     raises: NotFoundError if `place` has folders of other splits alone, UserError for a
     split that `hashed_split` does not make.
     """
+    present = [name for name in known if exists(name)]
+    if split == ALL and not present:
+        return None  # a folder "all" is no split
     names = ("validation", "val") if split in ("validation", "val") else (split,)
     for name in names:
         if exists(name):
             return name
-    present = [name for name in known if exists(name)]
     if present:
         raise NotFoundError(
             f"split={split!r} of {place!r} does not exist: found "
@@ -159,8 +168,8 @@ def find_split(
         )
     if split not in ("train", "validation", "val"):
         raise UserError(
-            f"split={split!r} of {place!r} does not exist: expected train or "
-            "validation for data without splits. Make a folder "
+            f"split={split!r} of {place!r} does not exist: expected train, validation "
+            "or all for data without splits. Make a folder "
             f"{split}/ (a manifest: rows of that split) for another one; slices such "
             "as train[:10%] are for TFDS sets."
         )
@@ -194,9 +203,11 @@ def hashed_split(paths: Sequence[bytes], split: str, place: str) -> np.ndarray:
 
     The validation split has every image whose path hashes into one part in 20, and the
     image with the smallest hash, so that it is never empty. New images do not move
-    others between splits.
+    others between splits. `ALL` has all images.
     raises: NotFoundError if there is a single image, which leaves none to train on.
     """
+    if split == ALL:
+        return np.arange(len(paths))
     hashes = np.array(
         [
             int.from_bytes(hashlib.blake2b(path, digest_size=8).digest(), "big")
@@ -222,7 +233,7 @@ def split_paths(
     split: name of a folder to look for beside the usual ones. A path outside of all
     split folders becomes empty. Returns None if there are no split folders.
     """
-    folders = {os.fsencode(name) for name in (*SPLIT_FOLDERS, split)}
+    folders = {os.fsencode(name) for name in {*SPLIT_FOLDERS, split} - {ALL}}
     parts = [path.partition(b"/") for path in paths]
     if not any(top in folders for top, _, _ in parts):
         return None

@@ -5,6 +5,7 @@ pyarrow are imported when a data set that needs them is opened, so that `check_s
 answers in milliseconds.
 """
 
+import contextlib
 import difflib
 import functools
 import os
@@ -38,7 +39,7 @@ from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.endings import count_endings, ways_in
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.mixtures import Names, mix, parse_names
-from simmim_jax.data.sources.paths import TRAIN, VALIDATION
+from simmim_jax.data.sources.paths import ALL, TRAIN, VALIDATION
 from simmim_jax.data.sources.remote import MAX_BYTES, is_url
 from simmim_jax.errors import NotFoundError, UserError
 
@@ -152,7 +153,8 @@ def open_source(
     the same words in the names of shards, or the column "split". Without them, images
     whose path (in a .npy file: index) hashes into one part in 20 are "validation", and
     the rest is "train". The image with the smallest hash is always in "validation". New
-    images do not move others between splits. TFDS takes any slice, as in "train[:10%]".
+    images do not move others between splits. "all" has both, in their order. TFDS
+    takes any slice, as in "train[:10%]".
 
     The label of an image in a folder is the position of its first folder in sorted
     order. An image outside of class folders, or a class folder without images to train
@@ -221,6 +223,19 @@ def open_splits(
     return found
 
 
+def open_all(
+    dataset: Names, splits: Sequence[str] = (), *, data_dir: str = ""
+) -> dict[str, Source]:
+    """Open these splits; without names, "all" of a set that has none, or those it has.
+
+    raises: as `open_splits`.
+    """
+    if not splits:
+        with contextlib.suppress(UserError):
+            return {ALL: open_source(dataset, ALL, data_dir=data_dir)}
+    return open_splits(dataset, splits, data_dir=data_dir)
+
+
 def _is_alias(source: Source, validation: Source | None) -> bool:
     if validation is None or len(source) != len(validation):
         return False
@@ -231,6 +246,12 @@ def _is_alias(source: Source, validation: Source | None) -> bool:
     if isinstance(one, bytes):
         return one == other
     return bool(np.array_equal(one, other))
+
+
+def is_dataset(name: str) -> bool:
+    """Whether a name is that of a data set, by its form and by what is there."""
+    place = name if is_url(name) else os.path.expanduser(name)
+    return any(format.matches(place) for format in (*_registered, *FORMATS))
 
 
 def check_source(

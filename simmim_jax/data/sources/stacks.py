@@ -18,6 +18,7 @@ from simmim_jax.data.sources.folders import (
     open_folder,
 )
 from simmim_jax.data.sources.paths import (
+    ALL,
     Paths,
     find_split,
     hashed_split,
@@ -152,7 +153,7 @@ def open_stack(place: str, split: str, reader: Reader, files: Files) -> Source:
         raise UserError(f"dataset={place!r}: {error}") from error
     blocks = np.arange(count) // _BLOCK
     names = [str(block).encode() for block in range(blocks[-1] + 1)]
-    if len(names) < 2:
+    if len(names) < 2 and split != ALL:
         raise NotFoundError(
             f"{place!r} has {count} images: expected more than {_BLOCK}, since "
             f"blocks of {_BLOCK} are divided into training and validation. Name a "

@@ -406,7 +406,7 @@ def test_archives_without_images(tmp_path):
             function(path, "train")
     with pytest.raises(FileNotFoundError, match=r"no images: expected .jpg"):
         open_source(write_zip(tmp_path / "a.zip", {"a.txt": b""}), "train")
-    with pytest.raises(ValueError, match=r"split='test'.*expected train or validation"):
+    with pytest.raises(ValueError, match=r"split='test'.*expected train, validation"):
         open_source(write_zip(tmp_path / "b.zip", {"1.jpg": CHINA}), "test")
 
 

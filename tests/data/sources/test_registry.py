@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from simmim_jax.data.sources.registry import (
     FORMATS,
     check_source,
     open_source,
+    open_all,
     register,
 )
-from simmim_jax.errors import UserError
+from simmim_jax.errors import NotFoundError, UserError
 from tests.images import write_image
 
 
@@ -176,3 +178,29 @@ def test_a_registered_prefix_is_suggested():
 def test_every_format_has_its_own_name():
     names = [format.name for format in FORMATS]
     assert len(set(names)) == len(names)
+
+
+def test_all_images_of_a_set_without_splits_keep_their_order(tmp_path):
+    for i in range(30):
+        write_image(tmp_path / f"{i:02}.png")
+    (everything,) = open_all(str(tmp_path)).items()
+    assert everything[0] == "all"
+    assert [Path(p).name for p in everything[1].paths] == [
+        f"{i:02}.png" for i in range(30)
+    ]
+    divided = open_all(str(tmp_path), ["train", "validation"])
+    assert sum(map(len, divided.values())) == 30
+
+
+def test_the_splits_of_a_set_are_found(tmp_path):
+    assert list(open_all("bundled:climate")) == ["train", "validation"]
+    for part in ("train", "test"):
+        write_image(tmp_path / part / "a.png")
+    assert list(open_all(str(tmp_path))) == ["train", "test"]
+    bundled = Path(registry.__file__).parents[1] / "bundled"
+    for file in bundled.glob("t10k-*"):
+        (tmp_path / "idx").mkdir(exist_ok=True)
+        (tmp_path / "idx" / file.name).write_bytes(file.read_bytes())
+    assert list(open_all(str(tmp_path / "idx"))) == ["validation"]
+    with pytest.raises(NotFoundError, match="dataset='nowhere' does not exist"):
+        open_all("nowhere")
