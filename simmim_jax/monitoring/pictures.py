@@ -119,15 +119,13 @@ def curves(
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     height = 3.1 * rows if columns > 1 else 4.2
-    figure = _figure(FIGURE_WIDTH, height)
+    figure = new_figure(FIGURE_WIDTH, height)
     grid = figure.add_gridspec(rows, columns, wspace=0.06, hspace=0.06)
     for index, (title, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(grid[index // columns, index % columns])
         _draw_curves(axes, title, lines)
         axes.set_xlabel(xlabel, color=INK)
-    with _atomic(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return Path(path)
+    return save_figure(figure, path)
 
 
 def histograms(
@@ -139,7 +137,7 @@ def histograms(
     """
     columns = min(len(bands), 3)
     rows = -(-len(bands) // columns)
-    figure = _figure(FIGURE_WIDTH, 1.9 * rows)
+    figure = new_figure(FIGURE_WIDTH, 1.9 * rows)
     grid = figure.add_gridspec(rows, columns, wspace=0.06, hspace=0.06)
     for index, (name, (shares, edges)) in enumerate(bands.items()):
         axes = figure.add_subplot(grid[index // columns, index % columns])
@@ -149,9 +147,7 @@ def histograms(
         axes.locator_params(axis="x", nbins=4)
         axes.tick_params(labelsize=8, color="#999999", labelcolor=INK)
         axes.spines[["top", "right", "left"]].set_visible(False)
-    with _atomic(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return Path(path)
+    return save_figure(figure, path)
 
 
 def prediction_grid(
@@ -189,7 +185,7 @@ def prediction_grid(
     is_line = _is_line(*images.shape[1:3])
     columns = 1 if is_line else min(len(images), 2)
     rows = -(-len(images) // columns)
-    figure = _figure(FIGURE_WIDTH * (1 if is_line else columns / 2), 1.75 * rows)
+    figure = new_figure(FIGURE_WIDTH * (1 if is_line else columns / 2), 1.75 * rows)
     ratios = [1.6, 1] if is_line else [1, 1.6]
     grid = figure.add_gridspec(rows, 2 * columns, width_ratios=ratios * columns)
     for index, image in enumerate(_to_rgb(images)):
@@ -206,9 +202,7 @@ def prediction_grid(
             probabilities[index],
             None if true_names is None else true_names[index],
         )
-    with _atomic(path) as temporary:
-        figure.savefig(temporary, format="png")
-    return Path(path)
+    return save_figure(figure, path)
 
 
 def _check_images(images: np.ndarray) -> np.ndarray:
@@ -321,12 +315,20 @@ def _caption_font(size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(file), size)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of this size [inches]."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches
     return Figure(figsize=(width, height), dpi=DPI, layout=layout)
+
+
+def save_figure(figure: "Figure", path: str | Path) -> Path:
+    """Write a figure as PNG, atomically; return the path."""
+    with _atomic(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return Path(path)
 
 
 def _draw_curves(
@@ -387,14 +389,14 @@ def _draw_bars(
             "color": INK,
             "parse_math": False,
         }
-        axes.text(0.02, row, _shortened(name), ha="left", **style)
+        axes.text(0.02, row, shortened(name), ha="left", **style)
         axes.text(1.03, row, f"{probability:.0%}", ha="left", **style)
     axes.set(xlim=(0, 1.2), ylim=(MAX_BARS - 0.6, -0.4))
     axes.set_axis_off()
     if true_name is not None and names[0] == true_name:
-        _write_title(axes, f"✓ true: {_shortened(true_name)}", RIGHT_INK)
+        _write_title(axes, f"✓ true: {shortened(true_name)}", RIGHT_INK)
     elif true_name is not None:
-        _write_title(axes, f"✗ true: {_shortened(true_name)}", WRONG_INK)
+        _write_title(axes, f"✗ true: {shortened(true_name)}", WRONG_INK)
 
 
 def _write_title(axes: "Axes", text: str, colour: str) -> None:
@@ -403,8 +405,9 @@ def _write_title(axes: "Axes", text: str, colour: str) -> None:
     title.set_parse_math(False)
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…"
+def shortened(name: str, length: int = MAX_NAME_LENGTH) -> str:
+    """Return at most `length` characters of a name."""
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.registry import (
     FORMATS,
     check_source,
-    open_source,
     open_all,
+    open_source,
     register,
 )
 from simmim_jax.errors import NotFoundError, UserError

@@ -1,0 +1,125 @@
+"""Measure a fine-tuned run: by class, what it confuses, how sure it may be.
+
+    simmim evaluate runs/mine_classes /my/labelled
+    simmim evaluate runs/mine_classes /my/labelled --split=test --calibrate
+
+Prints accuracies with 95 % intervals, precision and recall by class, and the
+calibration error: how far probabilities are from the share that is right. Writes tables
+and pictures to --out. --calibrate fits a temperature to these images and keeps it
+beside the checkpoint; `simmim predict` then prints calibrated probabilities, too.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simmim_jax.cli import arguments
+from simmim_jax.errors import UserError
+from simmim_jax.runtime import platforms
+
+if TYPE_CHECKING:  # it imports JAX
+    from simmim_jax.tasks.evaluate import Evaluation
+
+_CLASSES = 20  # printed
+_CONFUSED = 3
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print an evaluation, and write its tables and pictures."""
+    parser = arguments.parser("evaluate", __doc__)
+    parser.add_argument("run", help="workdir of a fine-tuned run, or a checkpoint")
+    parser.add_argument("dataset", help="labelled images")
+    parser.add_argument("--split", default="validation", help="(%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("evaluation"), help="folder (%(default)s)"
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="keep the temperature of these images, which training must not have seen",
+    )
+    parser.add_argument("--data_dir", default="", help="folder of TFDS data sets")
+    args = parser.parse_args(argv)
+    platforms.leave_out_absent_tpu()
+    from simmim_jax.data.sources.registry import open_source
+    from simmim_jax.tasks import calibration
+    from simmim_jax.tasks.evaluate import evaluate
+    from simmim_jax.tasks.parts import Split
+    from simmim_jax.tasks.predict import Predictor
+
+    try:
+        predictor = Predictor.load(args.run)
+        print(f"{args.run}: {predictor.describe()}")
+        data = predictor.config.data
+        if args.calibrate and (args.dataset, args.split) == (
+            data.dataset,
+            data.train_split,
+        ):
+            raise UserError(
+                f"--calibrate with --split={args.split}: the run learned from these "
+                "images, of which it is too sure. Name held-out ones."
+            )
+        source = open_source(args.dataset, args.split, data_dir=args.data_dir)
+        split = Split(args.dataset, args.split, source)
+        found = evaluate(predictor, split)
+        fitted = predictor.calibration
+        if args.calibrate:
+            kind = predictor.config.probabilities
+            fitted = calibration.calibrate(
+                found.logits,
+                found.labels,
+                kind,
+                dataset=args.dataset,
+                split=args.split,
+            )
+            file = calibration.save(fitted, args.run, predictor.step)
+        summary = found.write(args.out, fitted)
+    except UserError as error:
+        sys.exit(str(error))
+    _print(found, summary)
+    if args.calibrate:
+        assert fitted is not None
+        print(f"{file}: {fitted.describe()}")
+    print(
+        f"written to {args.out}: evaluation.json, classes.csv, confusion.csv, .png, "
+        "calibration.png"
+    )
+
+
+def _print(found: "Evaluation", summary: dict[str, Any]) -> None:
+    from simmim_jax.tasks.evaluate import confused
+
+    low, high = found.accuracy.interval
+    print(
+        f"{summary['images']:,} images, top-1 {summary['top1']:.2%}, 95 % interval "
+        f"{low:.1%} to {high:.1%}; macro F1 {summary['macro_f1']:.3f}; calibration "
+        f"error {summary['calibration_error']:.1%}"
+    )
+    if found.left_out:
+        print(f"{found.left_out:,} images left out: they cannot be read")
+    scores = found.classes
+    if len(scores) > _CLASSES:
+        scores = sorted((s for s in scores if s.images), key=lambda s: s.recall or 0)
+        scores = scores[:_CLASSES]
+        print(f"the {_CLASSES} least recognised classes of {len(found.classes):,}:")
+    width = max(len(score.name) for score in scores)
+    print(f"{'':<{width}}  images  precision  recall  95 % interval     F1")
+    for score in scores:
+        interval = (
+            f"{score.recall_low:>6.1%} to {score.recall_high:>6.1%}"
+            if score.images
+            else "-"
+        )
+        print(
+            f"{score.name:<{width}}  {score.images:>6,}  {_share(score.precision):>9}  "
+            f"{_share(score.recall):>6}  {interval:>16}  "
+            f"{'-' if score.f1 is None else f'{score.f1:.3f}':>5}"
+        )
+    names = found.predictor.class_names
+    for true, predicted, images in confused(found.confusion, _CONFUSED):
+        print(f"{names[true]} taken for {names[predicted]}: {images:,} images")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
