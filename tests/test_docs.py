@@ -25,6 +25,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import simmim_jax
 from simmim_jax.cli import arguments, commands, convert
 from simmim_jax.config import schema
 from simmim_jax.data.sources.registry import open_source
@@ -264,6 +265,37 @@ def test_python_blocks_compile_and_import_what_exists():
                 for alias in node.names:
                     if not hasattr(module, alias.name):
                         importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def api_page() -> str:
+    """Return the Python blocks of the API page, which follow each other."""
+    page = "docs/reference/api.md"
+    return "\n".join(text for where, text in blocks("python") if where == page)
+
+
+def test_the_api_page_has_every_public_name():
+    text = (ROOT / "docs/reference/api.md").read_text()
+    assert simmim_jax._API
+    for name in simmim_jax._API:
+        assert f"autofunction:: simmim_jax.{name}\n" in text
+        assert f"sj.{name}(" in api_page()
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_api_page_run(tmp_path):
+    (tmp_path / "examples.py").write_text(
+        textwrap.indent(api_page(), "    ").join(["if __name__ == '__main__':\n", ""])
+    )
+    run = subprocess.run(
+        [sys.executable, "examples.py"],
+        cwd=tmp_path,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    for name in ("reconstructions.png", "features.png", "classifier.safetensors"):
+        assert (tmp_path / name).exists()
 
 
 # ---- The list of commands ------------------------------------------------------------

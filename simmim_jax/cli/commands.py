@@ -17,6 +17,7 @@ COMMANDS = {
     "embed": ("embed", "a vector of features for every image of a data set"),
     "probe": ("probe", "what an encoder's features are worth: kNN and linear"),
     "neighbours": ("neighbours", "images that look alike, near-duplicates"),
+    "look": ("look", "pictures of features: patches, and a map of a data set"),
     "export": ("export", "a model as ONNX, StableHLO or safetensors"),
     "convert": ("convert", "checkpoints of other libraries to ours and back"),
     "pack": ("pack", "copy a data set into shards of smaller images"),

@@ -11,7 +11,6 @@ runs vectors. Each file is read back and compared with our results.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from simmim_jax.cli import arguments
 from simmim_jax.errors import UserError
@@ -23,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments.parser("export", __doc__)
     parser.add_argument("run", help="workdir of a run, or a checkpoint")
     parser.add_argument("out", help="file to write")
-    parser.add_argument("--format", help="in place of what the ending of OUT says")
+    parser.add_argument(
+        "--format", default="", help="in place of what the ending of OUT says"
+    )
     parser.add_argument(
         "--embed", action="store_true", help="of a classifier: vectors, too"
     )
@@ -42,6 +43,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             else load(args.run)
         )
         print(f"{args.run}: {model.describe()}")
-        print(export(model, args.out, args.format or Path(args.out).suffix[1:]))
+        print(export(model, args.out, args.format))
     except UserError as error:
         sys.exit(str(error))

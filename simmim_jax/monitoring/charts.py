@@ -1,4 +1,4 @@
-"""Charts of a classifier: what it confuses, and how sure it may be."""
+"""Charts of models: what is confused, how sure it is, which images are alike."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +11,14 @@ from simmim_jax.monitoring.pictures import (
     new_figure,
     save_figure,
     shortened,
+    to_rgb,
 )
 
 # Classes up to which a confusion matrix has names and numbers.
 _NAMED, _NUMBERED = 40, 20
 _MAX_NAME = 18  # characters
+# Longer side of a thumbnail, as a share of a map's.
+_THUMBNAIL = 0.05
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -> Path:
@@ -103,4 +106,88 @@ def reliability(
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("#999999")
         axes.tick_params(labelsize=9, color="#999999", labelcolor=INK)
+    return save_figure(figure, path)
+
+
+def spread_out(places: np.ndarray) -> np.ndarray:
+    """Return int [k]: images of a map whose thumbnails do not overlap.
+
+    places: [n, 2]. Earlier images come first.
+    """
+    low, high = places.min(axis=0), places.max(axis=0)
+    scaled = (places - low) / np.maximum(high - low, 1e-12)
+    chosen: list[int] = []
+    for index, place in enumerate(scaled):
+        away = np.abs(scaled[chosen] - place).max(axis=1, initial=0)
+        if (away >= _THUMBNAIL).all():
+            chosen.append(index)
+    return np.array(chosen)
+
+
+def image_map(
+    places: np.ndarray,
+    thumbnails: np.ndarray,
+    chosen: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    shares: np.ndarray,
+    path: str | Path,
+) -> Path:
+    """Draw images as points, some of them as thumbnails.
+
+    places: [n, 2]; thumbnails: uint8 [k, h, w, c] of the images `chosen` int [k];
+    labels: int [n], -1 for none; names: of the classes, which colour points where there
+    are few; shares: of the variance, [2]. Returns: the path.
+    """
+    figure = new_figure(8.4, 8.4)
+    from matplotlib.patches import Rectangle
+
+    axes = figure.add_subplot()
+    coloured = 0 < len(names) <= len(LINE_COLOURS)
+    of_point = labels if coloured else np.full(len(places), -1)
+    for label in np.unique(of_point):
+        some = of_point == label
+        axes.scatter(
+            places[some, 0],
+            places[some, 1],
+            s=12,
+            color="#AAAAAA" if label < 0 else LINE_COLOURS[label],
+            label="" if label < 0 else shortened(names[label], _MAX_NAME),
+            linewidths=0,
+        )
+    low, high = places.min(axis=0), places.max(axis=0)
+    height, width = thumbnails.shape[1:3]
+    size = np.array([width, height]) / max(width, height)
+    half = 0.96 * _THUMBNAIL / 2 * size * np.maximum(high - low, 1e-12)
+    for index, image in zip(chosen, to_rgb(thumbnails), strict=True):
+        x, y = places[index]
+        box = (x - half[0], x + half[0], y - half[1], y + half[1])
+        axes.imshow(image, extent=box, aspect="auto", zorder=3)
+        if of_point[index] >= 0:
+            axes.add_patch(
+                Rectangle(
+                    (box[0], box[2]),
+                    *(2 * half),
+                    fill=False,
+                    edgecolor=LINE_COLOURS[of_point[index]],
+                    linewidth=1.6,
+                    zorder=4,
+                )
+            )
+    axes.set_xlim(low[0] - 2 * half[0], high[0] + 2 * half[0])
+    axes.set_ylim(low[1] - 2 * half[1], high[1] + 2 * half[1])
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel(f"first component, {shares[0]:.0%} of the variance", color=INK)
+    axes.set_ylabel(f"second component, {shares[1]:.0%}", color=INK)
+    axes.spines[:].set_color("#CCCCCC")
+    if coloured:
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=4,
+            frameon=False,
+            markerscale=2.5,
+            labelcolor=INK,
+            fontsize=9,
+        )
     return save_figure(figure, path)

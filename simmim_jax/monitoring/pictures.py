@@ -65,7 +65,7 @@ def reconstruction_grid(
     images, masks = _check_images(images), np.asarray(masks, bool)
     _check_shape("masks", masks, images.shape[:3])
     _check_shape("reconstructions", np.asarray(reconstructions), images.shape)
-    images, predicted = _to_rgb(images), _to_rgb(_to_uint8(reconstructions))
+    images, predicted = to_rgb(images), to_rgb(_to_uint8(reconstructions))
     masks = masks[..., None]
     panels = {
         "original": images,
@@ -86,7 +86,7 @@ def augmentation_grid(
     """
     images = _check_images(images)
     _check_shape("augmented", np.asarray(augmented), images.shape)
-    panels = {"original": _to_rgb(images), "augmented": _to_rgb(_to_uint8(augmented))}
+    panels = {"original": to_rgb(images), "augmented": to_rgb(_to_uint8(augmented))}
     return _draw_panels(panels, path)
 
 
@@ -97,10 +97,27 @@ def neighbour_grid(
 
     queries: [n, h, w, c] uint8; neighbours: [n, k, h, w, c] uint8. Returns: the path.
     """
-    columns = {"query": _to_rgb(_check_images(queries))}
+    columns = {"query": to_rgb(_check_images(queries))}
     for rank in range(neighbours.shape[1]):
-        columns[str(rank + 1)] = _to_rgb(_check_images(neighbours[:, rank]))
+        columns[str(rank + 1)] = to_rgb(_check_images(neighbours[:, rank]))
     return _draw_panels(columns, path)
+
+
+def feature_grid(images: np.ndarray, features: np.ndarray, path: str | Path) -> Path:
+    """Draw images beside their features, a coloured square for each patch.
+
+    images: [n, h, w, c] uint8, shown as in `reconstruction_grid`; features:
+    [n, gh, gw, 3] uint8. Returns: the path.
+    """
+    images = to_rgb(_check_images(images))
+    height, width = images.shape[1:3]
+    patches = [
+        np.asarray(
+            Image.fromarray(each).resize((width, height), Image.Resampling.NEAREST)
+        )
+        for each in features
+    ]
+    return _draw_panels({"image": images, "features": np.stack(patches)}, path)
 
 
 def curves(
@@ -188,7 +205,7 @@ def prediction_grid(
     figure = new_figure(FIGURE_WIDTH * (1 if is_line else columns / 2), 1.75 * rows)
     ratios = [1.6, 1] if is_line else [1, 1.6]
     grid = figure.add_gridspec(rows, 2 * columns, width_ratios=ratios * columns)
-    for index, image in enumerate(_to_rgb(images)):
+    for index, image in enumerate(to_rgb(images)):
         row, column = index // columns, 2 * (index % columns)
         picture = figure.add_subplot(grid[row, column])
         picture.imshow(image, interpolation="nearest")
@@ -221,7 +238,7 @@ def _check_shape(name: str, array: np.ndarray, expected: tuple[int, ...]) -> Non
         )
 
 
-def _to_rgb(images: np.ndarray) -> np.ndarray:
+def to_rgb(images: np.ndarray) -> np.ndarray:
     """[n, h, w, c] uint8 -> [n, h, w, 3] uint8."""
     if images.shape[-1] >= 3:
         return images[..., :3]

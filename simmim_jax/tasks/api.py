@@ -8,6 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from simmim_jax.checkpoints import layout
+from simmim_jax.checkpoints.convert import formats
+from simmim_jax.checkpoints.convert.overrides import Overrides
 from simmim_jax.checkpoints.disk import make_workdir
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Compare, Finetune, Pretrain
@@ -20,9 +22,12 @@ from simmim_jax.tasks import architecture, classify
 from simmim_jax.tasks import compare as comparison
 from simmim_jax.tasks import pretrain as pretraining
 from simmim_jax.tasks.encoder import Encoder
+from simmim_jax.tasks.export import export
 from simmim_jax.tasks.predict import Predictor
 from simmim_jax.training import loop
 from simmim_jax.training.run import Trained
+
+__all__ = ["compare", "export", "finetune", "load", "pretrain"]
 
 # Name of the data set of a run that gets its data from Python.
 _FROM_PYTHON = "<given in Python>"
@@ -86,11 +91,17 @@ def compare(config: ConfigDict | Compare, workdir: str | Path) -> dict[str, Any]
 
 
 def load(path: str | Path) -> Encoder | Predictor:
-    """Load the workdir of a run, or a checkpoint.
+    """Load the workdir of a run, a checkpoint, or the weights of another library.
 
+    path: also an official .pth or .safetensors file, or a folder of timm or Hugging
+    Face transformers, which is converted in memory; `simmim convert` writes the result
+    and takes settings that such a file lacks.
     returns: a fine-tuned classifier, or the encoder of a pre-training run. Both turn
     images into vectors with `embed`.
     """
+    path = Path(path).expanduser()
+    if formats.is_foreign(path):
+        return _converted(path)
     learned = layout.read_meta(path)
     return (Predictor if learned.get("class_names") else Encoder).load(path)
 
@@ -101,6 +112,21 @@ def _adopted(config: Any, workdir: Path) -> Any:
     for line in said:
         print(line)
     return adopted
+
+
+def _converted(path: Path) -> Encoder | Predictor:
+    """Convert weights in memory; print what was assumed and left out."""
+    model = formats.read(path, Overrides())
+    for note in formats.notes(model, "simmim_jax"):
+        print(f"note: {note}")
+    if model.left_out:
+        print(f"left out: {', '.join(model.left_out)}")
+    meta = model.meta(str(path))
+    config = schema.single(schema.parse(meta["config"], stored=True))
+    if model.class_names:
+        assert isinstance(config, Finetune)
+        return Predictor.of(model.params(), config, model.class_names, meta["step"])
+    return Encoder.of(model.params(), config, meta["step"])
 
 
 def _parse(config: Any, kind: type[Any], init_from: str | Path = "") -> Any:

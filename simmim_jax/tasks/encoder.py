@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,13 +15,16 @@ from simmim_jax.checkpoints import store
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Finetune, Pretrain
 from simmim_jax.data.codecs.base import BadImage
-from simmim_jax.data.sources.base import NO_LABEL, Source
+from simmim_jax.data.sources.base import NO_LABEL, Source, SubsetSource
 from simmim_jax.data.views.base import View
 from simmim_jax.errors import UserError
 from simmim_jax.models import Encoded, build_classifier, plain
 from simmim_jax.models.vit import ViT
 from simmim_jax.tasks import examples, values
 from simmim_jax.tasks.views import content, eval_view
+
+if TYPE_CHECKING:
+    from simmim_jax.tasks.reconstruct import Reconstruction
 
 POOLS = ("mean", "cls")
 BATCH = 64  # images encoded at once
@@ -46,7 +49,8 @@ class Encoder:
     """An encoder, its parameters, and how its images are prepared.
 
     pool: "mean" averages the patches, "cls" takes the class token of a ViT; head_norm:
-    parameters of the norm that a classifier applies to what was pooled, or None.
+    parameters of the norm that a classifier applies to what was pooled, or None;
+    decoder: those of the pixel decoder of a pre-training run, {} without one.
     """
 
     module: nn.Module
@@ -55,6 +59,7 @@ class Encoder:
     config: Pretrain | Finetune  # of its training run
     pool: str
     step: int
+    decoder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(
@@ -101,7 +106,8 @@ class Encoder:
                 )
             module = module.clone(depth=block, final_norm=False)
             head_norm = None
-        return cls(module, params["encoder"], head_norm, config, pool, step)
+        decoder = {n: p for n, p in params.items() if n.startswith("decoder")}
+        return cls(module, params["encoder"], head_norm, config, pool, step, decoder)
 
     @property
     def dim(self) -> int:
@@ -142,12 +148,38 @@ class Encoder:
         prepared = self.prepare(images)
         return np.asarray(self._encode(self.params, prepared).grid, np.float32)
 
+    def reconstruct(
+        self, images: Sequence[Any] | np.ndarray, *, seed: int = 0
+    ) -> "Reconstruction":
+        """Hide parts of images and predict them; see `reconstruct.Reconstruction`.
+
+        images: as in `embed`; seed: of what is hidden.
+        raises: UserError if the run is not one of pre-training.
+        """
+        # It builds on pre-training, which may measure features with an encoder.
+        from simmim_jax.tasks import reconstruct
+
+        return reconstruct.reconstruct(self, images, seed=seed)
+
     def prepare(self, images: Sequence[Any] | np.ndarray) -> np.ndarray:
         """Return images as the encoder sees them before they are normalised, [n h w c].
 
         images: as in `embed`.
         """
         return np.stack([self._prepare(image) for image in images])
+
+    def read(self, source: Source, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return examples of a source like `prepare`, without those that are bad.
+
+        raises: UserError if all are.
+        """
+        chosen = SubsetSource(source, np.asarray(indices))
+        (found,) = examples.read(chosen, range(len(chosen)), self._view, len(chosen))
+        if not len(found.images):
+            raise UserError(
+                f"none of {len(chosen):,} images can be read: {found.bad[0][2]}"
+            )
+        return found.images
 
     def apply(self, params: Any, images: jax.Array | np.ndarray) -> jax.Array:
         """Return float32 [n, d] of prepared images [n h w c], for JAX to trace."""

@@ -34,16 +34,18 @@ _ONNX = (
 )
 
 
-def export(model: Encoder | Predictor, path: str | Path, format: str) -> str:
+def export(model: Encoder | Predictor, path: str | Path, format: str = "") -> str:
     """Write a model to a file, read it back and compare.
 
     format: "stablehlo", for CPUs, CUDA and TPUs through jax.export; "onnx"; both map
     images [b, h, w, c] of any batch size to probabilities, or to vectors without a
-    classifier. "safetensors": parameters by name, and the config beside them.
+    classifier. "safetensors": parameters by name, and the config beside them. "": what
+    the ending of `path` says.
     returns: what was written, in a line.
     raises: UserError where a package is missing, or the file gives other results.
     """
     path = Path(path).expanduser()
+    format = format or path.suffix[1:]
     if format not in FORMATS:
         raise UserError(f"format={format!r}: expected one of {', '.join(FORMATS)}.")
     path.parent.mkdir(parents=True, exist_ok=True)

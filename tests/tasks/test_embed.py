@@ -14,9 +14,13 @@ import tiny_config
 from PIL import Image
 
 import simmim_jax
+from simmim_jax.checkpoints import store
+from simmim_jax.cli.convert import main as convert
 from simmim_jax.cli.embed import main
+from simmim_jax.cli.look import main as look
 from simmim_jax.cli.neighbours import main as neighbours
 from simmim_jax.cli.probe import main as probe
+from simmim_jax.config import schema
 from simmim_jax.data.sources.registry import open_source
 from simmim_jax.errors import UserError
 from simmim_jax.tasks import classify, embed, parts, pretrain
@@ -246,3 +250,80 @@ def test_load_gives_what_a_run_learned(pretrained, finetuned, images):
     np.testing.assert_array_equal(
         classifier.embed(images[:2]), Encoder.load(finetuned).embed(images[:2])
     )
+
+
+# ---- Pictures and reconstructions ----------------------------------------------------
+
+
+def test_look_draws_patches_and_a_map(pretrained, folder, tmp_path, capsys):
+    out = tmp_path / "pictures"
+    look([str(pretrained), str(folder), "--images=4", f"--out={out}"])
+    printed = capsys.readouterr().out
+    assert f"picture: {out}/features.png, 3 images; red, green and blue" in printed
+    assert f"picture: {out}/map.png, 7 of 8 images; its axes hold" in printed
+    for name in ("features.png", "map.png"):
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 200
+
+
+def test_reconstructions_are_those_of_the_model(pretrained, images):
+    found = simmim_jax.load(pretrained).reconstruct(images)
+    assert found.masks.shape == (70, 28, 28)
+    assert found.pixels.shape == found.images.shape == (70, 28, 28, 1)
+    np.testing.assert_array_equal(found.images, images)
+    params, meta = store.load(pretrained)
+    config = schema.single(schema.parse(meta["config"], stored=True))
+    mask = found.masks[:3, ::14, ::7]  # of patches
+    assert mask.mean() == pytest.approx(config.mask.ratio, abs=0.15)
+    seen = (images[:3] / 255 - 0.286) / 0.353  # tiny_config's mean and std
+    predicted = pretrain.model_of(config).apply({"params": params}, seen, mask)
+    expected = 255 * (0.353 * np.asarray(predicted) + 0.286)
+    np.testing.assert_allclose(found.pixels[:3], expected, atol=1e-2)
+
+
+def test_nothing_is_predicted_from_what_is_hidden(pretrained, images):
+    encoder = simmim_jax.load(pretrained)
+    found = encoder.reconstruct(images[:5])
+    changed = np.where(found.masks[..., None], 255 - images[:5], images[:5])
+    again = encoder.reconstruct(changed)
+    np.testing.assert_allclose(again.pixels, found.pixels, atol=1e-3)
+    other = encoder.reconstruct(images[:5], seed=1)
+    assert (other.masks != found.masks).any()
+
+
+def test_a_classifier_has_no_decoder(finetuned, images):
+    with pytest.raises(UserError, match="has no decoder to reconstruct images with"):
+        Encoder.load(finetuned).reconstruct(images[:1])
+
+
+@pytest.fixture(scope="module")
+def square(tmp_path_factory):
+    """A classifier of square patches, which transformers has, too."""
+    path = tmp_path_factory.mktemp("square") / "classifier"
+    config = tiny_config.typed("finetune", **{"model.patch_size": (7, 7)})
+    learner, _ = classify.learner(config, num_examples=40, num_classes=3)
+    params = jax.jit(learner.init)(jax.random.key(0))
+    meta = {"config": schema.to_dict(config), "class_names": list("abc"), "step": 0}
+    store.write(path, params, meta)
+    return path
+
+
+@pytest.mark.parametrize("to", ["official", "timm", "huggingface"])
+def test_weights_of_other_libraries_are_converted_on_loading(
+    to, square, images, tmp_path
+):
+    place = tmp_path / ("model.safetensors" if to == "official" else "model")
+    convert([str(square), str(place), f"--to={to}"])
+    loaded, expected = simmim_jax.load(place), simmim_jax.load(square)
+    np.testing.assert_allclose(
+        loaded.embed([images[0]]), expected.embed([images[0]]), atol=1e-5
+    )
+    assert len(loaded.predict([images[0]])[0]) == 3
+
+
+def test_what_foreign_weights_lack_is_said(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match=r"model.safetensors"):
+        simmim_jax.load(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"has no config\.json and no checkpoint"):
+        simmim_jax.load(tmp_path)

@@ -46,6 +46,12 @@ def read(path: Path, overrides: Overrides) -> Model:
     return Model.load(path)
 
 
+def is_foreign(path: Path) -> bool:
+    """Whether a path has the weights of another library, and no checkpoint of ours."""
+    inside = path.glob("*") if path.is_dir() and not _is_ours(path) else [path]
+    return any(file.is_file() and file.suffix in files.SUFFIXES for file in inside)
+
+
 def write(model: Model, path: Path, to: str, source: Path) -> list[str]:
     """Write the model in format `to`; return the names of tensors left out.
 

@@ -146,6 +146,10 @@ class Model:
         Raises UserError that lists every tensor which does not fit the model. source:
         file or folder that was converted, for the record.
         """
+        store.write(path, self.params(), self.meta(source))
+
+    def meta(self, source: str) -> dict[str, Any]:
+        """Return the meta of a checkpoint of ours; source: as in `save`."""
         mode = "finetune" if self.kind == "classifier" else "pretrain"
         meta: dict[str, Any] = {
             "config": {
@@ -161,7 +165,7 @@ class Model:
         if self.class_names:
             meta["class_names"] = list(self.class_names)
             meta["config"]["probabilities"] = self.probabilities
-        store.write(path, self.params(), meta)
+        return meta
 
     @property
     def kind(self) -> str:
