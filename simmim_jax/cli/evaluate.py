@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from simmim_jax.tasks.evaluate import evaluate
     from simmim_jax.tasks.parts import Split
     from simmim_jax.tasks.predict import Predictor
+    from simmim_jax.tasks.views import formats
 
     try:
         predictor = Predictor.load(args.run)
@@ -60,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"--calibrate with --split={args.split}: the run learned from these "
                 "images, of which it is too sure. Name held-out ones."
             )
-        source = open_source(args.dataset, args.split, data_dir=args.data_dir)
+        source = open_source(
+            args.dataset, args.split, data_dir=args.data_dir, formats=formats(data)
+        )
         split = Split(args.dataset, args.split, source)
         found = evaluate(predictor, split)
         fitted = predictor.calibration

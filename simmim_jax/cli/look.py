@@ -49,11 +49,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     platforms.leave_out_absent_tpu()
     from simmim_jax.data.sources.registry import open_source
     from simmim_jax.tasks.encoder import Encoder
+    from simmim_jax.tasks.views import formats
 
     try:
         encoder = Encoder.load(args.run, pool=args.pool, block=args.block)
         print(f"{args.run}: {encoder.describe()}")
-        source = open_source(args.dataset, args.split, data_dir=args.data_dir)
+        source = open_source(
+            args.dataset,
+            args.split,
+            data_dir=args.data_dir,
+            formats=formats(encoder.config.data),
+        )
         _draw_features(encoder, source, args.images, args.out / "features.png")
         _draw_map(encoder, source, args.out / "map.png")
     except UserError as error:

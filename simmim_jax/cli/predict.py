@@ -1,13 +1,14 @@
-"""Classify images with a fine-tuned run.
+"""Classify images, or lines of text, with a fine-tuned run.
 
     simmim predict --checkpoint=runs/mine_classes photo.jpg
     simmim predict --checkpoint=runs/mine_classes holiday/ --table=holiday.csv
+    simmim predict --checkpoint=runs/languages/simmim "Wer ein Recht hat, hat es."
 
 IMAGES are files, and whatever config.data.dataset may name: folders, archives, lists,
-arrays. Prints the most probable classes of each image. --table writes them to a .csv,
-.parquet or .jsonl file in place of that, with progress; an interrupted command resumes
-when it is run again. What is not an image is reported and left out; the exit status is
-then 1.
+arrays; runs on text take lines and files of them. Prints the most probable classes of
+each image. --table writes them to a .csv, .parquet or .jsonl file in place of that,
+with progress; an interrupted command resumes when it is run again. What is not an image
+is reported and left out; the exit status is then 1.
 """
 
 import sys
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--split", action="append", help="splits, repeatable (all that there are)"
     )
     parser.add_argument("--data_dir", default="", help="folder of TFDS data sets")
-    parser.add_argument("images", nargs="+", help="image files and data sets")
+    parser.add_argument("images", nargs="+", help="image files and data sets, or lines")
     args = parser.parse_args(argv)
     if args.top < 1:
         sys.exit(f"--top={args.top}: expected 1 or more.")
@@ -162,6 +163,8 @@ def _draw(predictor: "Predictor", splits: Sequence["Split"], output: str) -> str
         names,
         probabilities,
         output,
-        titles=[printable(title) for title in titles[:_DRAWN]],
+        titles=None
+        if predictor.config.data.view == "text"  # their pictures say the same
+        else [printable(title) for title in titles[:_DRAWN]],
     )
     return f"{len(shown)} images"

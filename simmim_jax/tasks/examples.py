@@ -15,8 +15,8 @@ from simmim_jax.errors import UserError
 class Examples(NamedTuple):
     """Some examples of a source, in order, and those that are no images.
 
-    indices: int64 [n]; paths: "" where a source has none; labels: int32 [n], -1 for
-    none; images: [n h w c]; bad: (index, path, error).
+    indices: int64 [n]; paths: of files, or lines of text, "" where a source has none;
+    labels: int32 [n], -1 for none; images: [n h w c]; bad: (index, path, error).
     """
 
     indices: np.ndarray
@@ -50,7 +50,9 @@ def _read(source: Source, index: int, view: View) -> tuple[str, Any]:
     path = ""
     try:
         example = source[index]
-        path = example.get("path", "")
+        content = example["image"]
+        is_line = isinstance(content, str)
+        path = content.strip() if is_line else example.get("path", "")
         return path, view(example, np.random.default_rng(0))
     except (OSError, UserError) as error:
         return path or str(getattr(error, "filename", None) or ""), error

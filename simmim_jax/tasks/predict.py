@@ -17,7 +17,7 @@ from simmim_jax.config import schema
 from simmim_jax.config.schema import Finetune
 from simmim_jax.data.codecs.base import BadImage
 from simmim_jax.data.codecs.npy import read_header
-from simmim_jax.data.sources.base import NO_LABEL, Source
+from simmim_jax.data.sources.base import NO_LABEL, Source, as_source
 from simmim_jax.data.sources.folders import FolderSource
 from simmim_jax.data.sources.paths import Paths, is_array, is_image, printable
 from simmim_jax.data.sources.registry import is_dataset, open_all
@@ -36,7 +36,7 @@ from simmim_jax.tasks.parts import (
     to_parquet,
     write_table,
 )
-from simmim_jax.tasks.views import eval_view
+from simmim_jax.tasks.views import TEXT, content, eval_view, formats
 
 TOP = 5  # classes shown
 BATCH = 64  # images classified at once
@@ -117,9 +117,14 @@ class Predictor:
             f"of {height}x{width}, {len(self.class_names):,} classes"
         )
 
-    def prepare(self, image: bytes | np.ndarray) -> np.ndarray:
-        """Return an encoded image, or its pixels, as the model sees it: [h w c]."""
-        example = {"image": image, "label": NO_LABEL}
+    def prepare(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
+        """Return an image as the model sees it: [h w c].
+
+        image: a path, an encoded image or its pixels; with config.data.view="text", a
+        line.
+        raises: UserError or OSError for what is not an image.
+        """
+        example = {"image": content(self.config.data, image), "label": NO_LABEL}
         return self.view(example, np.random.default_rng(0))["image"]
 
     @functools.cached_property
@@ -206,15 +211,11 @@ class Predictor:
     ) -> list[dict[str, float]]:
         """Return the probability of each class, most probable first, for each image.
 
-        images: paths, encoded images or arrays [h w c] of any size.
+        images: paths, encoded images or arrays [h w c] of any size; with
+        config.data.view="text", lines.
         raises: UserError or OSError for what is not an image.
         """
-        prepared = [
-            self.prepare(
-                Path(image).read_bytes() if isinstance(image, str | Path) else image
-            )
-            for image in images
-        ]
+        prepared = [self.prepare(image) for image in images]
         return [
             dict(
                 sorted(
@@ -243,21 +244,30 @@ def open_images(
     """Open files of images and data sets, in the order of their names.
 
     A file is an image where the classifier can read it as one: a .tif of several pages
-    or a .npy array of several images is a data set. splits: of data sets, (): all.
+    or a .npy array of several images is a data set. With config.data.view="text", what
+    is no data set is a line. splits: of data sets, (): all.
     raises: UserError for a name that is neither; files that do not exist are bad
     images.
     """
     found = []
     unique = dict.fromkeys(names)  # named twice, classified once
-    is_file = functools.partial(_is_one_image, predictor)
-    for are_files, group in itertools.groupby(unique, is_file):
-        if are_files:
+    added = formats(predictor.config.data)
+    is_line = predictor.config.data.view == TEXT
+    for are_single, group in itertools.groupby(
+        unique,
+        lambda name: (
+            not is_dataset(name, added) if is_line else _is_one_image(predictor, name)
+        ),
+    ):
+        if not are_single:
+            for name in group:
+                opened = open_all(name, splits, data_dir=data_dir, formats=added)
+                found += [Split(name, key, source) for key, source in opened.items()]
+        elif is_line:
+            found.append(Split("", "", as_source(list(group))))
+        else:
             paths = Paths([os.fsencode(name) for name in group])
             found.append(Split("", "", FolderSource("", paths, None, ())))
-            continue
-        for name in group:
-            opened = open_all(name, splits, data_dir=data_dir)
-            found += [Split(name, split, source) for split, source in opened.items()]
     return found
 
 
@@ -294,11 +304,11 @@ def write_predictions(
 ) -> tuple[int, int]:
     """Write the most probable classes of each image, or resume writing.
 
-    out: a .csv, .parquet or .jsonl file with the columns path (of a data set without
-    files, its name), split, index, true_class (where there is a label), class and
-    probability, calibrated (of a calibrated run), then class_2, probability_2 … of the
-    next ones. top: number of classes; every_class: a column "probability of NAME" for
-    each.
+    out: a .csv, .parquet or .jsonl file with the columns path (a line of text, or the
+    name of a data set without files), split, index, true_class (where there is a
+    label), class and probability, calibrated (of a calibrated run), then class_2,
+    probability_2 … of the next ones. top: number of classes; every_class: a column
+    "probability of NAME" for each.
     returns: numbers of images written and left out; see `write_table`.
     """
     top = min(top, len(predictor.class_names))

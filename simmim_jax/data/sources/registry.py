@@ -224,16 +224,21 @@ def open_splits(
 
 
 def open_all(
-    dataset: Names, splits: Sequence[str] = (), *, data_dir: str = ""
+    dataset: Names,
+    splits: Sequence[str] = (),
+    *,
+    data_dir: str = "",
+    formats: tuple[Format, ...] = (),
 ) -> dict[str, Source]:
     """Open these splits; without names, "all" of a set that has none, or those it has.
 
     raises: as `open_splits`.
     """
+    options: dict[str, Any] = {"data_dir": data_dir, "formats": formats}
     if not splits:
         with contextlib.suppress(UserError):
-            return {ALL: open_source(dataset, ALL, data_dir=data_dir)}
-    return open_splits(dataset, splits, data_dir=data_dir)
+            return {ALL: open_source(dataset, ALL, **options)}
+    return open_splits(dataset, splits, **options)
 
 
 def _is_alias(source: Source, validation: Source | None) -> bool:
@@ -248,10 +253,13 @@ def _is_alias(source: Source, validation: Source | None) -> bool:
     return bool(np.array_equal(one, other))
 
 
-def is_dataset(name: str) -> bool:
-    """Whether a name is that of a data set, by its form and by what is there."""
+def is_dataset(name: str, formats: tuple[Format, ...] = ()) -> bool:
+    """Whether a name is that of a data set, by its form and by what is there.
+
+    formats: as in `open_source`.
+    """
     place = name if is_url(name) else os.path.expanduser(name)
-    return any(format.matches(place) for format in (*_registered, *FORMATS))
+    return any(format.matches(place) for format in (*formats, *_registered, *FORMATS))
 
 
 def check_source(
