@@ -1,4 +1,4 @@
-"""Index of the images in a tar or zip file, kept between runs."""
+"""Index of the images, or else the sounds, in a tar or zip file, kept between runs."""
 
 import collections
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 from simmim_jax.data.codecs.base import BadImage
 from simmim_jax.data.sources import cache
 from simmim_jax.data.sources.base import MAX_CLASSES, NO_LABEL
-from simmim_jax.data.sources.paths import is_hidden, is_image, pack, unpack
+from simmim_jax.data.sources.paths import is_audio, is_hidden, is_image, pack, unpack
 from simmim_jax.data.sources.remote import MAX_BYTES, file_too_large
 from simmim_jax.errors import UserError
 
@@ -50,7 +50,7 @@ def index_archive(file: str) -> ArchiveIndex:
     """Index one archive, or load its index if the file has not changed."""
     status = os.stat(file)
     stamp = np.array([status.st_size, status.st_mtime_ns])
-    key = f"archive 5 {os.path.realpath(file)}"
+    key = f"archive 6 {os.path.realpath(file)}"
     arrays = cache.load(key, _COLUMNS)
     if arrays is None or not np.array_equal(arrays.pop("stamp"), stamp):
         members = list(_labelled_members(file))
@@ -110,9 +110,13 @@ _Member = tuple[bytes, int, int, int]
 
 
 def _labelled_members(file: str) -> Iterator[tuple[bytes, int, int, int, int]]:
-    """Yield the images of an archive with the labels from their .cls files."""
+    """Yield the images of an archive with the labels from their .cls files.
+
+    Sounds take their place in an archive without images.
+    """
     members = list(archive_members(file))
     images = [member for member in members if is_image(member[0])]
+    images = images or [member for member in members if is_audio(member[0])]
     numbers = [member for member in members if _is_number(member[0])]
     number_of = _match_numbers(
         [path for path, *_ in images], [path for path, *_ in numbers], file
@@ -194,13 +198,12 @@ def _key(path: bytes) -> bytes:
 
 
 def _is_wanted(path: bytes) -> bool:
-    return (is_image(path) or _is_number(path)) and not any(
-        map(is_hidden, path.split(b"/"))
-    )
+    is_known = is_image(path) or is_audio(path) or _is_number(path)
+    return is_known and not any(map(is_hidden, path.split(b"/")))
 
 
 def archive_members(file: str) -> Iterator[_Member]:
-    """Yield the images and .cls files of an archive; a tar in a tar is a folder.
+    """Yield images, sounds and .cls files of an archive; a tar in a tar is a folder.
 
     raises: UserError if it is damaged.
     """

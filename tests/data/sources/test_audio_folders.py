@@ -1,5 +1,7 @@
 """Folders of sounds, and of speech with transcripts."""
 
+import shutil
+
 import numpy as np
 import pytest
 from images import write_photographs
@@ -50,6 +52,26 @@ def test_one_image_makes_a_folder_one_of_images(tmp_path):
     write_photographs(tmp_path, ["cover/0.jpg", "cover/1.jpg"])
     source = open_source(str(tmp_path), "train")
     assert not is_sound(source[0]["image"])
+
+
+@pytest.mark.parametrize("ending", ["tar", "zip"])
+def test_archives_of_sounds(ending, tmp_path):
+    names = [f"{c}/{i}.wav" for c in "ab" for i in range(30)]
+    write_sounds(tmp_path / "sounds", names)
+    place = tmp_path / f"sounds.{ending}"
+    shutil.make_archive(str(tmp_path / "sounds"), ending, tmp_path / "sounds")
+    found = examples(place)
+    assert sorted(path.removeprefix("./") for path in found) == sorted(names)
+    source = open_source(str(place), "train")
+    assert source.class_names == ("a", "b")
+
+
+def test_an_image_makes_an_archive_one_of_images(tmp_path):
+    write_sounds(tmp_path / "set", [f"{i}.wav" for i in range(9)])
+    write_photographs(tmp_path / "set", ["0.jpg", "1.jpg"])
+    shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set")
+    source = open_source(f"{tmp_path}/set.zip", "train")
+    assert [path.rpartition(".")[2] for path in source.paths] == ["jpg"]
 
 
 def test_ljspeech(tmp_path):
