@@ -236,6 +236,10 @@ def evaluation(
         images, masks, pixels = jax.device_get(reconstruct(params, batch))
         if jax.process_index() == 0:
             path = picture_path(workdir, step)
+            valid = values.normalization(config.data).valid(images)
+            if valid is not None:
+                # What none of them has may never have been learned.
+                pixels = np.where(np.asarray(valid).any(0), pixels, np.nan)
             images, pixels = (displayed(config.data, x) for x in (images, pixels))
             masks = displayed_masks(config.data, masks)
             pictures.reconstruction_grid(images, masks, pixels, path)

@@ -101,8 +101,8 @@ def open_source(
     - a folder that `simmim pack` wrote, with the splits that were packed;
     - a folder of four MNIST-like files such as train-images-idx3-ubyte.gz: "train"
       reads train-*, "validation" and "test" both read t10k-*;
-    - a .tar or .zip of images, or of sounds alone, without unpacking it; a .tar inside a .tar counts as a
-      folder, as in ILSVRC2012_img_train.tar;
+    - a .tar or .zip of images, or of sounds alone, without unpacking it; a .tar inside
+      a .tar counts as a folder, as in ILSVRC2012_img_train.tar;
     - a folder of .tar shards: KEY.jpg may have its label in KEY.cls, a whole number;
     - a .parquet file of images, a folder of such files, or a folder that
       `save_to_disk` of Hugging Face's datasets wrote: images are struct<bytes, path> or
