@@ -170,7 +170,7 @@ def _tables(pixels: jax.Array, op: jax.Array, argument: jax.Array) -> jax.Array:
 
     counts = _histogram(pixels)
     step = (h * w - jnp.take_along_axis(counts, high, 2)) // 255
-    below = jnp.cumsum(counts, 2) - counts
+    below = jnp.cumsum(counts, axis=2) - counts
     equalized = (step // 2 + below) // jnp.maximum(step, 1)
 
     mean = (2 * _grey(pixels).sum((1, 2, 3)) + h * w) // (2 * h * w)

@@ -611,7 +611,7 @@ def test_predict_runs_on_a_converted_classifier(tmp_path, photo):
     named = convert(bare, tmp_path / "named", f"--classes={names}")
     output = commands.run(
         f"--checkpoint={named}",
-        f"--output={tmp_path / 'out.png'}",
+        f"--picture={tmp_path / 'out.png'}",
         photo,
         module="simmim_jax.predict",
     )
