@@ -5,12 +5,16 @@ from pathlib import Path
 
 from simmim_jax.checkpoints import layout
 from simmim_jax.cli.arguments import config_names
-from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.config.schema import Finetune, Pretrain, RunConfig, Transcribe
 from simmim_jax.data.loader.bad_examples import count_lists
+
+_TRANSCRIBE = "transcribe"
+# Fine-tuning by files that pre-train, too.
+_SAME_FILE = {"small": "small:finetune", _TRANSCRIBE: _TRANSCRIBE}
 
 
 def ending(
-    config: Pretrain | Finetune, name: str, workdir: Path, step: int, best: int
+    config: RunConfig, name: str, workdir: Path, step: int, best: int
 ) -> list[str]:
     """Return the lines of the run in `workdir`, which holds its config.json.
 
@@ -29,16 +33,21 @@ def ending(
             lines.append(f"{title:<17}  {path}")
     for path, count in count_lists(workdir).items():
         lines.append(f"{'bad images':<17}  {count:,}, listed in {path}")
+    if isinstance(config, Transcribe):
+        predict = ["simmim", "predict", f"--checkpoint={workdir}", "SOUNDS"]
+        return [*lines, f"{'next: transcribe':<17}  {shlex.join(predict)}"]
     if isinstance(config, Finetune):
         what = "LINES" if config.data.view == "text" else "IMAGES"
         predict = ["simmim", "predict", f"--checkpoint={workdir}", what]
         return [*lines, f"{'next: classify':<17}  {shlex.join(predict)}"]
-    labelled = layout.read_record(workdir)["labelled"]
+    following = finetuning(config, name)
+    is_speech = following.partition(":")[0] == _TRANSCRIBE
+    has_labels = is_speech or layout.read_record(workdir)["labelled"]
     finetune = [
-        *("simmim", "train", f"--config={finetuning(config, name)}"),
+        *("simmim", "train", f"--config={following}"),
         f"--config.init_from={workdir}",
-        f"--config.data.dataset={config.data.dataset if labelled else 'LABELLED'}",
-        *_unlike_photographs(config),
+        f"--config.data.dataset={config.data.dataset if has_labels else 'LABELLED'}",
+        *([] if is_speech else _unlike_photographs(config)),
     ]
     return [*lines, f"{'next: fine-tune':<17}  {shlex.join(finetune)}"]
 
@@ -46,16 +55,16 @@ def ending(
 def finetuning(config: Pretrain, name: str) -> str:
     """Return the config that fine-tunes what the config `name` pre-trains.
 
-    It is the one of a similar name, or that of the encoder's base size, which takes the
-    architecture over.
+    It is in the same file, has a similar name, or is that of the encoder's base size,
+    which takes the architecture over.
     """
     file, _, argument = name.partition(":")
     stem, smoke = Path(file).stem, "smoke" in argument.split(",")
-    if stem == "small":
-        return "small:finetune" + (",smoke" if smoke else "")
     similar = (known for known in config_names() if known.startswith(f"{stem}_fine"))
-    found = next(similar, f"{config.model.name}_base_finetune")
-    return found + (":smoke" if smoke else "")
+    found = _SAME_FILE.get(stem) or next(similar, f"{config.model.name}_base_finetune")
+    if not smoke:
+        return found
+    return found + (",smoke" if ":" in found else ":smoke")
 
 
 def _unlike_photographs(config: Pretrain) -> list[str]:

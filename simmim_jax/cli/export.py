@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from simmim_jax.tasks.api import load
     from simmim_jax.tasks.encoder import Encoder
     from simmim_jax.tasks.export import export
+    from simmim_jax.tasks.recognize import Recognizer
 
     try:
         is_encoder = args.embed or args.block is not None or args.pool != "mean"
@@ -42,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             if is_encoder
             else load(args.run)
         )
+        if isinstance(model, Recognizer):
+            raise UserError(
+                f"'{args.run}' transcribes sounds, which no format here can: expected "
+                "a run of images. --embed exports its encoder."
+            )
         print(f"{args.run}: {model.describe()}")
         print(export(model, args.out, args.format))
     except UserError as error:

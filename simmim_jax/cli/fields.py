@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(config, schema.Compare):
             runs = [("pretrain.", config.pretrain), ("finetune.", config.finetune)]
     else:
-        runs = [("", schema.Pretrain()), ("", schema.Finetune())]
+        runs = [
+            ("", kind())
+            for kind in (schema.Pretrain, schema.Finetune, schema.Transcribe)
+        ]
     entries = (entry for prefix, run in runs for entry in _entries(prefix, run, args))
     shown = list(dict.fromkeys(entries))
     if not shown:

@@ -1,24 +1,26 @@
-"""Classify images, or lines of text, with a fine-tuned run.
+"""Classify images or lines of text with a fine-tuned run, or transcribe sounds.
 
     simmim predict --checkpoint=runs/mine_classes photo.jpg
     simmim predict --checkpoint=runs/mine_classes holiday/ --table=holiday.csv
     simmim predict --checkpoint=runs/languages/simmim "Wer ein Recht hat, hat es."
+    simmim predict --checkpoint=runs/text talk.wav --srt=subtitles
 
 IMAGES are files, and whatever config.data.dataset may name: folders, archives, lists,
 arrays; runs on text take lines and files of them. Prints the most probable classes of
-each image. --table writes them to a .csv, .parquet or .jsonl file in place of that,
+each image; of runs that learned speech to text, what is said in each sound, and how
+sure that is. --table writes this to a .csv, .parquet or .jsonl file in place of that,
 with progress; an interrupted command resumes when it is run again. What is not an image
-is reported and left out; the exit status is then 1.
+or a sound is reported and left out; the exit status is then 1.
 """
 
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simmim_jax.cli import arguments
+from simmim_jax.cli import arguments, transcripts
 from simmim_jax.data.sources.paths import printable
 from simmim_jax.errors import UserError
 from simmim_jax.runtime import platforms
@@ -31,11 +33,9 @@ _DRAWN = 64  # images of a picture
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print or write the classes of each image, and draw the first ones if asked to."""
+    """Print, write and draw the classes of images, or the text of sounds."""
     parser = arguments.parser("predict", __doc__)
-    parser.add_argument(
-        "--checkpoint", required=True, help="workdir of a fine-tuned run"
-    )
+    parser.add_argument("--checkpoint", required=True, help="workdir of a trained run")
     parser.add_argument(
         "--table", metavar="FILE", help="file to write, .csv, .parquet or .jsonl"
     )
@@ -50,42 +50,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--picture",
         metavar="FILE.png",
-        help=f"draw the first {_DRAWN} images with their classes",
+        help=f"draw the first {_DRAWN} images with their classes, or "
+        f"{transcripts.DRAWN} sounds with their characters",
+    )
+    parser.add_argument(
+        "--srt", metavar="FOLDER", help="of sounds: folder to write subtitles to"
     )
     parser.add_argument(
         "--split", action="append", help="splits, repeatable (all that there are)"
     )
     parser.add_argument("--data_dir", default="", help="folder of TFDS data sets")
-    parser.add_argument("images", nargs="+", help="image files and data sets, or lines")
+    parser.add_argument(
+        "images", nargs="+", help="image or sound files and data sets, or lines"
+    )
     args = parser.parse_args(argv)
     if args.top < 1:
         sys.exit(f"--top={args.top}: expected 1 or more.")
     platforms.leave_out_absent_tpu()
-    from simmim_jax.tasks.predict import Predictor, open_images, write_predictions
+    from simmim_jax.checkpoints import layout
 
     try:
-        predictor = Predictor.load(args.checkpoint)
-        print(f"{args.checkpoint}: {predictor.describe()}")
-        if predictor.calibration:
-            print(f"calibrated: {predictor.calibration.describe()}")
-        splits = open_images(predictor, args.images, args.split or (), args.data_dir)
-        if args.table:
-            plan = {"checkpoint": args.checkpoint, "images": args.images}
-            done, left_out = write_predictions(
-                predictor,
-                splits,
-                args.table,
-                plan=plan,
-                top=args.top,
-                every_class=args.every_class,
-            )
-            listed = f", see {args.table}.left_out.tsv" if left_out else ""
-            print(f"table: {args.table}, {done:,} images")
-        else:
-            done, left_out = _print(predictor, splits, args.top)
-            listed = ""
-        if args.picture and done:
-            print(f"picture: {args.picture}, {_draw(predictor, splits, args.picture)}")
+        is_speech = "vocabulary" in layout.read_meta(args.checkpoint)
+        done, left_out = (_transcribe if is_speech else _classify)(args)
     except UserError as error:
         sys.exit(str(error))
     except BrokenPipeError:
@@ -96,8 +82,69 @@ def main(argv: Sequence[str] | None = None) -> None:
         again = "Run the same command again to resume." if args.table else ""
         sys.exit(f"Interrupted. {again}".strip())
     if left_out:
-        print(f"{left_out:,} left out, {done:,} classified{listed}", file=sys.stderr)
+        verb = "transcribed" if is_speech else "classified"
+        listed = f", see {args.table}.left_out.tsv" if args.table else ""
+        print(f"{left_out:,} left out, {done:,} {verb}{listed}", file=sys.stderr)
         sys.exit(1)
+
+
+def _classify(args: Any) -> tuple[int, int]:
+    """Return the numbers of images that are classified and left out."""
+    from simmim_jax.tasks.predict import Predictor, open_images, write_predictions
+
+    if args.srt:
+        raise UserError(
+            f"--srt={args.srt}: '{args.checkpoint}' learned classes, not speech to "
+            "text. Leave it out."
+        )
+    predictor = Predictor.load(args.checkpoint)
+    print(f"{args.checkpoint}: {predictor.describe()}")
+    if predictor.calibration:
+        print(f"calibrated: {predictor.calibration.describe()}")
+    splits = open_images(predictor, args.images, args.split or (), args.data_dir)
+    if args.table:
+        done, left_out = write_predictions(
+            predictor,
+            splits,
+            args.table,
+            plan={"checkpoint": args.checkpoint, "images": args.images},
+            top=args.top,
+            every_class=args.every_class,
+        )
+        print(f"table: {args.table}, {done:,} images")
+    else:
+        done, left_out = _print(predictor, splits, args.top)
+    if args.picture and done:
+        print(f"picture: {args.picture}, {_draw(predictor, splits, args.picture)}")
+    return done, left_out
+
+
+def _transcribe(args: Any) -> tuple[int, int]:
+    """Return the numbers of sounds that are transcribed and left out."""
+    from simmim_jax.tasks.recognize import Recognizer, open_sounds
+
+    if args.every_class:
+        raise UserError(
+            f"--every_class: '{args.checkpoint}' learned speech to text, which has no "
+            "classes. Leave it out."
+        )
+    recognizer = Recognizer.load(args.checkpoint)
+    print(f"{args.checkpoint}: {recognizer.describe()}")
+    splits = open_sounds(args.images, args.split or (), args.data_dir)
+    if args.table:
+        plan = {"checkpoint": args.checkpoint, "sounds": args.images}
+        done, left_out = transcripts.write(
+            recognizer, splits, args.table, args.srt, plan
+        )
+        print(f"table: {args.table}, {done:,} sounds")
+    else:
+        done, left_out = transcripts.show(recognizer, splits, args.srt)
+    if args.srt and done:
+        print(f"subtitles: {args.srt}")
+    if args.picture and done:
+        count = transcripts.draw(recognizer, splits, args.picture)
+        print(f"picture: {args.picture}, {count} sounds")
+    return done, left_out
 
 
 def _print(

@@ -28,7 +28,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 PIXELS = "height and width in pixels"
-MODES = ("pretrain", "finetune", "compare", "bench", "bench_input")
+MODES = ("pretrain", "finetune", "transcribe", "compare", "bench", "bench_input")
 
 
 # ---- What goes in --------------------------------------------------------------------
@@ -291,6 +291,61 @@ class FinetuneData(Data):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TranscribeData(Data):
+    """Data of speech to text: whole utterances with transcripts."""
+
+    batch_size: int = field(
+        32,
+        "Utterances a step, over all devices of all hosts.",
+        unit="utterances",
+        low=1,
+    )
+    view: str = field("speech", 'Speech to text takes "speech".', choices=("speech",))
+    image_size: tuple[int, int] = field(
+        (80, 1600),
+        "Bands, and frames of 10 ms that the longest utterance has; longer ones are "
+        "left out.",
+        unit=PIXELS,
+        low=1,
+    )
+    channels: int = field(1, "Channels of a spectrogram.", low=1, high=1)
+    flip: bool = field(False, "Sounds are not mirrored.", choices=(False,))
+    num_labels: int = field(
+        0,
+        "Train on this many utterances; 0: on all.",
+        unit="utterances",
+        low=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """How transcripts are normalised: Unicode NFC, white space as single spaces."""
+
+    casefold: bool = field(True, "Ignore case, by Unicode's case folding.")
+    punctuation: bool = field(
+        False,
+        "Keep punctuation and symbols; False: they are spaces, but for apostrophes "
+        "within a word.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpecAugment:
+    """Parts of a spectrogram that training hides (SpecAugment, Park et al. 2019)."""
+
+    time_masks: int = field(2, "Spans of time; 0: none.", low=0)
+    time_width: int = field(
+        40,
+        "Their largest width, at most a fifth of the utterance.",
+        unit="frames",
+        low=0,
+    )
+    band_masks: int = field(2, "Ranges of bands; 0: none.", low=0)
+    band_width: int = field(15, "Their largest width.", unit="bands", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
     """What else happens to training images, in this order, after crop and flip."""
 
@@ -369,6 +424,11 @@ class ViT:
     qkv_bias: bool = field(True, "Biases of queries and values.")
     use_abs_pos_emb: bool = field(
         False, "Learned absolute positions, added to the tokens."
+    )
+    use_sincos_pos_emb: bool = field(
+        False,
+        "Fixed absolute positions (MAE's sines and cosines), added to the tokens, for "
+        "any number of them.",
     )
     layer_scale: float = field(
         0.1, "Initial value of LayerScale; 0: no LayerScale.", low=0
@@ -794,15 +854,24 @@ class Pretrain(Base):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetune(Base):
-    """Fine-tuning; the defaults are the official ViT-B/16 run."""
+class Downstream(Base):
+    """Fields that runs share which start from a pre-trained encoder."""
 
-    mode: str = field("finetune", 'As in pre-training; here "finetune".', choices=MODES)
+    # The fields of an encoder, and those of a head.
+    model: Any
     freeze_encoder: bool = field(
         False,
         "Leave the encoder as it is, without drop path; the head and its norm learn "
         "alone.",
     )
+    optim: FinetuneOptim = section(FinetuneOptim, "How parameters are updated.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finetune(Downstream):
+    """Fine-tuning; the defaults are the official ViT-B/16 run."""
+
+    mode: str = field("finetune", 'As in pre-training; here "finetune".', choices=MODES)
     data: FinetuneData = section(FinetuneData, "What goes in.")
     augment: Augment = section(Augment, "What else happens to training images.")
     # The fields of an encoder and those of Head.
@@ -814,7 +883,6 @@ class Finetune(Base):
         final_norm=False,
         init_cut=0.0,
     )
-    optim: FinetuneOptim = section(FinetuneOptim, "How parameters are updated.")
     label_smoothing: float = field(
         0.1,
         "Share of each target that is spread over all classes.",
@@ -837,6 +905,32 @@ class Finetune(Base):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Transcribe(Downstream):
+    """Speech to text: an encoder and a CTC head learn from transcripts."""
+
+    mode: str = field(
+        "transcribe", 'As in pre-training; here "transcribe".', choices=MODES
+    )
+    data: TranscribeData = section(TranscribeData, "What goes in.")
+    text: Text = section(Text, "How transcripts are normalised.")
+    augment: SpecAugment = section(SpecAugment, "What training hides of a spectrogram.")
+    model: ViT = section(
+        ViT,
+        "The encoder.",
+        patch_size=(80, 2),
+        use_sincos_pos_emb=True,
+        use_shared_rel_pos_bias=False,
+    )
+    beam_width: int = field(
+        1,
+        "Texts that decoding keeps a frame, in prefix beam search; 1: the most "
+        "probable class of each frame, which is faster.",
+        low=1,
+        harmless=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare:
     """Pre-training, then fine-tuning from scratch and from what was learned."""
 
@@ -845,7 +939,9 @@ class Compare:
     finetune: Finetune
 
 
-Config = Pretrain | Finetune | Compare
+# One run, and what a config file describes.
+RunConfig = Pretrain | Finetune | Transcribe
+Config = RunConfig | Compare
 
 
 # ---- From and to ConfigDicts ---------------------------------------------------------
@@ -885,21 +981,31 @@ def parse(config: Mapping[str, Any] | ConfigDict, *, stored: bool = False) -> Co
                 Finetune, values["finetune"], "config.finetune", stored
             ),
         )
-    of_finetune = {"augment", "freeze_encoder"} & values.keys()
-    of_pretrain = {"mask", "target"} & values.keys()
-    if (mode == "pretrain" and of_finetune and not of_pretrain) or (
-        mode == "finetune" and of_pretrain and not of_finetune
-    ):
-        kind = "fine-tuning" if of_finetune else "pre-training"
+    kinds = [cls for cls, marks in _MARKS.items() if marks & values.keys()]
+    named = {cls().mode: cls for cls in _MARKS}
+    if len(kinds) == 1 and mode in named and kinds[0] is not named[mode]:
         raise UserError(
-            f"config.mode={mode!r}: this config is one of {kind}. Leave its mode as it "
-            "is, or choose a config of the other mode."
+            f"config.mode={mode!r}: this config is one of {_KINDS[kinds[0]]}. Leave "
+            "its mode as it is, or choose a config of the other mode."
         )
-    is_pretrain = mode == "pretrain" or (mode != "finetune" and bool(of_pretrain))
-    return _parse_run(Pretrain if is_pretrain else Finetune, values, "config", stored)
+    cls = named.get(mode) or next(iter(kinds), Finetune)
+    return _parse_run(cls, values, "config", stored)
 
 
-def single(config: Config) -> Pretrain | Finetune:
+# Fields that a config of one kind alone has.
+_MARKS: dict[type, set[str]] = {
+    Pretrain: {"mask", "target"},
+    Transcribe: {"text", "beam_width"},
+    Finetune: {"label_smoothing", "probabilities"},
+}
+_KINDS = {
+    Pretrain: "pre-training",
+    Finetune: "fine-tuning",
+    Transcribe: "speech to text",
+}
+
+
+def single(config: Config) -> RunConfig:
     """Return the config itself, or a comparison's pre-training."""
     return config.pretrain if isinstance(config, Compare) else config
 
@@ -935,7 +1041,7 @@ def _parse_run(cls: type, values: Mapping[str, Any], path: str, stored: bool) ->
     return run
 
 
-def check(run: Pretrain | Finetune, path: str) -> None:
+def check(run: RunConfig, path: str) -> None:
     """Raise UserError for values that do not go together."""
     data = run.data
     if data.mean or data.std:
@@ -1012,6 +1118,32 @@ def check(run: Pretrain | Finetune, path: str) -> None:
         raise UserError(f"{path}.probe.temperature=0: expected more than 0.")
     if data.eval_crop == 0:
         raise UserError(f"{path}.data.eval_crop=0: expected more than 0, up to 1.")
+    if isinstance(run, Transcribe):
+        _check_tokens(run, path)
+
+
+def _check_tokens(run: Transcribe, path: str) -> None:
+    """Raise UserError where tokens are not pieces of time, or not of any number."""
+    model = run.model
+    if model.name != "vit":
+        raise UserError(
+            f"{path}.model.name={model.name!r}: expected 'vit', whose tokens may be "
+            "pieces of time, for speech to text."
+        )
+    bands, frames = run.data.image_size
+    if model.patch_size[0] != bands or frames % model.patch_size[1]:
+        raise UserError(
+            f"{path}.model.patch_size={model.patch_size}: expected the height of "
+            f"{path}.data.image_size={run.data.image_size}, so that a token is a piece "
+            "of time, and a divisor of its width, such as (80, 2) of (80, 1600)."
+        )
+    for name in ("use_abs_pos_emb", "use_rel_pos_bias", "use_shared_rel_pos_bias"):
+        if getattr(model, name):
+            raise UserError(
+                f"{path}.model.{name}=True: expected False in speech to text, whose "
+                "utterances have any length. use_sincos_pos_emb=True has positions for "
+                "all of them; pre-train with it."
+            )
 
 
 def _check_normalization(data: Data, path: str) -> None:
@@ -1026,12 +1158,12 @@ def _check_normalization(data: Data, path: str) -> None:
         )
 
 
-def harmless(config: Pretrain | Finetune) -> set[str]:
+def harmless(config: RunConfig) -> set[str]:
     """Return the names of fields that have no effect on what a run learns."""
     return {name for name, each, _, _ in leaves(config) if meaning(each).harmless}
 
 
-def num_steps(config: Pretrain | Finetune, name: str, num_examples: int) -> int:
+def num_steps(config: RunConfig, name: str, num_examples: int) -> int:
     """Return the duration in a field, such as "optim.warmup", in steps."""
     value: Any = config
     for part in name.split("."):

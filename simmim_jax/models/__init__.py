@@ -1,6 +1,6 @@
 """Encoders, the pixel decoder and the classifier, as Flax Linen modules."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,8 +11,10 @@ from simmim_jax.models.layers import Encoded as Encoded
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.models.swin import Swin
 from simmim_jax.models.swin_v2 import SwinV2
+from simmim_jax.models.transcriber import Transcriber
 from simmim_jax.models.vit import ViT
 
+Model = TypeVar("Model", SimMIM, Classifier, Transcriber)
 ENCODERS: dict[str, type[nn.Module]] = {"vit": ViT, "swin": Swin, "swin_v2": SwinV2}
 
 
@@ -26,7 +28,7 @@ def build_encoder(name: str, **fields: Any) -> nn.Module:
     return ENCODERS[name](**fields)
 
 
-def plain(model: SimMIM | Classifier) -> SimMIM | Classifier:
+def plain(model: Model) -> Model:
     """Return the model without rematerialisation, block loops or Pallas kernels."""
     fields = {"remat": "none", "scan_layers": False, "attention": "xla"}
     known = {name: v for name, v in fields.items() if hasattr(model.encoder, name)}
@@ -70,3 +72,8 @@ def build_classifier(
         head_scale=head_scale,
         norm_eps=getattr(module, "norm_eps", 1e-6),
     )
+
+
+def build_transcriber(*, num_classes: int, dtype: str, **encoder: Any) -> Transcriber:
+    """Build the model of speech to text."""
+    return Transcriber(build_encoder(**encoder, dtype=jnp.dtype(dtype)), num_classes)

@@ -31,7 +31,7 @@ def attention(
     qkv: jax.Array,
     qkv_bias: jax.Array | None,
     bias: jax.Array | None,
-    mask: np.ndarray | None = None,
+    mask: np.ndarray | jax.Array | None = None,
     *,
     batch: int,
     num_heads: int,
@@ -44,11 +44,17 @@ def attention(
     head-major; qkv_bias: float[3*heads*d], still to be added to them, or None;
     tokens: number n of tokens of a sample, its first rows; the other rows are padding;
     bias: float[heads n n], added to the logits of every sample, or None;
-    mask: float[w n n], mask[i] added to those of samples i, i + w, i + 2w, …, or None;
+    mask: float[w n n] or, but with "pallas", float[w 1 n], mask[i] added to those of
+    samples i, i + w, i + 2w, …, or None;
     returns: float[b*rows heads*d] in the dtype of qkv. The softmax is float32.
     Raises UserError if the implementation does not support such sizes.
     """
     if implementation == "pallas":
+        if isinstance(mask, jax.Array):
+            raise UserError(
+                "config.model.attention='pallas' has no mask of padding: expected "
+                "'xla' for examples of different lengths."
+            )
         return fused_attention(
             qkv, qkv_bias, bias, mask, batch=batch, num_heads=num_heads, tokens=tokens
         )
@@ -111,7 +117,7 @@ def self_attention(
     kernel: jax.Array,
     qkv_bias: jax.Array | None,
     bias: jax.Array | None,
-    mask: np.ndarray | None = None,
+    mask: np.ndarray | jax.Array | None = None,
     *,
     batch: int,
     num_heads: int,

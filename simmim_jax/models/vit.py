@@ -54,6 +54,25 @@ def relative_position_bias(
     return rearrange(table[index], "q k heads -> heads q k")
 
 
+def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
+    """Return fixed positions of a grid, float32[h*w dim] (MAE's `pos_embed.py`).
+
+    The first half of the features has the column, the second half the row: sines, then
+    cosines, of wavelengths from 2π to 10,000 · 2π. A wider grid continues a narrow one.
+    raises: UserError where dim is not a multiple of four.
+    """
+    if dim % 4:
+        raise UserError(
+            f"config.model.embed_dim={dim} must be a multiple of 4 with "
+            "config.model.use_sincos_pos_emb=True."
+        )
+    frequencies = 10_000.0 ** -(np.arange(dim // 4) / (dim // 4))
+    row, column = np.divmod(np.arange(height * width), width)
+    angles = [place[:, None] * frequencies for place in (column, row)]
+    waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+    return np.concatenate(waves, axis=1).astype(np.float32)
+
+
 class SharedRelativePositionBias(nn.Module):
     """Bias table shared by all blocks."""
 
@@ -81,14 +100,16 @@ class Attention(nn.Module):
         self,
         x: jax.Array,
         bias: jax.Array | None,
+        mask: jax.Array | None,
         scale: jax.Array | None,
         batch: int,
         grid: tuple[int, int],
     ) -> jax.Array:
         """Apply attention to x, float[b*rows d].
 
-        bias: float[heads n n]; scale: float[d], LayerScale. The rows of a sample are
-        the class token, the tokens of its grid and any padding.
+        bias: float[heads n n]; mask: float[b 1 n], added to the logits of each sample;
+        scale: float[d], LayerScale. The rows of a sample are the class token, the
+        tokens of its grid and any padding.
         """
         width = x.shape[-1]
         kernel, qkv_bias = qkv_weights(
@@ -107,6 +128,7 @@ class Attention(nn.Module):
             kernel,
             qkv_bias,
             bias,
+            mask,
             batch=batch,
             num_heads=self.num_heads,
             tokens=1 + grid[0] * grid[1],
@@ -136,12 +158,13 @@ class Block(nn.Module):
         batch: int,
         grid: tuple[int, int],
         bias: jax.Array | None,
+        mask: jax.Array | None,
         scales: jax.Array | None,
     ) -> jax.Array:
         """Apply the block to x, float[b*rows d].
 
-        bias: float[heads n n], shared by all blocks; scales: float32[2 b], drop-path
-        factors of the two branches of each sample.
+        bias: float[heads n n], shared by all blocks; mask: as `Attention`;
+        scales: float32[2 b], drop-path factors of the two branches of each sample.
         """
         width = x.shape[-1]
 
@@ -172,7 +195,7 @@ class Block(nn.Module):
             name="mlp",
         )
         attention_scale, mlp_scale = (None, None) if scales is None else scales
-        branch = attend(norm("norm1")(x), bias, gamma("gamma_1"), batch, grid)
+        branch = attend(norm("norm1")(x), bias, mask, gamma("gamma_1"), batch, grid)
         x = x + drop_path(branch, attention_scale)
         branch = mlp(norm("norm2")(x), gamma("gamma_2"))
         return x + drop_path(branch, mlp_scale)
@@ -193,6 +216,7 @@ class ViT(nn.Module):
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     use_abs_pos_emb: bool = False
+    use_sincos_pos_emb: bool = False  # fixed, for grids of any size
     use_rel_pos_bias: bool = False  # one table per block
     use_shared_rel_pos_bias: bool = True  # one table for all blocks
     layer_scale: float = 0.1  # initial value; 0 disables LayerScale
@@ -225,14 +249,19 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, mask: jax.Array | None = None, train: bool = False
+        self,
+        images: jax.Array,
+        mask: jax.Array | None = None,
+        train: bool = False,
+        valid: jax.Array | None = None,
     ) -> Encoded:
         """Encode images: float[b h w c], normalised.
 
         mask: bool[b h/p w/q], True = masked. The mask token replaces masked patches
         after the patch embedding and before positions are added; all tokens pass
-        through all blocks. `train` enables drop path (rng stream `drop_path`). Raises
-        UserError if sizes do not divide.
+        through all blocks. `train` enables drop path (rng stream `drop_path`).
+        valid: bool[b h/p w/q], False = padding, which no token attends to; None: all
+        are valid. Raises UserError if sizes do not divide.
         """
         if self.embed_dim % self.num_heads:
             raise UserError(
@@ -261,6 +290,17 @@ class ViT(nn.Module):
             pos_shape = (1, tokens.shape[1], self.embed_dim)
             pos_embed = self.param("pos_embed", kernel_init, pos_shape)
             tokens += pos_embed.astype(self.dtype)
+        if self.use_sincos_pos_emb:
+            fixed = sincos_positions(height, width, self.embed_dim)
+            tokens = tokens.at[:, 1:].add(fixed.astype(self.dtype))
+        padding_mask = None
+        if valid is not None:
+            valid = jnp.pad(
+                rearrange(valid, "b h w -> b 1 (h w)"),
+                [(0, 0), (0, 0), (1, 0)],
+                constant_values=True,
+            )
+            padding_mask = jnp.where(valid, 0.0, -jnp.inf)
         if implementation == "pallas":
             # Pad once for all blocks.
             tokens = jnp.pad(tokens, ((0, 0), (0, padding(tokens.shape[1])), (0, 0)))
@@ -293,6 +333,7 @@ class ViT(nn.Module):
             batch,
             (height, width),
             bias,
+            padding_mask,
             scales=drop_path_scales(
                 self, self.drop_path_rate, self.depth, batch, train
             ),

@@ -159,7 +159,7 @@ def histograms(
     for index, (name, (shares, edges)) in enumerate(bands.items()):
         axes = figure.add_subplot(grid[index // columns, index % columns])
         axes.stairs(shares, edges, fill=True, color=LINE_COLOURS[0])
-        _write_title(axes, name, INK)
+        write_title(axes, name, INK)
         axes.set_yticks([])
         axes.locator_params(axis="x", nbins=4)
         axes.tick_params(labelsize=8, color="#999999", labelcolor=INK)
@@ -212,7 +212,7 @@ def prediction_grid(
         picture.set_anchor("N")
         picture.set_axis_off()
         if titles is not None:
-            _write_title(picture, titles[index], INK)
+            write_title(picture, titles[index], INK)
         _draw_bars(
             figure.add_subplot(grid[row, column + 1]),
             names[index],
@@ -411,13 +411,13 @@ def _draw_bars(
     axes.set(xlim=(0, 1.2), ylim=(MAX_BARS - 0.6, -0.4))
     axes.set_axis_off()
     if true_name is not None and names[0] == true_name:
-        _write_title(axes, f"✓ true: {shortened(true_name)}", RIGHT_INK)
+        write_title(axes, f"✓ true: {shortened(true_name)}", RIGHT_INK)
     elif true_name is not None:
-        _write_title(axes, f"✗ true: {shortened(true_name)}", WRONG_INK)
+        write_title(axes, f"✗ true: {shortened(true_name)}", WRONG_INK)
 
 
-def _write_title(axes: "Axes", text: str, colour: str) -> None:
-    # "$" in a file or class name must not start a formula.
+def write_title(axes: "Axes", text: str, colour: str) -> None:
+    """Write a title; "$" in a file or class name must not start a formula."""
     title = axes.set_title(text, loc="left", fontsize=8.5, color=colour, pad=4)
     title.set_parse_math(False)
 

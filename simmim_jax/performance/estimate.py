@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from simmim_jax.config import schema
-from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.config.schema import Finetune, RunConfig
 from simmim_jax.data.sources.base import labelled
 from simmim_jax.data.sources.registry import check_source
 from simmim_jax.performance import hlo, kernels, schedule, slices, step_cost
@@ -53,7 +53,7 @@ class Memory:
 
 
 def estimate(
-    config: Pretrain | Finetune, of: Accelerator, say: Callable[[str], None]
+    config: RunConfig, of: Accelerator, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Compile the training step of `config` for a slice; return the estimate.
 
@@ -131,7 +131,7 @@ def rates(
     }
 
 
-def learner_of(config: Pretrain | Finetune) -> tuple[Learner, list[str]]:
+def learner_of(config: RunConfig) -> tuple[Learner, list[str]]:
     """Return what learns, and assumptions on a data set that does not open here."""
     data, assumed = config.data, []
     try:
@@ -152,9 +152,7 @@ def learner_of(config: Pretrain | Finetune) -> tuple[Learner, list[str]]:
     return learner(config, examples, classes), assumed
 
 
-def kernel_bundles(
-    config: Pretrain | Finetune, of: Accelerator
-) -> dict[kernels.Key, int | None]:
+def kernel_bundles(config: RunConfig, of: Accelerator) -> dict[kernels.Key, int | None]:
     """Return the bundles that the Pallas kernels of a step issue on a chip."""
     # The compiler dumps schedules only if asked before it starts.
     spawn = multiprocessing.get_context("spawn")
@@ -261,7 +259,7 @@ def _bytes_per_chip(tree: Any) -> int:
 # ---- What to change ------------------------------------------------------------------
 
 
-def advice(config: Pretrain | Finetune, of: Accelerator, memory: Memory) -> list[str]:
+def advice(config: RunConfig, of: Accelerator, memory: Memory) -> list[str]:
     """Return flags that make a step smaller, the best one first."""
     found = []
     # Gradients have the size of the parameters.

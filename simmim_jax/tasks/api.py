@@ -12,7 +12,7 @@ from simmim_jax.checkpoints.convert import formats
 from simmim_jax.checkpoints.convert.overrides import Overrides
 from simmim_jax.checkpoints.disk import make_workdir
 from simmim_jax.config import schema
-from simmim_jax.config.schema import Compare, Finetune, Pretrain
+from simmim_jax.config.schema import Compare, Finetune, Pretrain, Transcribe
 from simmim_jax.data.sources import base
 from simmim_jax.data.sources.base import Source, SubsetSource
 from simmim_jax.data.sources.paths import hashed_split
@@ -21,18 +21,25 @@ from simmim_jax.runtime import workdir_lock
 from simmim_jax.tasks import architecture, classify
 from simmim_jax.tasks import compare as comparison
 from simmim_jax.tasks import pretrain as pretraining
+from simmim_jax.tasks import transcribe as speech_to_text
 from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.tasks.export import export
 from simmim_jax.tasks.predict import Predictor
+from simmim_jax.tasks.recognize import Recognizer
 from simmim_jax.training import loop
 from simmim_jax.training.run import Trained
 
-__all__ = ["compare", "export", "finetune", "load", "pretrain"]
+__all__ = ["compare", "export", "finetune", "load", "pretrain", "transcribe"]
 
 # Name of the data set of a run that gets its data from Python.
 _FROM_PYTHON = "<given in Python>"
-# Arguments of the config `small` that give each kind.
-_ARGUMENTS = {Pretrain: "pretrain", Finetune: "finetune", Compare: "compare"}
+# Configs of each kind.
+_EXAMPLES = {
+    Pretrain: "small.get_config('pretrain')",
+    Finetune: "small.get_config('finetune')",
+    Transcribe: "transcribe.get_config()",
+    Compare: "small.get_config('compare')",
+}
 
 
 def pretrain(
@@ -82,6 +89,23 @@ def finetune(
         return loop.train(classify.build(_marked(parsed, data), folder, **sources))
 
 
+def transcribe(
+    config: ConfigDict | Transcribe,
+    workdir: str | Path,
+    *,
+    init_from: str | Path = "",
+) -> Trained:
+    """Learn speech to text as a config says, or resume the run in `workdir`.
+
+    init_from: as in `pretrain`.
+    """
+    parsed = _parse(config, Transcribe, init_from)
+    folder = make_workdir(workdir)
+    parsed = _adopted(parsed, folder)
+    with workdir_lock.held(folder):
+        return loop.train(speech_to_text.build(parsed, folder))
+
+
 def compare(config: ConfigDict | Compare, workdir: str | Path) -> dict[str, Any]:
     """Pre-train, then fine-tune with and without it; see `tasks.compare.compare`."""
     parsed, folder = _parse(config, Compare), make_workdir(workdir)
@@ -90,19 +114,21 @@ def compare(config: ConfigDict | Compare, workdir: str | Path) -> dict[str, Any]
         return comparison.compare(parsed, folder)
 
 
-def load(path: str | Path) -> Encoder | Predictor:
+def load(path: str | Path) -> Encoder | Predictor | Recognizer:
     """Load the workdir of a run, a checkpoint, or the weights of another library.
 
     path: also an official .pth or .safetensors file, or a folder of timm or Hugging
     Face transformers, which is converted in memory; `simmim convert` writes the result
     and takes settings that such a file lacks.
-    returns: a fine-tuned classifier, or the encoder of a pre-training run. Both turn
-    images into vectors with `embed`.
+    returns: a fine-tuned classifier, or the encoder of a pre-training run, both of
+    which turn images into vectors with `embed`; or what transcribes sounds.
     """
     path = Path(path).expanduser()
     if formats.is_foreign(path):
         return _converted(path)
     learned = layout.read_meta(path)
+    if "vocabulary" in learned:
+        return Recognizer.load(path)
     return (Predictor if learned.get("class_names") else Encoder).load(path)
 
 
@@ -137,8 +163,7 @@ def _parse(config: Any, kind: type[Any], init_from: str | Path = "") -> Any:
         what = f"config={config!r}: expected a config, not its name"
         if hasattr(parsed, "mode"):
             what = f"config.mode={parsed.mode!r}: expected the config of another mode"
-        example = f"simmim_jax.configs.small.get_config({_ARGUMENTS[kind]!r})"
-        raise UserError(f"{what}, such as {example}.")
+        raise UserError(f"{what}, such as simmim_jax.configs.{_EXAMPLES[kind]}.")
     return (
         dataclasses.replace(parsed, init_from=str(init_from)) if init_from else parsed
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_jax.checkpoints import layout
-from simmim_jax.config.schema import Compare, Finetune
+from simmim_jax.config.schema import Compare, Downstream
 from simmim_jax.errors import UserError
 
 # Fields that parameters depend on: their shapes, or the arithmetic they learned.
@@ -24,6 +24,7 @@ _TAKEN = (
     "patch_norm",
     "pad_after_shift",
     "use_abs_pos_emb",
+    "use_sincos_pos_emb",
     "layer_scale",
     "norm_eps",
 )
@@ -58,7 +59,7 @@ def adopt(
     if not config.init_from:
         return config, []
     where = f"{path}.init_from='{config.init_from}'"
-    is_finetune = isinstance(config, Finetune)
+    is_finetune = isinstance(config, Downstream)
     learned = layout.read_meta(config.init_from)["config"]
     model: dict[str, Any] = learned["model"]
     if (encoder := model.get("name")) != config.model.name:

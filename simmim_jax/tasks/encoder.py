@@ -13,7 +13,7 @@ import numpy as np
 
 from simmim_jax.checkpoints import store
 from simmim_jax.config import schema
-from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.config.schema import RunConfig
 from simmim_jax.data.codecs.base import BadImage
 from simmim_jax.data.sources.base import NO_LABEL, Source, SubsetSource
 from simmim_jax.data.views.base import View
@@ -56,7 +56,7 @@ class Encoder:
     module: nn.Module
     params: Any
     head_norm: Any
-    config: Pretrain | Finetune  # of its training run
+    config: RunConfig  # of its training run
     pool: str
     step: int
     decoder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -74,7 +74,7 @@ class Encoder:
     def of(
         cls,
         params: Any,
-        config: Pretrain | Finetune,
+        config: RunConfig,
         step: int,
         *,
         pool: str = "mean",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from simmim_jax.config import schema
-from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.config.schema import Pretrain, RunConfig
 from simmim_jax.data.loader.bad_examples import BadImages
 from simmim_jax.data.loader.pipeline import (
     EvalBatches,
@@ -22,6 +22,7 @@ from simmim_jax.data.sources.base import (
     SubsetSource,
 )
 from simmim_jax.data.sources.registry import open_source
+from simmim_jax.data.views.base import View
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.progress import say
 from simmim_jax.runtime import distributed
@@ -69,34 +70,40 @@ def describe(
     return f"{text}, {len(class_names):,} classes: {first}{more}"
 
 
-def batch_like(data: schema.Data) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return shape and dtype of each array of a global training batch."""
+def batch_like(
+    data: schema.Data, view: View | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shape and dtype of each array of a global training batch.
+
+    view: in place of that of config.data.
+    """
     return {
         name: jax.ShapeDtypeStruct(
             (data.batch_size, *spec.shape), jnp.dtype(spec.dtype)
         )
-        for name, spec in train_view(data).spec.items()
+        for name, spec in (view or train_view(data)).spec.items()
     }
 
 
 def train_batches(
-    config: Pretrain | Finetune,
+    config: RunConfig,
     source: Source,
     workdir: Path | None = None,
     *,
+    view: View | None = None,
     batch_size: int | None = None,
     num_workers: int | None = None,
 ) -> TrainIterator:
     """Return the stream of training batches.
 
-    workdir: where bad images are listed; None: nowhere. batch_size, num_workers: in
-    place of those of config.data.
+    workdir: where bad images are listed; None: nowhere. view, batch_size, num_workers:
+    in place of those of config.data.
     """
     data = config.data
     workers, num_threads = decoders(data, source)
     return train_iterator(
         source,
-        train_view(data),
+        view or train_view(data),
         batch_size=(batch_size or data.batch_size) // jax.process_count(),
         seed=config.seed,
         process_index=jax.process_index(),
@@ -108,16 +115,21 @@ def train_batches(
 
 
 def eval_pass(
-    data: schema.Data, source: Source, workdir: Path | None = None
+    data: schema.Data,
+    source: Source,
+    workdir: Path | None = None,
+    *,
+    view: View | None = None,
 ) -> EvalBatches:
     """Return a pass over all of `source`, resized and cropped as config.data says.
 
-    workdir: where bad images are listed; None: nowhere.
+    workdir: where bad images are listed; None: nowhere. view: in place of that of
+    config.data.
     """
     num_workers, num_threads = decoders(data, source)
     return eval_batches(
         source,
-        eval_view(data),
+        view or eval_view(data),
         batch_size=data.batch_size // jax.process_count(),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -140,7 +152,7 @@ def decoders(data: schema.Data, source: Source) -> tuple[int, int]:
     return share_out(num_cpus(), workers, threads)
 
 
-def lengths(config: Pretrain | Finetune, num_examples: int) -> Lengths:
+def lengths(config: RunConfig, num_examples: int) -> Lengths:
     """Return the lengths of a run in steps; raises UserError that names the field."""
 
     def num_steps(name: str) -> int:

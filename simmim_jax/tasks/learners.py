@@ -1,15 +1,18 @@
-"""What learns in a run of either mode, without data."""
+"""What learns in a run of any mode, without data."""
 
-from simmim_jax.config.schema import Finetune, Pretrain
-from simmim_jax.tasks import classify, pretrain, values
+from simmim_jax.config.schema import Pretrain, RunConfig, Transcribe
+from simmim_jax.data.codecs.vocabulary import Vocabulary
+from simmim_jax.tasks import classify, pretrain, transcribe, values
 from simmim_jax.training.run import Learner
 
 # Of ImageNet-1k.
 NUM_EXAMPLES, NUM_CLASSES = 1_281_167, 1_000
+# Of speech: tokens of a character, as of 12 characters a second.
+_ALPHABET, _TOKENS = Vocabulary(" abcdefghijklmnopqrstuvwxyz'"), 4
 
 
 def learner(
-    config: Pretrain | Finetune,
+    config: RunConfig,
     num_examples: int = NUM_EXAMPLES,
     num_classes: int = NUM_CLASSES,
 ) -> Learner:
@@ -21,4 +24,8 @@ def learner(
     config = values.assume(config)
     if isinstance(config, Pretrain):
         return pretrain.learner(config, num_examples)
+    if isinstance(config, Transcribe):
+        tokens = config.data.image_size[1] // config.model.patch_size[1]
+        longest = max(tokens // _TOKENS, 1)
+        return transcribe.learner(config, num_examples, _ALPHABET, longest)[0]
     return classify.learner(config, num_examples, num_classes)[0]

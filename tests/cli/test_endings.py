@@ -23,6 +23,8 @@ def named(name):
     [
         ("small", "small:finetune"),
         ("small:pretrain,smoke", "small:finetune,smoke"),
+        ("transcribe:pretrain", "transcribe"),
+        ("transcribe:pretrain,smoke", "transcribe:smoke"),
         ("vit_base", "vit_base_finetune"),
         ("vit_base:smoke", "vit_base_finetune:smoke"),
         ("swin_base_100ep", "swin_base_100ep_finetune192"),
@@ -78,6 +80,18 @@ def test_a_pre_training_run_names_its_files_and_fine_tuning(
         *("simmim", "train", "--config=vit_base_finetune"),
         f"--config.init_from={workdir}",
         f"--config.data.dataset={dataset}",
+    ]
+
+
+def test_pre_training_on_speech_names_transcription(tmp_path):
+    record(tmp_path, labelled=False)
+    *_, command = ending(
+        named("transcribe:pretrain"), "transcribe:pretrain", tmp_path, step=1, best=1
+    )
+    assert shlex.split(command)[2:] == [
+        *("simmim", "train", "--config=transcribe"),
+        f"--config.init_from={tmp_path}",
+        "--config.data.dataset=bundled:speech",
     ]
 
 

@@ -213,6 +213,7 @@ def test_bad_files_are_named_and_the_others_classified(folder, tmp_path, capsys)
         (["bundled:climat"], "'bundled:climat' does not exist"),
         (["bundled:climate", "--split=tests"], "split='tests' of 'bundled:climate'"),
         (["bundled:climate", "--top=0"], "--top=0: expected 1 or more"),
+        (["bundled:climate", "--srt=s"], "learned classes, not speech to text"),
         (["bundled:climate", "--table=t.txt"], "in .csv or .parquet or .jsonl"),
     ],
 )

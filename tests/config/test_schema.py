@@ -451,3 +451,35 @@ def test_stored_configs_may_have_fields_and_values_of_other_releases():
     fields["ema_decay"] = 7.0
     parsed = schema.parse(fields, stored=True)
     assert parsed == dataclasses.replace(schema.Pretrain(), ema_decay=7.0)
+
+
+# ---- Speech to text ------------------------------------------------------------------
+
+
+def test_the_defaults_of_speech_to_text_are_valid():
+    config = schema.Transcribe()
+    assert schema.parse(schema.config_dict(config)) == config
+    assert schema.parse({"mode": "bench", "beam_width": 1}).data.view == "speech"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model.patch_size": (16, 16)}, r"expected the height of config\.data\.image"),
+        ({"data.image_size": (80, 2001)}, "a divisor of its width"),
+        ({"model.use_abs_pos_emb": True}, "expected False in speech to text"),
+        ({"model.use_shared_rel_pos_bias": True}, "pre-train with it"),
+        ({"mode": "finetune"}, "this config is one of speech to text"),
+    ],
+)
+def test_what_speech_to_text_cannot_have(fields, message):
+    config = schema.config_dict(schema.Transcribe())
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=message):
+        schema.parse(config)
+
+
+def test_speech_to_text_takes_a_vit():
+    values = schema.to_dict(schema.Transcribe()) | {"model": {"name": "swin"}}
+    with pytest.raises(UserError, match="expected 'vit'"):
+        schema.parse(values)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from simmim_jax.errors import UserError
 from simmim_jax.models.attention import attention
-from simmim_jax.models.vit import ViT, relative_position_index
+from simmim_jax.models.vit import ViT, relative_position_index, sincos_positions
 
 TINY = ViT(patch_size=(4, 4), embed_dim=32, depth=2, num_heads=4)
 # Embeddings only: the output is what would enter the first block.
@@ -518,3 +519,38 @@ def test_zero_cut_truncates_nothing():
     assert np.abs(qkv).max() > 0.07
     proj = params["blocks_1/attn/proj/kernel"]
     np.testing.assert_allclose(proj.std(), 0.01, rtol=0.015)
+
+
+# ---- Positions for any length, and padding -------------------------------------------
+
+
+def test_sincos_positions_have_the_column_then_the_row():
+    positions = sincos_positions(3, 3, 8)
+    assert positions.shape == (9, 8)
+    expected = [
+        [0, 0, 1, 1, 0, 0, 1, 1],
+        [np.sin(1), np.sin(0.01), np.cos(1), np.cos(0.01), 0, 0, 1, 1],
+        [np.sin(2), np.sin(0.02), np.cos(2), np.cos(0.02), *np.sin([1, 0.01])],
+    ]
+    for place, values in zip((0, 1, 5), expected, strict=True):
+        np.testing.assert_allclose(positions[place, : len(values)], values, rtol=1e-6)
+
+
+def test_a_wider_grid_continues_the_positions_of_a_narrow_one():
+    np.testing.assert_array_equal(
+        sincos_positions(1, 9, 16)[:4], sincos_positions(1, 4, 16)
+    )
+
+
+def test_sincos_positions_need_a_width_that_divides():
+    with pytest.raises(UserError, match="multiple of 4"):
+        sincos_positions(1, 4, 6)
+
+
+def test_the_kernel_for_tpus_refuses_padding():
+    model = ViT(depth=1, embed_dim=16, num_heads=2, attention="pallas")
+    images = jnp.zeros((1, 16, 32, 1))
+    params = jax.eval_shape(model.init, jax.random.key(0), images)
+    valid = jnp.ones((1, 1, 2), bool)
+    with pytest.raises(UserError, match="no mask of padding"):
+        jax.eval_shape(functools.partial(model.apply, valid=valid), params, images)
