@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 # Imported on first use: `import simmim_jax` starts no JAX.
-_API = ("compare", "export", "finetune", "load", "pretrain")
+_API = ("compare", "export", "finetune", "load", "pretrain", "segment")
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from simmim_jax.cli import arguments
 from simmim_jax.config import schema
-from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.config.schema import RunConfig
 from simmim_jax.errors import UserError
 from simmim_jax.performance import slices
 from simmim_jax.runtime.accelerators import Accelerator, accelerator
@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     slices.set_environment()
     try:
         config = schema.parse(fields)
-        if config.mode not in ("pretrain", "finetune"):
+        if config.mode not in ("pretrain", "finetune", "segment"):
             raise UserError(
-                f"config.mode={config.mode!r}: expected 'pretrain' or 'finetune', one "
-                "training step."
+                f"config.mode={config.mode!r}: expected 'pretrain', 'finetune' or "
+                "'segment', one training step."
             )
         run = schema.single(config)
         result = _run(run, accelerator(args.topology), args.search)
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(json.dumps(result) if args.json else report(result), flush=True)
 
 
-def _run(config: Pretrain | Finetune, of: Accelerator, search: bool) -> dict[str, Any]:
+def _run(config: RunConfig, of: Accelerator, search: bool) -> dict[str, Any]:
     from simmim_jax.performance import estimate
 
     def say(text: str) -> None:

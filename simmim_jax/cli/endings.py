@@ -5,12 +5,12 @@ from pathlib import Path
 
 from simmim_jax.checkpoints import layout
 from simmim_jax.cli.arguments import config_names
-from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.config.schema import Downstream, Pretrain, RunConfig, Segment
 from simmim_jax.data.loader.bad_examples import count_lists
 
 
 def ending(
-    config: Pretrain | Finetune, name: str, workdir: Path, step: int, best: int
+    config: RunConfig, name: str, workdir: Path, step: int, best: int
 ) -> list[str]:
     """Return the lines of the run in `workdir`, which holds its config.json.
 
@@ -22,6 +22,8 @@ def ending(
         "checkpoint": workdir / "checkpoints" / str(best),
         "last checkpoint": workdir / "checkpoints" / str(step),
         "picture": workdir / "reconstructions" / f"{step:07d}.png",
+        "masks": workdir / "segmentations" / f"{step:07d}.png",
+        "IoU by class": workdir / "iou.tsv",
         "augmentation": workdir / "augmented.png",
         "metrics": workdir / "metrics.jsonl",
     }.items():
@@ -29,10 +31,11 @@ def ending(
             lines.append(f"{title:<17}  {path}")
     for path, count in count_lists(workdir).items():
         lines.append(f"{'bad images':<17}  {count:,}, listed in {path}")
-    if isinstance(config, Finetune):
+    if isinstance(config, Downstream):
         what = "LINES" if config.data.view == "text" else "IMAGES"
         predict = ["simmim", "predict", f"--checkpoint={workdir}", what]
-        return [*lines, f"{'next: classify':<17}  {shlex.join(predict)}"]
+        purpose = "segment" if isinstance(config, Segment) else "classify"
+        return [*lines, f"{f'next: {purpose}':<17}  {shlex.join(predict)}"]
     labelled = layout.read_record(workdir)["labelled"]
     finetune = [
         *("simmim", "train", f"--config={finetuning(config, name)}"),

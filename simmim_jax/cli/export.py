@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--format", default="", help="in place of what the ending of OUT says"
     )
     parser.add_argument(
-        "--embed", action="store_true", help="of a classifier: vectors, too"
+        "--embed", action="store_true", help="of any run: vectors of its encoder"
     )
     arguments.add_features(parser)
     args = parser.parse_args(argv)

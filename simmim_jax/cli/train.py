@@ -1,4 +1,4 @@
-"""Pre-train, fine-tune or compare, as a config says.
+"""Pre-train, fine-tune, segment or compare, as a config says.
 
     simmim train --config=quickstart
     simmim train --config=vit_base --config.data.dataset=/data/photos
@@ -22,7 +22,7 @@ from simmim_jax.checkpoints.disk import make_workdir
 from simmim_jax.cli import arguments
 from simmim_jax.cli.endings import ending
 from simmim_jax.config import schema
-from simmim_jax.config.schema import Compare, Config, Finetune
+from simmim_jax.config.schema import Compare, Config, Downstream
 from simmim_jax.data.sources.registry import check_source
 from simmim_jax.errors import Interrupted, NonFiniteError, StorageError, UserError
 from simmim_jax.monitoring.writer import import_wandb
@@ -232,7 +232,7 @@ def check(
                 formats=views.formats(run.data),
             )
     config, said = architecture.adopt(config, explicit, workdir=workdir)
-    if isinstance(config, Finetune) and not config.init_from and not of_bench:
+    if isinstance(config, Downstream) and not config.init_from and not of_bench:
         said = [
             "from scratch: config.init_from is empty; --config.init_from=WORKDIR "
             "starts from a pre-training run"
@@ -255,8 +255,7 @@ def run(config: Config, name: str, workdir: Path) -> None:
     elif isinstance(config, Compare):
         api.compare(config, workdir)
     else:
-        is_finetune = isinstance(config, Finetune)
-        trained = (api.finetune if is_finetune else api.pretrain)(config, workdir)
+        trained = api.RUNS[type(config)](config, workdir)
         if jax.process_index() == 0:
             lines = ending(config, name, workdir, trained.step, trained.best)
             print("", *lines, sep="\n")

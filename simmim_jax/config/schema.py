@@ -28,7 +28,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 PIXELS = "height and width in pixels"
-MODES = ("pretrain", "finetune", "compare", "bench", "bench_input")
+MODES = ("pretrain", "finetune", "segment", "compare", "bench", "bench_input")
 
 
 # ---- What goes in --------------------------------------------------------------------
@@ -291,6 +291,61 @@ class FinetuneData(Data):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentData(Data):
+    """Data of segmentation: images with a mask each."""
+
+    view: str = field(
+        "masks",
+        "How an example becomes arrays of a batch: the name of a modality with masks.",
+    )
+    batch_size: int = field(
+        16, "Images a step, over all devices of all hosts.", unit="images", low=1
+    )
+    image_size: tuple[int, int] = field(
+        (512, 512), "Size that the model sees.", unit=PIXELS, low=1
+    )
+    crop_scale: tuple[float, ...] = field(
+        (0.25, 1.0),
+        "Random crops cover this range of an image's area; (): the whole image.",
+        unit="share of the area, smallest and largest",
+        low=0,
+        high=1,
+    )
+    eval_crop: float = field(
+        1.0,
+        "Evaluation of whole images resizes the short side to image_size / eval_crop "
+        "and crops the centre; 1.0 resizes the whole image instead, unless eval_fit "
+        "says otherwise.",
+        low=0,
+        high=1,
+    )
+    ignore_index: int = field(
+        255,
+        "Value of pixels in masks that count in neither loss nor mIoU.",
+        low=0,
+        high=65535,
+    )
+    eval_windows: bool = field(
+        False,
+        "Evaluate and predict at the images' own resolution, in windows of image_size "
+        "that overlap by a third; False: images are resized to image_size.",
+    )
+    num_classes: int = field(
+        0,
+        "Number of classes in masks, whose indices are below it; 0: as classes.txt "
+        "names, or as many as the masks of the training split have.",
+        low=0,
+        high=65535,
+    )
+    num_masks: int = field(
+        0,
+        "Train on this many images, chosen by the seed; 0: on all that have a mask.",
+        unit="images",
+        low=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
     """What else happens to training images, in this order, after crop and flip."""
 
@@ -473,16 +528,44 @@ class Head:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentHead:
+    """What a segmentation model has beside its encoder: UperNet's head."""
+
+    head_dim: int = field(512, "Width of the head.", low=1)
+    dropout: float = field(
+        0.1,
+        "Share of the head's channels that are dropped before pixels are classified.",
+        low=0,
+        below=1,
+    )
+
+
 # Fields of each encoder, by config.model.name; a new encoder adds its own.
 ENCODERS: dict[str, type] = {"vit": ViT, "swin": Swin, "swin_v2": SwinV2}
 
 
 @functools.cache
+def with_head(encoder: type, head: type) -> type:
+    """Return the fields of an encoder and of a head, as one dataclass."""
+    name = f"{encoder.__name__}With{head.__name__}"
+    return dataclasses.make_dataclass(name, [], bases=(head, encoder), frozen=True)
+
+
 def classifier(encoder: type) -> type:
-    """Return the fields of an encoder and of a classifier's head, as one dataclass."""
-    bases = (Head, encoder)
-    make = dataclasses.make_dataclass
-    return make(f"{encoder.__name__}Classifier", [], bases=bases, frozen=True)
+    """Return the fields of an encoder and of a classifier's head."""
+    return with_head(encoder, Head)
+
+
+def segmenter(encoder: type) -> type:
+    """Return the fields of an encoder and of a segmentation model's head."""
+    return with_head(encoder, SegmentHead)
+
+
+def encoder_fields(model: Any) -> dict[str, Any]:
+    """Return the fields of config.model that are its encoder's."""
+    names = {each.name for each in dataclasses.fields(ENCODERS[model.name])}
+    return {name: value for name, value in to_dict(model).items() if name in names}
 
 
 # ---- The objective of pre-training ---------------------------------------------------
@@ -608,8 +691,8 @@ class Optim:
     warmup: Duration = field("10 epochs", "Length of the warm-up.", unit="duration")
     decay: str = field(
         "cosine",
-        "Learning rate after the warm-up.",
-        choices=("cosine", "multistep", "constant"),
+        'Learning rate after the warm-up; "linear" ends at min_lr like the cosine.',
+        choices=("cosine", "linear", "multistep", "constant"),
     )
     milestones: tuple[Duration, ...] = field(
         (),
@@ -657,6 +740,42 @@ class FinetuneOptim(Optim):
     warmup: Duration = field("20 epochs", "Length of the warm-up.", unit="duration")
     layer_decay: float = field(
         0.65,
+        "Each layer's peak learning rate is this times that of the layer above it.",
+        low=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentOptim(FinetuneOptim):
+    """AdamW and its learning rate; the defaults are BEiT's for segmentation."""
+
+    lr: float = field(
+        9.6e-4, "Peak learning rate; the rate used is lr x batch_size / 512.", low=0
+    )
+    warmup_lr: float = field(
+        0.0, "Where the linear warm-up starts.", unit="as lr", low=0
+    )
+    min_lr: float = field(0.0, "Where the decay ends.", unit="as lr", low=0)
+    warmup: Duration = field("1500 steps", "Length of the warm-up.", unit="duration")
+    decay: str = field(
+        "linear",
+        'Learning rate after the warm-up; "linear" ends at min_lr like the cosine.',
+        choices=("cosine", "linear", "multistep", "constant"),
+    )
+    schedule: str = field(
+        "plain",
+        '"plain": a rate applies to its own update, and decay starts after the '
+        'warm-up; "official" and "official_prefix" as in pre-training.',
+        choices=("official", "official_prefix", "plain"),
+    )
+    decay_groups: str = field(
+        "intended",
+        '"intended" spares tokens and position tables of weight decay; "official" as '
+        "in pre-training.",
+        choices=("official", "intended"),
+    )
+    layer_decay: float = field(
+        0.9,
         "Each layer's peak learning rate is this times that of the layer above it.",
         low=0,
     )
@@ -713,9 +832,9 @@ class Base:
 
     mode: str = field(
         "pretrain",
-        '"pretrain", "finetune", or "compare" for both. With any config "bench" '
-        'measures how fast a training step is and "bench_input" how fast its images '
-        "come; neither changes anything.",
+        '"pretrain", "finetune", "compare" for both, or "segment". With any config '
+        '"bench" measures how fast a training step is and "bench_input" how fast its '
+        "images come; neither changes anything.",
         choices=MODES,
     )
     seed: int = field(
@@ -794,15 +913,24 @@ class Pretrain(Base):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finetune(Base):
-    """Fine-tuning; the defaults are the official ViT-B/16 run."""
+class Downstream(Base):
+    """Fields of runs that start from a pre-trained encoder, or from scratch."""
 
-    mode: str = field("finetune", 'As in pre-training; here "finetune".', choices=MODES)
     freeze_encoder: bool = field(
         False,
         "Leave the encoder as it is, without drop path; the head and its norm learn "
         "alone.",
     )
+    # The fields of an encoder and those of a head.
+    model: Any = section(classifier(ViT), "The encoder and its head.")
+    optim: FinetuneOptim = section(FinetuneOptim, "How parameters are updated.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finetune(Downstream):
+    """Fine-tuning; the defaults are the official ViT-B/16 run."""
+
+    mode: str = field("finetune", 'As in pre-training; here "finetune".', choices=MODES)
     data: FinetuneData = section(FinetuneData, "What goes in.")
     augment: Augment = section(Augment, "What else happens to training images.")
     # The fields of an encoder and those of Head.
@@ -814,7 +942,6 @@ class Finetune(Base):
         final_norm=False,
         init_cut=0.0,
     )
-    optim: FinetuneOptim = section(FinetuneOptim, "How parameters are updated.")
     label_smoothing: float = field(
         0.1,
         "Share of each target that is spread over all classes.",
@@ -837,6 +964,45 @@ class Finetune(Base):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Segment(Downstream):
+    """Semantic segmentation; the defaults are BEiT's UperNet with a ViT-B/16."""
+
+    mode: str = field("segment", 'As in pre-training; here "segment".', choices=MODES)
+    duration: Duration = field("160000 steps", "How long to train.", unit="duration")
+    eval_every: Duration = field(
+        "16000 steps",
+        "Interval of evaluations, each of which saves a checkpoint.",
+        unit="duration",
+    )
+    checkpoint_every: Duration = field(
+        "2000 steps",
+        "Interval of checkpoints between evaluations.",
+        unit="duration",
+        harmless=True,
+    )
+    data: SegmentData = section(SegmentData, "What goes in.")
+    # The fields of an encoder and those of SegmentHead.
+    model: Any = section(
+        segmenter(ViT),
+        "The encoder and its head.",
+        use_rel_pos_bias=True,
+        use_shared_rel_pos_bias=False,
+        final_norm=False,
+        init_cut=0.0,
+    )
+    optim: SegmentOptim = section(SegmentOptim, "How parameters are updated.")
+    auxiliary_weight: float = field(
+        0.4, "Weight of the auxiliary head's loss; 0: it learns nothing.", low=0
+    )
+    pictures: int = field(
+        8,
+        "Held-out images drawn at each evaluation, with true and predicted masks.",
+        low=0,
+        harmless=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare:
     """Pre-training, then fine-tuning from scratch and from what was learned."""
 
@@ -845,7 +1011,22 @@ class Compare:
     finetune: Finetune
 
 
-Config = Pretrain | Finetune | Compare
+# Of one training run.
+RunConfig = Pretrain | Finetune | Segment
+Config = RunConfig | Compare
+
+
+# Fields that only configs of one mode have.
+_OWN_FIELDS: dict[type, set[str]] = {
+    Pretrain: {"mask", "target"},
+    Segment: {"auxiliary_weight"},
+    Finetune: {"augment", "label_smoothing"},
+}
+_IN_WORDS = {
+    "pretrain": "pre-training",
+    "finetune": "fine-tuning",
+    "segment": "segmentation",
+}
 
 
 # ---- From and to ConfigDicts ---------------------------------------------------------
@@ -885,21 +1066,25 @@ def parse(config: Mapping[str, Any] | ConfigDict, *, stored: bool = False) -> Co
                 Finetune, values["finetune"], "config.finetune", stored
             ),
         )
-    of_finetune = {"augment", "freeze_encoder"} & values.keys()
-    of_pretrain = {"mask", "target"} & values.keys()
-    if (mode == "pretrain" and of_finetune and not of_pretrain) or (
-        mode == "finetune" and of_pretrain and not of_finetune
-    ):
-        kind = "fine-tuning" if of_finetune else "pre-training"
+    return _parse_run(_class_of(values, mode), values, "config", stored)
+
+
+def _class_of(values: Mapping[str, Any], mode: str) -> type:
+    """Return the class of a run's config; UserError if its mode is another one's."""
+    found = [kind for kind, names in _OWN_FIELDS.items() if names & values.keys()]
+    named = next((kind for kind in _OWN_FIELDS if kind().mode == mode), None)
+    if named is None:  # a benchmark, which takes any config
+        return found[0] if found else Finetune
+    if found and named not in found:
+        kind = _IN_WORDS[found[0]().mode]
         raise UserError(
             f"config.mode={mode!r}: this config is one of {kind}. Leave its mode as it "
             "is, or choose a config of the other mode."
         )
-    is_pretrain = mode == "pretrain" or (mode != "finetune" and bool(of_pretrain))
-    return _parse_run(Pretrain if is_pretrain else Finetune, values, "config", stored)
+    return named
 
 
-def single(config: Config) -> Pretrain | Finetune:
+def single(config: Config) -> RunConfig:
     """Return the config itself, or a comparison's pre-training."""
     return config.pretrain if isinstance(config, Compare) else config
 
@@ -924,6 +1109,8 @@ def _parse_run(cls: type, values: Mapping[str, Any], path: str, stored: bool) ->
     fields = ENCODERS[encoder]
     if cls is Finetune:
         fields = classifier(fields)
+    elif cls is Segment:
+        fields = segmenter(fields)
     parsed = parse_group(cls, rest, path, stored)
     if type(parsed.model) is fields:  # whose defaults are those of the mode
         model = to_dict(parsed.model) | dict(model)
@@ -935,7 +1122,7 @@ def _parse_run(cls: type, values: Mapping[str, Any], path: str, stored: bool) ->
     return run
 
 
-def check(run: Pretrain | Finetune, path: str) -> None:
+def check(run: RunConfig, path: str) -> None:
     """Raise UserError for values that do not go together."""
     data = run.data
     if data.mean or data.std:
@@ -1026,12 +1213,12 @@ def _check_normalization(data: Data, path: str) -> None:
         )
 
 
-def harmless(config: Pretrain | Finetune) -> set[str]:
+def harmless(config: RunConfig) -> set[str]:
     """Return the names of fields that have no effect on what a run learns."""
     return {name for name, each, _, _ in leaves(config) if meaning(each).harmless}
 
 
-def num_steps(config: Pretrain | Finetune, name: str, num_examples: int) -> int:
+def num_steps(config: RunConfig, name: str, num_examples: int) -> int:
     """Return the duration in a field, such as "optim.warmup", in steps."""
     value: Any = config
     for part in name.split("."):

@@ -1,6 +1,6 @@
-"""Encoders, the pixel decoder and the classifier, as Flax Linen modules."""
+"""Encoders, and the models of the tasks around them, as Flax Linen modules."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,10 +8,13 @@ import jax.numpy as jnp
 from simmim_jax.errors import UserError
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.layers import Encoded as Encoded
+from simmim_jax.models.segmenter import Segmenter
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.models.swin import Swin
 from simmim_jax.models.swin_v2 import SwinV2
 from simmim_jax.models.vit import ViT
+
+Model = TypeVar("Model", SimMIM, Classifier, Segmenter)
 
 ENCODERS: dict[str, type[nn.Module]] = {"vit": ViT, "swin": Swin, "swin_v2": SwinV2}
 
@@ -26,7 +29,7 @@ def build_encoder(name: str, **fields: Any) -> nn.Module:
     return ENCODERS[name](**fields)
 
 
-def plain(model: SimMIM | Classifier) -> SimMIM | Classifier:
+def plain(model: Model) -> Model:
     """Return the model without rematerialisation, block loops or Pallas kernels."""
     fields = {"remat": "none", "scan_layers": False, "attention": "xla"}
     known = {name: v for name, v in fields.items() if hasattr(model.encoder, name)}
@@ -69,4 +72,17 @@ def build_classifier(
         pool_norm=pool_norm,
         head_scale=head_scale,
         norm_eps=getattr(module, "norm_eps", 1e-6),
+    )
+
+
+def build_segmenter(
+    *, num_classes: int, head_dim: int, dropout: float, dtype: str, **encoder: Any
+) -> Segmenter:
+    """Build the segmentation model."""
+    return Segmenter(
+        build_encoder(**encoder, dtype=jnp.dtype(dtype)),
+        num_classes,
+        head_dim,
+        dropout,
+        jnp.dtype(dtype),
     )

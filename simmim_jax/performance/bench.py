@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from simmim_jax.checkpoints.store import Checkpointer
-from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.config.schema import RunConfig
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.profile import Profile
 from simmim_jax.monitoring.writer import write_json
@@ -28,7 +28,7 @@ _WARM_UP = 2
 StepFn = Callable[[TrainState, steps.Batch], tuple[TrainState, steps.Metrics]]
 
 
-def bench(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
+def bench(config: RunConfig, workdir: Path) -> dict[str, Any]:
     """Measure the training step of `config` on one synthetic batch; print a table.
 
     No data set, pre-trained weights or input pipeline take part. Returns what it writes
@@ -71,7 +71,7 @@ def bench(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
     mean = milliseconds.mean() / 1e3
     rate = config.data.batch_size / mean
     result = {
-        "mode": "pretrain" if isinstance(config, Pretrain) else "finetune",
+        "mode": type(config)().mode,
         "model": config.model.name,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "dtype": config.dtype,
@@ -103,9 +103,7 @@ def bench(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
     return result
 
 
-def synthetic_batch(
-    config: Pretrain | Finetune, learner: Learner
-) -> dict[str, np.ndarray]:
+def synthetic_batch(config: RunConfig, learner: Learner) -> dict[str, np.ndarray]:
     """Return this process's part of a batch of noise."""
     rng = np.random.default_rng(config.seed + jax.process_index())
     batch = {}

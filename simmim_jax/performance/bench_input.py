@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.config.schema import Finetune, RunConfig, Segment
 from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.loader.memory import Batch
 from simmim_jax.data.loader.workers import num_cpus
@@ -22,7 +22,8 @@ from simmim_jax.monitoring.writer import write_json
 from simmim_jax.runtime import sharding
 from simmim_jax.runtime.accelerators import Accelerator, accelerator
 from simmim_jax.tasks import inputs, values
-from simmim_jax.tasks.learners import learner
+from simmim_jax.tasks.learners import learner, num_classes
+from simmim_jax.tasks.segment import with_masks
 from simmim_jax.tasks.views import decoding_of, train_view
 from simmim_jax.training import compilation
 
@@ -58,7 +59,7 @@ class Measured:
     batch_size: int  # of this measurement
 
 
-def bench_input(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
+def bench_input(config: RunConfig, workdir: Path) -> dict[str, Any]:
     """Measure the training input of `config` for some seconds; print a table.
 
     config.bench.accelerators names those to compare with. Returns what it writes to
@@ -75,8 +76,10 @@ def bench_input(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
         source = labelled(source)
         if config.data.num_labels:
             source = subset(source, config.data.num_labels, config.seed)
+    elif isinstance(config, Segment):
+        source, _ = with_masks(source, "config.data.train_split")
     config, _ = values.resolve(config, source)
-    classes = max(len(source.class_names), 2)
+    classes = max(num_classes(config, source), 2)
     flops = compilation.flops_per_image(learner(config, len(source), classes))
     if jax.process_index() == 0:
         print("measuring for about ten seconds ...", flush=True)
@@ -102,7 +105,7 @@ def bench_input(config: Pretrain | Finetune, workdir: Path) -> dict[str, Any]:
 # ---- Measure -------------------------------------------------------------------------
 
 
-def measure(config: Pretrain | Finetune, source: Source) -> Measured:
+def measure(config: RunConfig, source: Source) -> Measured:
     """Measure everything, in about ten seconds."""
     order = np.random.default_rng(config.seed).permutation(len(source))
     means = one_thread(config, source, order)
@@ -125,7 +128,7 @@ def measure(config: Pretrain | Finetune, source: Source) -> Measured:
 
 
 def one_thread(
-    config: Pretrain | Finetune, source: Source, order: np.ndarray
+    config: RunConfig, source: Source, order: np.ndarray
 ) -> dict[str, float]:
     """Return means over the examples `order`, as many as there is time for."""
     names = (
@@ -184,16 +187,14 @@ def read_rate(source: Source, order: np.ndarray, threads: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def batch_size(config: Pretrain | Finetune, rate: float) -> int:
+def batch_size(config: RunConfig, rate: float) -> int:
     """Return config.data.batch_size, or what takes half a second at `rate` if less."""
     devices = jax.device_count()
     fitting = rate * jax.process_count() / 2
     return min(config.data.batch_size, max(1, round(fitting / devices)) * devices)
 
 
-def pipeline(
-    config: Pretrain | Finetune, source: Source, size: int
-) -> tuple[float, Batch]:
+def pipeline(config: RunConfig, source: Source, size: int) -> tuple[float, Batch]:
     """Return images a second that training's iterator gives this host, and a batch."""
     with contextlib.closing(
         inputs.train_batches(config, source, batch_size=size)

@@ -1,7 +1,7 @@
 """What `import simmim_jax` offers: train from Python, and use what was trained."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from simmim_jax.checkpoints.convert import formats
 from simmim_jax.checkpoints.convert.overrides import Overrides
 from simmim_jax.checkpoints.disk import make_workdir
 from simmim_jax.config import schema
-from simmim_jax.config.schema import Compare, Finetune, Pretrain
+from simmim_jax.config.schema import Compare, Finetune, Pretrain, Segment
 from simmim_jax.data.sources import base
 from simmim_jax.data.sources.base import Source, SubsetSource
 from simmim_jax.data.sources.paths import hashed_split
@@ -21,18 +21,25 @@ from simmim_jax.runtime import workdir_lock
 from simmim_jax.tasks import architecture, classify
 from simmim_jax.tasks import compare as comparison
 from simmim_jax.tasks import pretrain as pretraining
+from simmim_jax.tasks import segment as segmentation
 from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.tasks.export import export
 from simmim_jax.tasks.predict import Predictor
+from simmim_jax.tasks.segment_predict import SegmentPredictor
 from simmim_jax.training import loop
 from simmim_jax.training.run import Trained
 
-__all__ = ["compare", "export", "finetune", "load", "pretrain"]
+__all__ = ["compare", "export", "finetune", "load", "pretrain", "segment"]
 
 # Name of the data set of a run that gets its data from Python.
 _FROM_PYTHON = "<given in Python>"
-# Arguments of the config `small` that give each kind.
-_ARGUMENTS = {Pretrain: "pretrain", Finetune: "finetune", Compare: "compare"}
+# A config of each kind.
+_EXAMPLES = {
+    Pretrain: "small.get_config('pretrain')",
+    Finetune: "small.get_config('finetune')",
+    Compare: "small.get_config('compare')",
+    Segment: "segment.get_config()",
+}
 
 
 def pretrain(
@@ -82,6 +89,34 @@ def finetune(
         return loop.train(classify.build(_marked(parsed, data), folder, **sources))
 
 
+def segment(
+    config: ConfigDict | Segment,
+    workdir: str | Path,
+    *,
+    data: Any = None,
+    held_out: Any = None,
+) -> Trained:
+    """Learn to segment as a config says, or resume the run in `workdir`.
+
+    data, held_out: as in `pretrain`, examples with "mask", [h w] of class indices or
+    its encoded file, beside "image".
+    """
+    parsed = _parse(config, Segment)
+    sources = _sources(data, held_out)
+    folder = make_workdir(workdir)
+    parsed = _adopted(parsed, folder)
+    with workdir_lock.held(folder):
+        return loop.train(segmentation.build(_marked(parsed, data), folder, **sources))
+
+
+# By the class of the config.
+RUNS: dict[type, Callable[..., Trained]] = {
+    Pretrain: pretrain,
+    Finetune: finetune,
+    Segment: segment,
+}
+
+
 def compare(config: ConfigDict | Compare, workdir: str | Path) -> dict[str, Any]:
     """Pre-train, then fine-tune with and without it; see `tasks.compare.compare`."""
     parsed, folder = _parse(config, Compare), make_workdir(workdir)
@@ -90,19 +125,21 @@ def compare(config: ConfigDict | Compare, workdir: str | Path) -> dict[str, Any]
         return comparison.compare(parsed, folder)
 
 
-def load(path: str | Path) -> Encoder | Predictor:
+def load(path: str | Path) -> Encoder | Predictor | SegmentPredictor:
     """Load the workdir of a run, a checkpoint, or the weights of another library.
 
     path: also an official .pth or .safetensors file, or a folder of timm or Hugging
     Face transformers, which is converted in memory; `simmim convert` writes the result
     and takes settings that such a file lacks.
-    returns: a fine-tuned classifier, or the encoder of a pre-training run. Both turn
-    images into vectors with `embed`.
+    returns: a segmentation model, a fine-tuned classifier, or the encoder of a
+    pre-training run. The latter two turn images into vectors with `embed`.
     """
     path = Path(path).expanduser()
     if formats.is_foreign(path):
         return _converted(path)
     learned = layout.read_meta(path)
+    if learned.get("mask_classes"):
+        return SegmentPredictor.load(path)
     return (Predictor if learned.get("class_names") else Encoder).load(path)
 
 
@@ -137,7 +174,7 @@ def _parse(config: Any, kind: type[Any], init_from: str | Path = "") -> Any:
         what = f"config={config!r}: expected a config, not its name"
         if hasattr(parsed, "mode"):
             what = f"config.mode={parsed.mode!r}: expected the config of another mode"
-        example = f"simmim_jax.configs.small.get_config({_ARGUMENTS[kind]!r})"
+        example = f"simmim_jax.configs.{_EXAMPLES[kind]}"
         raise UserError(f"{what}, such as {example}.")
     return (
         dataclasses.replace(parsed, init_from=str(init_from)) if init_from else parsed

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_jax.checkpoints import layout
-from simmim_jax.config.schema import Compare, Finetune
+from simmim_jax.config.schema import Compare, Downstream, RunConfig, Segment
 from simmim_jax.errors import UserError
 
 # Fields that parameters depend on: their shapes, or the arithmetic they learned.
@@ -58,14 +58,14 @@ def adopt(
     if not config.init_from:
         return config, []
     where = f"{path}.init_from='{config.init_from}'"
-    is_finetune = isinstance(config, Finetune)
+    is_finetune = isinstance(config, Downstream)
     learned = layout.read_meta(config.init_from)["config"]
     model: dict[str, Any] = learned["model"]
     if (encoder := model.get("name")) != config.model.name:
         raise UserError(
             f"{path}.model.name={config.model.name!r}, but {where} has a "
-            f"{encoder!r}: {'fine-tune' if is_finetune else 'pre-train'} with a config "
-            f"of that encoder, such as {encoder}_base{'_finetune' * is_finetune}."
+            f"{encoder!r}: choose a config of that encoder, such as "
+            f"{_example(config, encoder)}."
         )
     channels = learned["data"].get("channels", config.data.channels)
     if is_finetune and channels != config.data.channels:
@@ -110,6 +110,14 @@ def adopt(
         dataclasses.replace(config, model=adopted),
         [f"architecture of {config.init_from}: {said}"],
     )
+
+
+def _example(config: RunConfig, encoder: str | None) -> str:
+    """Return a config of the same mode for another encoder."""
+    if isinstance(config, Segment):
+        return f"segment:{encoder}_base"
+    suffix = "_finetune" if isinstance(config, Downstream) else ""
+    return f"{encoder}_base{suffix}"
 
 
 def _recorded_model(workdir: Path | None) -> dict[str, Any]:

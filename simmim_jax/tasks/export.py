@@ -19,6 +19,7 @@ from simmim_jax.config import schema
 from simmim_jax.errors import UserError
 from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.tasks.predict import Predictor
+from simmim_jax.tasks.segment_predict import SegmentPredictor
 from simmim_jax.tasks.views import eval_view
 
 Apply = Callable[[jax.Array], jax.Array]
@@ -34,7 +35,9 @@ _ONNX = (
 )
 
 
-def export(model: Encoder | Predictor, path: str | Path, format: str = "") -> str:
+def export(
+    model: Encoder | Predictor | SegmentPredictor, path: str | Path, format: str = ""
+) -> str:
     """Write a model to a file, read it back and compare.
 
     format: "stablehlo", for CPUs, CUDA and TPUs through jax.export; "onnx"; both map
@@ -42,8 +45,14 @@ def export(model: Encoder | Predictor, path: str | Path, format: str = "") -> st
     classifier. "safetensors": parameters by name, and the config beside them. "": what
     the ending of `path` says.
     returns: what was written, in a line.
-    raises: UserError where a package is missing, or the file gives other results.
+    raises: UserError where a package is missing, or the file gives other results, and
+    for a segmentation model.
     """
+    if isinstance(model, SegmentPredictor):
+        raise UserError(
+            "a segmentation model cannot be exported yet: expected a classifier or an "
+            "encoder. Export its encoder, with `simmim export --embed`."
+        )
     path = Path(path).expanduser()
     format = format or path.suffix[1:]
     if format not in FORMATS:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from simmim_jax.config import schema
-from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.config.schema import Pretrain, RunConfig
 from simmim_jax.data.loader.bad_examples import BadImages
 from simmim_jax.data.loader.pipeline import (
     EvalBatches,
@@ -22,6 +22,7 @@ from simmim_jax.data.sources.base import (
     SubsetSource,
 )
 from simmim_jax.data.sources.registry import open_source
+from simmim_jax.data.views.base import View
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.progress import say
 from simmim_jax.runtime import distributed
@@ -80,7 +81,7 @@ def batch_like(data: schema.Data) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def train_batches(
-    config: Pretrain | Finetune,
+    config: RunConfig,
     source: Source,
     workdir: Path | None = None,
     *,
@@ -108,16 +109,21 @@ def train_batches(
 
 
 def eval_pass(
-    data: schema.Data, source: Source, workdir: Path | None = None
+    data: schema.Data,
+    source: Source,
+    workdir: Path | None = None,
+    *,
+    view: View | None = None,
 ) -> EvalBatches:
     """Return a pass over all of `source`, resized and cropped as config.data says.
 
-    workdir: where bad images are listed; None: nowhere.
+    workdir: where bad images are listed; None: nowhere. view: in place of that of
+    config.data.
     """
     num_workers, num_threads = decoders(data, source)
     return eval_batches(
         source,
-        eval_view(data),
+        view or eval_view(data),
         batch_size=data.batch_size // jax.process_count(),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -140,7 +146,7 @@ def decoders(data: schema.Data, source: Source) -> tuple[int, int]:
     return share_out(num_cpus(), workers, threads)
 
 
-def lengths(config: Pretrain | Finetune, num_examples: int) -> Lengths:
+def lengths(config: RunConfig, num_examples: int) -> Lengths:
     """Return the lengths of a run in steps; raises UserError that names the field."""
 
     def num_steps(name: str) -> int:

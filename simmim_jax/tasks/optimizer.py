@@ -6,7 +6,7 @@ from typing import Any
 import optax
 
 from simmim_jax.config import durations, schema
-from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.config.schema import RunConfig
 from simmim_jax.training import optim, steps
 
 # Where the official recipes of 800 epochs divide the rate: after 700.
@@ -14,7 +14,7 @@ _MILESTONE = 7 / 8
 
 
 def optimizer(
-    config: Pretrain | Finetune,
+    config: RunConfig,
     num_examples: int,
     *,
     layer_id: Callable[[tuple[str, ...]], int] = lambda path: 0,
@@ -47,7 +47,7 @@ def optimizer(
     return of
 
 
-def learning_rate(config: Pretrain | Finetune, num_examples: int) -> optim.Schedule:
+def learning_rate(config: RunConfig, num_examples: int) -> optim.Schedule:
     """Return the learning rate at each step; num_examples: of an epoch."""
     settings, batch_size = config.optim, config.data.batch_size
     batch_scale = batch_size / optim.REFERENCE_BATCH
@@ -67,7 +67,7 @@ def learning_rate(config: Pretrain | Finetune, num_examples: int) -> optim.Sched
 
 
 def notices(
-    config: Pretrain | Finetune, num_examples: int, path: str = "config"
+    config: RunConfig, num_examples: int, path: str = "config"
 ) -> tuple[str, ...]:
     """Return what a run is too short for: its warm-up, or milestones.
 
@@ -101,7 +101,7 @@ def notices(
     return tuple(said)
 
 
-def _scaled_warmup(config: Pretrain | Finetune) -> str:
+def _scaled_warmup(config: RunConfig) -> str:
     """Return the warm-up that is the same part of the run as in the official recipe."""
     recipe = type(config)()
     (warmup, _), (whole, _) = map(

@@ -9,18 +9,18 @@ import numpy as np
 from simmim_jax.checkpoints import store
 from simmim_jax.checkpoints.transfer import transfer
 from simmim_jax.config import schema
-from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.config.schema import Pretrain, RunConfig
 from simmim_jax.training.run import Learner
 
 
-def check(config: Pretrain | Finetune, learner: Learner) -> None:
+def check(config: RunConfig, learner: Learner) -> None:
     """Raise UserError if the checkpoint does not fit; reads its shapes alone."""
     shapes, meta = store.load_shapes(config.init_from)
     params = jax.eval_shape(learner.init, jax.random.key(0))
     _transferred(config, without_memory(shapes), meta, without_memory(params))
 
 
-def restore(config: Pretrain | Finetune, params: Any) -> Any:
+def restore(config: RunConfig, params: Any) -> Any:
     """Return `params` with those of the checkpoint; print what became of each."""
     pretrained, meta = store.load(config.init_from)
     restored, report = _transferred(config, pretrained, meta, params)
@@ -72,7 +72,7 @@ def stage_windows(config: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _transferred(
-    config: Pretrain | Finetune, pretrained: Any, meta: Mapping[str, Any], params: Any
+    config: RunConfig, pretrained: Any, meta: Mapping[str, Any], params: Any
 ) -> tuple[dict[str, Any], str]:
     return transfer(
         pretrained,

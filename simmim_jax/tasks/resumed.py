@@ -7,7 +7,7 @@ from typing import Any
 from simmim_jax.checkpoints import layout
 from simmim_jax.checkpoints.record import config_changes
 from simmim_jax.config import durations, schema
-from simmim_jax.config.schema import Finetune, Pretrain
+from simmim_jax.config.schema import RunConfig
 from simmim_jax.errors import UserError
 from simmim_jax.tasks.optimizer import learning_rate
 
@@ -19,7 +19,7 @@ _KINDS = ("ema_decay", "freeze_encoder")
 
 def changes_of(
     workdir: Path,
-    config: Pretrain | Finetune,
+    config: RunConfig,
     record: Mapping[str, Any],
     num_examples: int,
 ) -> Callable[[int], list[str]]:
@@ -91,8 +91,8 @@ def _listed(
 
 
 def consequences(
-    old: Pretrain | Finetune,
-    new: Pretrain | Finetune,
+    old: RunConfig,
+    new: RunConfig,
     num_examples: int,
     examples_seen: int,
 ) -> list[str]:
@@ -117,7 +117,7 @@ def consequences(
     return said
 
 
-def _other_lengths(old: Pretrain | Finetune, new: Pretrain | Finetune) -> Iterator[str]:
+def _other_lengths(old: RunConfig, new: RunConfig) -> Iterator[str]:
     """Yield which lengths in steps mean another number of examples than before."""
     was, now = old.data.batch_size, new.data.batch_size
     before = _lengths(old)
@@ -130,23 +130,19 @@ def _other_lengths(old: Pretrain | Finetune, new: Pretrain | Finetune) -> Iterat
             )
 
 
-def _next_rate(
-    config: Pretrain | Finetune, num_examples: int, examples_seen: int
-) -> float:
+def _next_rate(config: RunConfig, num_examples: int, examples_seen: int) -> float:
     """Return the learning rate of the next step, or of the last one if none is left."""
     last = schema.num_steps(config, "duration", num_examples) - 1
     step = min(examples_seen // config.data.batch_size, last)
     return float(learning_rate(config, num_examples)(step, 1.0))
 
 
-def _steps_left(
-    config: Pretrain | Finetune, num_examples: int, examples_seen: int
-) -> int:
+def _steps_left(config: RunConfig, num_examples: int, examples_seen: int) -> int:
     total = schema.num_steps(config, "duration", num_examples)
     return max(total - examples_seen // config.data.batch_size, 0)
 
 
-def _lengths(config: Pretrain | Finetune) -> dict[str, str]:
+def _lengths(config: RunConfig) -> dict[str, str]:
     """Return the durations that decide how a run learns."""
     milestones = config.optim.milestones
     return {

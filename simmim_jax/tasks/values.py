@@ -20,8 +20,7 @@ from simmim_jax.config.schema import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Data,
-    Finetune,
-    Pretrain,
+    RunConfig,
 )
 from simmim_jax.data.codecs.base import Raster
 from simmim_jax.data.sources.base import Source
@@ -120,7 +119,7 @@ def _begun(workdir: Path | None) -> Data | None:
     return _recorded(layout.read_record(workdir)).data
 
 
-def _recorded(record: Any) -> Pretrain | Finetune:
+def _recorded(record: Any) -> RunConfig:
     return schema.single(schema.parse(record["config"], stored=True))
 
 
@@ -148,7 +147,7 @@ def _taken(data: Data, stored: Data) -> dict[str, Any]:
     return taken
 
 
-def _check_bands(config: Pretrain | Finetune, learned: Data, path: str) -> None:
+def _check_bands(config: RunConfig, learned: Data, path: str) -> None:
     """Raise UserError if a checkpoint has learned from other bands."""
     bands = config.data.bands
     if bands and learned.bands and bands != learned.bands:

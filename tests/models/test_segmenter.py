@@ -1,0 +1,117 @@
+"""UperNet: stages of encoders, pooling, sizes and layers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from simmim_jax.models import build_segmenter
+from simmim_jax.models.segmenter import pool, resized
+from simmim_jax.models.swin import Swin
+from simmim_jax.models.vit import ViT, quarters
+
+VIT = ViT((8, 8), embed_dim=16, depth=6, num_heads=2, final_norm=False)
+SWIN = Swin((4, 4), embed_dim=8, depths=(2, 2, 1, 1), num_heads=(1, 2, 2, 4))
+FIELDS = {"num_classes": 5, "head_dim": 8, "dropout": 0.5, "dtype": "float32"}
+
+
+def images_like(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+@functools.cache
+def initialised(model, size):
+    return jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *size, 3)))
+
+
+def test_a_swin_returns_every_stage_at_strides_of_4_8_16_and_32():
+    images = images_like(1, 64, 96, 3)
+    variables = initialised(SWIN, (64, 96))
+    encoded = jax.jit(functools.partial(SWIN.apply, stages=True))(variables, images)
+    shapes = [stage.shape for stage in encoded.stages]
+    assert shapes == [
+        (1, 16, 24, 8),
+        (1, 8, 12, 16),
+        (1, 4, 6, 32),
+        (1, 2, 3, 64),
+    ]
+    np.testing.assert_array_equal(encoded.stages[-1], encoded.grid)
+    assert jax.eval_shape(SWIN.apply, variables, images).stages == ()
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_vit_returns_the_output_of_each_quarter_of_its_blocks(scan):
+    images = images_like(1, 24, 32, 3)
+    variables = initialised(VIT, (24, 32))
+    model = VIT.clone(scan_layers=scan, remat="full" if scan else "none")
+    stages = jax.jit(functools.partial(model.apply, stages=True))(
+        variables, images
+    ).stages
+    assert len(stages) == 4
+    for stage, depth in zip(stages, (2, 3, 5, 6), strict=True):
+        grid = jax.jit(VIT.clone(depth=depth).apply)(variables, images).grid
+        np.testing.assert_allclose(stage, grid, rtol=1e-5, atol=1e-6)
+
+
+def test_quarters_of_blocks():
+    ends = {depth: [part.stop for part in quarters(depth)] for depth in (12, 24, 2)}
+    assert ends == {12: [3, 6, 9, 12], 24: [6, 12, 18, 24], 2: [1, 1, 2, 2]}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size", "strides"),
+    [
+        (
+            {"name": "vit", "patch_size": (8, 8), "embed_dim": 16, "depth": 2}
+            | {"num_heads": 2},
+            (24, 40),
+            (2, 8),
+        ),
+        (
+            {
+                "name": "swin",
+                "embed_dim": 8,
+                "depths": (1, 1, 1),
+                "num_heads": (1,) * 3,
+            },
+            (32, 48),
+            (4, 8),
+        ),
+    ],
+    ids=["vit", "swin"],
+)
+def test_logits_of_both_heads(encoder, size, strides):
+    model = build_segmenter(**encoder, **FIELDS)
+    variables = initialised(model, size)
+    images = images_like(2, *size, 3)
+    both = jax.jit(model.apply)(variables, images)
+    for logits, stride in zip(both, strides, strict=True):
+        assert logits.shape == (2, size[0] // stride, size[1] // stride, 5)
+        assert logits.dtype == jnp.float32
+    trained = functools.partial(model.apply, train=True)
+    rngs = {"dropout": jax.random.key(1), "drop_path": jax.random.key(2)}
+    dropped = jax.jit(trained)(variables, images, rngs=rngs)
+    assert np.abs(dropped[0] - both[0]).max() > 1e-3
+    # Heads share the rate of the encoder's last layer.
+    heads = variables["params"].keys() - {"encoder"}
+    top = model.encoder.layer_id(("norm",))
+    assert {model.layer_id((name, "kernel")) for name in heads} == {top}
+    assert model.layer_id(("encoder", "patch_embed", "kernel")) == 0
+
+
+def test_pooling_averages_cells_that_may_overlap():
+    # torch 2.13.0: F.adaptive_avg_pool2d(torch.arange(35.).view(1, 1, 5, 7), 3)
+    x = jnp.arange(35.0).reshape(1, 5, 7, 1)
+    expected = [[4.5, 6.5, 8.5], [15.0, 17.0, 19.0], [25.5, 27.5, 29.5]]
+    np.testing.assert_allclose(pool(x, 3)[0, :, :, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(pool(x, 1).ravel(), 17.0)
+    assert pool(x[:, :1, :2], 6).shape == (1, 6, 6, 1)
+
+
+def test_resizing_is_between_centres_of_pixels():
+    # torch 2.13.0: F.interpolate(x, (2, 4), mode="bilinear", align_corners=False)
+    x = jnp.array([[0.0, 4.0]]).reshape(1, 1, 2, 1)
+    expected = [[0.0, 1.0, 3.0, 4.0]] * 2
+    np.testing.assert_allclose(resized(x, (2, 4))[0, :, :, 0], expected)
