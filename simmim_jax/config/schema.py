@@ -1044,6 +1044,38 @@ def _parse_run(cls: type, values: Mapping[str, Any], path: str, stored: bool) ->
 def check(run: RunConfig, path: str) -> None:
     """Raise UserError for values that do not go together."""
     data = run.data
+    _check_data(data, path)
+    mask = getattr(run, "mask", Mask())
+    if mask.span[0] > mask.span[1]:
+        raise UserError(
+            f"{path}.mask.span={mask.span!r}: expected shortest and longest length."
+        )
+    if (
+        data.dtype not in ("auto", "uint8")
+        and getattr(run, "loss", Loss()).kind == "bins"
+    ):
+        raise UserError(
+            f"{path}.loss.kind='bins' sorts values 0..255: expected data.dtype='uint8'."
+        )
+    model: object = run.model
+    if isinstance(model, Swin) and isinstance(model, Head) and model.pool != "mean":
+        raise UserError(
+            f"{path}.model.pool={model.pool!r}: a Swin has no class token, expected "
+            "'mean'."
+        )
+    if isinstance(run, Finetune) and run.probabilities != "softmax":
+        raise UserError(
+            f"{path}.probabilities={run.probabilities!r}: fine-tuning learns one class "
+            "an image. Expected 'softmax'; only converted models have others."
+        )
+    if isinstance(run, Pretrain) and run.probe.temperature == 0:
+        raise UserError(f"{path}.probe.temperature=0: expected more than 0.")
+    if isinstance(run, Transcribe):
+        _check_tokens(run, path)
+
+
+def _check_data(data: Data, path: str) -> None:
+    """Raise UserError for values of config.data that do not go together."""
     if data.mean or data.std:
         for name in ("mean", "std"):
             if len(getattr(data, name)) != data.channels:
@@ -1081,11 +1113,6 @@ def check(run: RunConfig, path: str) -> None:
         )
     if data.view == "text" and data.flip:
         raise UserError(f"{path}.data.flip=True mirrors text: set it to False.")
-    mask = getattr(run, "mask", Mask())
-    if mask.span[0] > mask.span[1]:
-        raise UserError(
-            f"{path}.mask.span={mask.span!r}: expected shortest and longest length."
-        )
     if len(data.crop_scale) not in (0, 2):
         raise UserError(
             f"{path}.data.crop_scale={data.crop_scale!r}: expected smallest and "
@@ -1096,30 +1123,8 @@ def check(run: RunConfig, path: str) -> None:
             f"{path}.data.num_threads=0: expected 1 or more, or -1 for as many as the "
             "machine has CPUs for."
         )
-    if (
-        data.dtype not in ("auto", "uint8")
-        and getattr(run, "loss", Loss()).kind == "bins"
-    ):
-        raise UserError(
-            f"{path}.loss.kind='bins' sorts values 0..255: expected data.dtype='uint8'."
-        )
-    model: object = run.model
-    if isinstance(model, Swin) and isinstance(model, Head) and model.pool != "mean":
-        raise UserError(
-            f"{path}.model.pool={model.pool!r}: a Swin has no class token, expected "
-            "'mean'."
-        )
-    if isinstance(run, Finetune) and run.probabilities != "softmax":
-        raise UserError(
-            f"{path}.probabilities={run.probabilities!r}: fine-tuning learns one class "
-            "an image. Expected 'softmax'; only converted models have others."
-        )
-    if isinstance(run, Pretrain) and run.probe.temperature == 0:
-        raise UserError(f"{path}.probe.temperature=0: expected more than 0.")
     if data.eval_crop == 0:
         raise UserError(f"{path}.data.eval_crop=0: expected more than 0, up to 1.")
-    if isinstance(run, Transcribe):
-        _check_tokens(run, path)
 
 
 def _check_tokens(run: Transcribe, path: str) -> None:
