@@ -28,6 +28,13 @@ def finetune(variant: str = "vit_base", **model: Any) -> ConfigDict:
     return config
 
 
+def segment(variant: str = "vit_base", **model: Any) -> ConfigDict:
+    """Segmentation by a model of `models.VARIANTS`, with fields changed."""
+    config = schema.config_dict(schema.Segment())
+    config.model = models.segmenting(variant, **model)
+    return config
+
+
 def only_crop_and_flip(config: ConfigDict) -> None:
     """Turns the augmentations of config.augment off."""
     for name in ("num_ops", "erase_prob", "mixup_alpha", "cutmix_alpha"):

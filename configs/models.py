@@ -50,6 +50,21 @@ def pretraining(variant: str, **changes: Any) -> ConfigDict:
     return model
 
 
+def segmenting(variant: str, **changes: Any) -> ConfigDict:
+    """Return the encoder and UperNet's head for segmentation, with `changes`."""
+    family = _family(variant)
+    model = schema.config_dict(schema.segmenter(schema.ENCODERS[family])())
+    model.update(VARIANTS[variant])
+    model.drop_path_rate = 0.1
+    if family == "vit":
+        model.use_rel_pos_bias = True
+        model.use_shared_rel_pos_bias = False
+        model.final_norm = False
+        model.init_cut = 0.0
+    model.update(changes)
+    return model
+
+
 def finetuning(variant: str, **changes: Any) -> ConfigDict:
     """Return the encoder and its head as SimMIM fine-tunes them, with `changes`."""
     family = _family(variant)

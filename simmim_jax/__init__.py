@@ -4,7 +4,15 @@ import importlib
 from typing import Any
 
 # Imported on first use: `import simmim_jax` starts no JAX.
-_API = ("compare", "export", "finetune", "load", "pretrain", "transcribe")
+_API = (
+    "compare",
+    "export",
+    "finetune",
+    "load",
+    "pretrain",
+    "segment",
+    "transcribe",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -45,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     slices.set_environment()
     try:
         config = schema.parse(fields)
-        if config.mode not in ("pretrain", "finetune"):
+        if config.mode not in ("pretrain", "finetune", "segment"):
             raise UserError(
-                f"config.mode={config.mode!r}: expected 'pretrain' or 'finetune', one "
-                "training step."
+                f"config.mode={config.mode!r}: expected 'pretrain', 'finetune' or "
+                "'segment', one training step."
             )
         run = schema.single(config)
         result = _run(run, accelerator(args.topology), args.search)

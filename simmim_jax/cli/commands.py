@@ -9,10 +9,10 @@ from simmim_jax.errors import UserError, did_you_mean
 
 # Name: module in cli with main(argv), and what the command is for.
 COMMANDS = {
-    "train": ("train", "pre-train, fine-tune, transcribe or compare, as a config says"),
+    "train": ("train", "pre-train, fine-tune, segment, transcribe or compare"),
     "inspect": ("inspect", "what a data set has, before training on it"),
     "stats": ("stats", "mean, range and percentiles of a data set, per band"),
-    "predict": ("predict", "classify images, or transcribe sounds, with a trained run"),
+    "predict": ("predict", "classify or segment images, or transcribe sounds"),
     "evaluate": ("evaluate", "accuracy by class, confusions and calibration"),
     "embed": ("embed", "a vector of features for every image of a data set"),
     "probe": ("probe", "what an encoder's features are worth: kNN and linear"),

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from simmim_jax.checkpoints import layout
 from simmim_jax.cli.arguments import config_names
-from simmim_jax.config.schema import Finetune, Pretrain, RunConfig, Transcribe
+from simmim_jax.config.schema import (
+    Downstream,
+    Pretrain,
+    RunConfig,
+    Segment,
+    Transcribe,
+)
 from simmim_jax.data.loader.bad_examples import count_lists
 
 _TRANSCRIBE = "transcribe"
@@ -26,6 +32,8 @@ def ending(
         "checkpoint": workdir / "checkpoints" / str(best),
         "last checkpoint": workdir / "checkpoints" / str(step),
         "picture": workdir / "reconstructions" / f"{step:07d}.png",
+        "masks": workdir / "segmentations" / f"{step:07d}.png",
+        "IoU by class": workdir / "iou.tsv",
         "augmentation": workdir / "augmented.png",
         "metrics": workdir / "metrics.jsonl",
     }.items():
@@ -33,13 +41,15 @@ def ending(
             lines.append(f"{title:<17}  {path}")
     for path, count in count_lists(workdir).items():
         lines.append(f"{'bad images':<17}  {count:,}, listed in {path}")
-    if isinstance(config, Transcribe):
-        predict = ["simmim", "predict", f"--checkpoint={workdir}", "SOUNDS"]
-        return [*lines, f"{'next: transcribe':<17}  {shlex.join(predict)}"]
-    if isinstance(config, Finetune):
+    if isinstance(config, Downstream):
         what = "LINES" if config.data.view == "text" else "IMAGES"
+        purpose = "classify"
+        if isinstance(config, Segment):
+            purpose = "segment"
+        elif isinstance(config, Transcribe):
+            what, purpose = "SOUNDS", "transcribe"
         predict = ["simmim", "predict", f"--checkpoint={workdir}", what]
-        return [*lines, f"{'next: classify':<17}  {shlex.join(predict)}"]
+        return [*lines, f"{f'next: {purpose}':<17}  {shlex.join(predict)}"]
     following = finetuning(config, name)
     is_speech = following.partition(":")[0] == _TRANSCRIBE
     has_labels = is_speech or layout.read_record(workdir)["labelled"]

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--format", default="", help="in place of what the ending of OUT says"
     )
     parser.add_argument(
-        "--embed", action="store_true", help="of a classifier: vectors, too"
+        "--embed", action="store_true", help="of any run: vectors of its encoder"
     )
     arguments.add_features(parser)
     args = parser.parse_args(argv)
@@ -34,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from simmim_jax.tasks.api import load
     from simmim_jax.tasks.encoder import Encoder
     from simmim_jax.tasks.export import export
-    from simmim_jax.tasks.recognize import Recognizer
 
     try:
         is_encoder = args.embed or args.block is not None or args.pool != "mean"
@@ -43,11 +42,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             if is_encoder
             else load(args.run)
         )
-        if isinstance(model, Recognizer):
-            raise UserError(
-                f"'{args.run}' transcribes sounds, which no format here can: expected "
-                "a run of images. --embed exports its encoder."
-            )
         print(f"{args.run}: {model.describe()}")
         print(export(model, args.out, args.format))
     except UserError as error:

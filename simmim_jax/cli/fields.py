@@ -4,8 +4,8 @@
     simmim fields data
     simmim fields --config=quickstart optim.lr
 
-Without --config, fields of pre-training and of fine-tuning are listed; with it, the
-values are those of that config. A name shows that field, or all fields of a group.
+Without --config, the fields of all modes are listed; with it, the values are those of
+that config. A name shows that field, or all fields of a group.
 """
 
 import re
@@ -36,10 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(config, schema.Compare):
             runs = [("pretrain.", config.pretrain), ("finetune.", config.finetune)]
     else:
-        runs = [
-            ("", kind())
-            for kind in (schema.Pretrain, schema.Finetune, schema.Transcribe)
-        ]
+        runs = [("", kind()) for kind in typing.get_args(schema.RunConfig)]
     entries = (entry for prefix, run in runs for entry in _entries(prefix, run, args))
     shown = list(dict.fromkeys(entries))
     if not shown:

@@ -1,18 +1,22 @@
-"""Classify images or lines of text with a fine-tuned run, or transcribe sounds.
+"""Classify images or lines of text, segment images, or transcribe sounds.
 
     simmim predict --checkpoint=runs/mine_classes photo.jpg
     simmim predict --checkpoint=runs/mine_classes holiday/ --table=holiday.csv
     simmim predict --checkpoint=runs/languages/simmim "Wer ein Recht hat, hat es."
+    simmim predict --checkpoint=runs/scenes holiday/ --masks=holiday_masks
     simmim predict --checkpoint=runs/text talk.wav --srt=subtitles
 
 IMAGES are files, and whatever config.data.dataset may name: folders, archives, lists,
 arrays; runs on text take lines and files of them. Prints the most probable classes of
-each image; of runs that learned speech to text, what is said in each sound, and how
-sure that is. --table writes this to a .csv, .parquet or .jsonl file in place of that,
-with progress; an interrupted command resumes when it is run again. What is not an image
-or a sound is reported and left out; the exit status is then 1.
+each image; of segmentation runs, the classes that cover most of it, whose mask goes
+into --masks as a PNG with a palette; of runs that learned speech to text, what is said
+in each sound, and how sure that is. --table writes classes or transcripts to a .csv,
+.parquet or .jsonl file in place of that, with progress. An interrupted command that
+writes masks or a table resumes when it is run again. What is not an image or a sound is
+reported and left out; the exit status is then 1.
 """
 
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simmim_jax.cli import arguments, transcripts
+from simmim_jax.cli import arguments, masks, transcripts
 from simmim_jax.data.sources.paths import printable
 from simmim_jax.errors import UserError
 from simmim_jax.runtime import platforms
@@ -30,10 +34,16 @@ if TYPE_CHECKING:  # they import JAX
     from simmim_jax.tasks.predict import Classified, Predictor
 
 _DRAWN = 64  # images of a picture
+# Flags that not every kind of run takes, and what a run learned.
+_OWN_FLAGS = {
+    "classes": ("table", "every_class", "picture"),
+    "masks": ("masks",),
+    "speech to text": ("table", "picture", "srt"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print, write and draw the classes of images, or the text of sounds."""
+    """Print, write and draw what a run has learned: classes, masks or text."""
     parser = arguments.parser("predict", __doc__)
     parser.add_argument("--checkpoint", required=True, help="workdir of a trained run")
     parser.add_argument(
@@ -54,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{transcripts.DRAWN} sounds with their characters",
     )
     parser.add_argument(
+        "--masks",
+        metavar="FOLDER",
+        help="of segmentation runs: folder to write to (masks)",
+    )
+    parser.add_argument(
         "--srt", metavar="FOLDER", help="of sounds: folder to write subtitles to"
     )
     parser.add_argument(
@@ -69,9 +84,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     platforms.leave_out_absent_tpu()
     from simmim_jax.checkpoints import layout
 
+    verb, kind, predict = "classified", "classes", _classify
     try:
-        is_speech = "vocabulary" in layout.read_meta(args.checkpoint)
-        done, left_out = (_transcribe if is_speech else _classify)(args)
+        learned = layout.read_meta(args.checkpoint)
+        if "mask_classes" in learned:
+            verb, kind, predict = "segmented", "masks", _segment
+        elif "vocabulary" in learned:
+            verb, kind, predict = "transcribed", "speech to text", _transcribe
+        _check_flags(args, kind)
+        done, left_out = predict(args)
     except UserError as error:
         sys.exit(str(error))
     except BrokenPipeError:
@@ -79,29 +100,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         sys.exit(f"cannot read or write {error.filename!r}: {error.strerror}")
     except KeyboardInterrupt:
-        again = "Run the same command again to resume." if args.table else ""
+        keeps = args.table or kind == "masks"
+        again = "Run the same command again to resume." if keeps else ""
         sys.exit(f"Interrupted. {again}".strip())
     if left_out:
-        verb = "transcribed" if is_speech else "classified"
         listed = f", see {args.table}.left_out.tsv" if args.table else ""
         print(f"{left_out:,} left out, {done:,} {verb}{listed}", file=sys.stderr)
         sys.exit(1)
+
+
+def _check_flags(args: Any, kind: str) -> None:
+    """Raise UserError for flags of runs that learned something else."""
+    for flag in itertools.chain.from_iterable(_OWN_FLAGS.values()):
+        if getattr(args, flag) and flag not in _OWN_FLAGS[kind]:
+            of = " or ".join(name for name, own in _OWN_FLAGS.items() if flag in own)
+            raise UserError(
+                f"--{flag} is for runs that learned {of}, but '{args.checkpoint}' "
+                f"learned {kind}: leave it out."
+            )
 
 
 def _classify(args: Any) -> tuple[int, int]:
     """Return the numbers of images that are classified and left out."""
     from simmim_jax.tasks.predict import Predictor, open_images, write_predictions
 
-    if args.srt:
-        raise UserError(
-            f"--srt={args.srt}: '{args.checkpoint}' learned classes, not speech to "
-            "text. Leave it out."
-        )
     predictor = Predictor.load(args.checkpoint)
     print(f"{args.checkpoint}: {predictor.describe()}")
     if predictor.calibration:
         print(f"calibrated: {predictor.calibration.describe()}")
-    splits = open_images(predictor, args.images, args.split or (), args.data_dir)
+    data = predictor.config.data
+    splits = open_images(data, args.images, args.split or (), args.data_dir)
     if args.table:
         done, left_out = write_predictions(
             predictor,
@@ -119,15 +147,23 @@ def _classify(args: Any) -> tuple[int, int]:
     return done, left_out
 
 
+def _segment(args: Any) -> tuple[int, int]:
+    """Return the numbers of images that are segmented and left out."""
+    from simmim_jax.tasks.predict import open_images
+    from simmim_jax.tasks.segment_predict import SegmentPredictor
+
+    segmenter = SegmentPredictor.load(args.checkpoint)
+    print(f"{args.checkpoint}: {segmenter.describe()}")
+    data = segmenter.config.data
+    splits = open_images(data, args.images, args.split or (), args.data_dir)
+    plan = {"checkpoint": args.checkpoint, "images": args.images}
+    return masks.write(segmenter, splits, Path(args.masks or "masks"), plan)
+
+
 def _transcribe(args: Any) -> tuple[int, int]:
     """Return the numbers of sounds that are transcribed and left out."""
     from simmim_jax.tasks.recognize import Recognizer, open_sounds
 
-    if args.every_class:
-        raise UserError(
-            f"--every_class: '{args.checkpoint}' learned speech to text, which has no "
-            "classes. Leave it out."
-        )
     recognizer = Recognizer.load(args.checkpoint)
     print(f"{args.checkpoint}: {recognizer.describe()}")
     splits = open_sounds(args.images, args.split or (), args.data_dir)

@@ -1,4 +1,4 @@
-"""Pre-train, fine-tune or compare, as a config says.
+"""Pre-train, fine-tune, segment or compare, as a config says.
 
     simmim train --config=quickstart
     simmim train --config=vit_base --config.data.dataset=/data/photos
@@ -22,13 +22,7 @@ from simmim_jax.checkpoints.disk import make_workdir
 from simmim_jax.cli import arguments
 from simmim_jax.cli.endings import ending
 from simmim_jax.config import schema
-from simmim_jax.config.schema import (
-    Compare,
-    Config,
-    Downstream,
-    Finetune,
-    Transcribe,
-)
+from simmim_jax.config.schema import Compare, Config, Downstream
 from simmim_jax.data.sources.registry import check_source
 from simmim_jax.errors import Interrupted, NonFiniteError, StorageError, UserError
 from simmim_jax.monitoring.writer import import_wandb
@@ -261,12 +255,7 @@ def run(config: Config, name: str, workdir: Path) -> None:
     elif isinstance(config, Compare):
         api.compare(config, workdir)
     else:
-        if isinstance(config, Transcribe):
-            trained = api.transcribe(config, workdir)
-        elif isinstance(config, Finetune):
-            trained = api.finetune(config, workdir)
-        else:
-            trained = api.pretrain(config, workdir)
+        trained = api.RUNS[type(config)](config, workdir)
         if jax.process_index() == 0:
             lines = ending(config, name, workdir, trained.step, trained.best)
             print("", *lines, sep="\n")

@@ -28,7 +28,15 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 PIXELS = "height and width in pixels"
-MODES = ("pretrain", "finetune", "transcribe", "compare", "bench", "bench_input")
+MODES = (
+    "pretrain",
+    "finetune",
+    "segment",
+    "transcribe",
+    "compare",
+    "bench",
+    "bench_input",
+)
 
 
 # ---- What goes in --------------------------------------------------------------------
@@ -291,6 +299,61 @@ class FinetuneData(Data):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentData(Data):
+    """Data of segmentation: images with a mask each."""
+
+    view: str = field(
+        "masks",
+        "How an example becomes arrays of a batch: the name of a modality with masks.",
+    )
+    batch_size: int = field(
+        16, "Images a step, over all devices of all hosts.", unit="images", low=1
+    )
+    image_size: tuple[int, int] = field(
+        (512, 512), "Size that the model sees.", unit=PIXELS, low=1
+    )
+    crop_scale: tuple[float, ...] = field(
+        (0.25, 1.0),
+        "Random crops cover this range of an image's area; (): the whole image.",
+        unit="share of the area, smallest and largest",
+        low=0,
+        high=1,
+    )
+    eval_crop: float = field(
+        1.0,
+        "Evaluation of whole images resizes the short side to image_size / eval_crop "
+        "and crops the centre; 1.0 resizes the whole image instead, unless eval_fit "
+        "says otherwise.",
+        low=0,
+        high=1,
+    )
+    ignore_index: int = field(
+        255,
+        "Value of pixels in masks that count in neither loss nor mIoU.",
+        low=0,
+        high=65535,
+    )
+    eval_windows: bool = field(
+        False,
+        "Evaluate and predict at the images' own resolution, in windows of image_size "
+        "that overlap by a third; False: images are resized to image_size.",
+    )
+    num_classes: int = field(
+        0,
+        "Number of classes in masks, whose indices are below it; 0: as classes.txt "
+        "names, or as many as the masks of the training split have.",
+        low=0,
+        high=65535,
+    )
+    num_masks: int = field(
+        0,
+        "Train on this many images, chosen by the seed; 0: on all that have a mask.",
+        unit="images",
+        low=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TranscribeData(Data):
     """Data of speech to text: whole utterances with transcripts."""
 
@@ -533,16 +596,44 @@ class Head:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentHead:
+    """What a segmentation model has beside its encoder: UperNet's head."""
+
+    head_dim: int = field(512, "Width of the head.", low=1)
+    dropout: float = field(
+        0.1,
+        "Share of the head's channels that are dropped before pixels are classified.",
+        low=0,
+        below=1,
+    )
+
+
 # Fields of each encoder, by config.model.name; a new encoder adds its own.
 ENCODERS: dict[str, type] = {"vit": ViT, "swin": Swin, "swin_v2": SwinV2}
 
 
 @functools.cache
+def with_head(encoder: type, head: type) -> type:
+    """Return the fields of an encoder and of a head, as one dataclass."""
+    name = f"{encoder.__name__}With{head.__name__}"
+    return dataclasses.make_dataclass(name, [], bases=(head, encoder), frozen=True)
+
+
 def classifier(encoder: type) -> type:
-    """Return the fields of an encoder and of a classifier's head, as one dataclass."""
-    bases = (Head, encoder)
-    make = dataclasses.make_dataclass
-    return make(f"{encoder.__name__}Classifier", [], bases=bases, frozen=True)
+    """Return the fields of an encoder and of a classifier's head."""
+    return with_head(encoder, Head)
+
+
+def segmenter(encoder: type) -> type:
+    """Return the fields of an encoder and of a segmentation model's head."""
+    return with_head(encoder, SegmentHead)
+
+
+def encoder_fields(model: Any) -> dict[str, Any]:
+    """Return the fields of config.model that are its encoder's."""
+    names = {each.name for each in dataclasses.fields(ENCODERS[model.name])}
+    return {name: value for name, value in to_dict(model).items() if name in names}
 
 
 # ---- The objective of pre-training ---------------------------------------------------
@@ -668,8 +759,8 @@ class Optim:
     warmup: Duration = field("10 epochs", "Length of the warm-up.", unit="duration")
     decay: str = field(
         "cosine",
-        "Learning rate after the warm-up.",
-        choices=("cosine", "multistep", "constant"),
+        'Learning rate after the warm-up; "linear" ends at min_lr like the cosine.',
+        choices=("cosine", "linear", "multistep", "constant"),
     )
     milestones: tuple[Duration, ...] = field(
         (),
@@ -722,6 +813,42 @@ class FinetuneOptim(Optim):
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentOptim(FinetuneOptim):
+    """AdamW and its learning rate; the defaults are BEiT's for segmentation."""
+
+    lr: float = field(
+        9.6e-4, "Peak learning rate; the rate used is lr x batch_size / 512.", low=0
+    )
+    warmup_lr: float = field(
+        0.0, "Where the linear warm-up starts.", unit="as lr", low=0
+    )
+    min_lr: float = field(0.0, "Where the decay ends.", unit="as lr", low=0)
+    warmup: Duration = field("1500 steps", "Length of the warm-up.", unit="duration")
+    decay: str = field(
+        "linear",
+        'Learning rate after the warm-up; "linear" ends at min_lr like the cosine.',
+        choices=("cosine", "linear", "multistep", "constant"),
+    )
+    schedule: str = field(
+        "plain",
+        '"plain": a rate applies to its own update, and decay starts after the '
+        'warm-up; "official" and "official_prefix" as in pre-training.',
+        choices=("official", "official_prefix", "plain"),
+    )
+    decay_groups: str = field(
+        "intended",
+        '"intended" spares tokens and position tables of weight decay; "official" as '
+        "in pre-training.",
+        choices=("official", "intended"),
+    )
+    layer_decay: float = field(
+        0.9,
+        "Each layer's peak learning rate is this times that of the layer above it.",
+        low=0,
+    )
+
+
 # ---- Runs ----------------------------------------------------------------------------
 
 
@@ -769,13 +896,14 @@ class Bench:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base:
-    """Fields that pre-training and fine-tuning share."""
+    """Fields that all runs share."""
 
     mode: str = field(
         "pretrain",
-        '"pretrain", "finetune", or "compare" for both. With any config "bench" '
-        'measures how fast a training step is and "bench_input" how fast its images '
-        "come; neither changes anything.",
+        '"pretrain"; "finetune", "segment" or "transcribe", which may start from it; '
+        'or "compare": pre-training, then fine-tuning with and without it. With any '
+        'config "bench" measures how fast a training step is and "bench_input" how '
+        "fast its images come; neither changes anything.",
         choices=MODES,
     )
     seed: int = field(
@@ -855,7 +983,7 @@ class Pretrain(Base):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Downstream(Base):
-    """Fields that runs share which start from a pre-trained encoder."""
+    """Fields of runs that start from a pre-trained encoder, or from scratch."""
 
     # The fields of an encoder, and those of a head.
     model: Any
@@ -905,6 +1033,45 @@ class Finetune(Downstream):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Segment(Downstream):
+    """Semantic segmentation; the defaults are BEiT's UperNet with a ViT-B/16."""
+
+    mode: str = field("segment", 'As in pre-training; here "segment".', choices=MODES)
+    duration: Duration = field("160000 steps", "How long to train.", unit="duration")
+    eval_every: Duration = field(
+        "16000 steps",
+        "Interval of evaluations, each of which saves a checkpoint.",
+        unit="duration",
+    )
+    checkpoint_every: Duration = field(
+        "2000 steps",
+        "Interval of checkpoints between evaluations.",
+        unit="duration",
+        harmless=True,
+    )
+    data: SegmentData = section(SegmentData, "What goes in.")
+    # The fields of an encoder and those of SegmentHead.
+    model: Any = section(
+        segmenter(ViT),
+        "The encoder and its head.",
+        use_rel_pos_bias=True,
+        use_shared_rel_pos_bias=False,
+        final_norm=False,
+        init_cut=0.0,
+    )
+    optim: SegmentOptim = section(SegmentOptim, "How parameters are updated.")
+    auxiliary_weight: float = field(
+        0.4, "Weight of the auxiliary head's loss; 0: it learns nothing.", low=0
+    )
+    pictures: int = field(
+        8,
+        "Held-out images drawn at each evaluation, with true and predicted masks.",
+        low=0,
+        harmless=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Transcribe(Downstream):
     """Speech to text: an encoder and a CTC head learn from transcripts."""
 
@@ -940,7 +1107,7 @@ class Compare:
 
 
 # One run, and what a config file describes.
-RunConfig = Pretrain | Finetune | Transcribe
+RunConfig = Pretrain | Finetune | Segment | Transcribe
 Config = RunConfig | Compare
 
 
@@ -995,12 +1162,14 @@ def parse(config: Mapping[str, Any] | ConfigDict, *, stored: bool = False) -> Co
 # Fields that a config of one kind alone has.
 _MARKS: dict[type, set[str]] = {
     Pretrain: {"mask", "target"},
-    Transcribe: {"text", "beam_width"},
     Finetune: {"label_smoothing", "probabilities"},
+    Segment: {"auxiliary_weight"},
+    Transcribe: {"text", "beam_width"},
 }
 _KINDS = {
     Pretrain: "pre-training",
     Finetune: "fine-tuning",
+    Segment: "segmentation",
     Transcribe: "speech to text",
 }
 
@@ -1030,6 +1199,8 @@ def _parse_run(cls: type, values: Mapping[str, Any], path: str, stored: bool) ->
     fields = ENCODERS[encoder]
     if cls is Finetune:
         fields = classifier(fields)
+    elif cls is Segment:
+        fields = segmenter(fields)
     parsed = parse_group(cls, rest, path, stored)
     if type(parsed.model) is fields:  # whose defaults are those of the mode
         model = to_dict(parsed.model) | dict(model)

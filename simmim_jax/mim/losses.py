@@ -71,6 +71,18 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return -(targets * jax.nn.log_softmax(logits.astype(jnp.float32))).sum(-1)
 
 
+def pixel_cross_entropy(
+    logits: jax.Array, classes: jax.Array, ignore_index: int
+) -> jax.Array:
+    """Return the sum of -log p(class) over all pixels but those of ignore_index.
+
+    logits: float[b h w k]; classes: int[b h w] in 0..k-1, or ignore_index.
+    """
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    targets = jax.nn.one_hot(classes, logits.shape[-1])
+    return -(targets * log_p).sum(-1, where=(classes != ignore_index)[..., None]).sum()
+
+
 def smooth_labels(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
     """Return float[b k]: 1 - smoothing on the label, the rest spread over all."""
     return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + (

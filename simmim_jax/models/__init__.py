@@ -1,4 +1,4 @@
-"""Encoders, the pixel decoder and the classifier, as Flax Linen modules."""
+"""Encoders, and the models of the tasks around them, as Flax Linen modules."""
 
 from typing import Any, TypeVar
 
@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from simmim_jax.errors import UserError
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.layers import Encoded as Encoded
+from simmim_jax.models.segmenter import Segmenter
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.models.swin import Swin
 from simmim_jax.models.swin_v2 import SwinV2
 from simmim_jax.models.transcriber import Transcriber
 from simmim_jax.models.vit import ViT
 
-Model = TypeVar("Model", SimMIM, Classifier, Transcriber)
+Model = TypeVar("Model", SimMIM, Classifier, Transcriber, Segmenter)
 ENCODERS: dict[str, type[nn.Module]] = {"vit": ViT, "swin": Swin, "swin_v2": SwinV2}
 
 
@@ -77,3 +78,16 @@ def build_classifier(
 def build_transcriber(*, num_classes: int, dtype: str, **encoder: Any) -> Transcriber:
     """Build the model of speech to text."""
     return Transcriber(build_encoder(**encoder, dtype=jnp.dtype(dtype)), num_classes)
+
+
+def build_segmenter(
+    *, num_classes: int, head_dim: int, dropout: float, dtype: str, **encoder: Any
+) -> Segmenter:
+    """Build the segmentation model."""
+    return Segmenter(
+        build_encoder(**encoder, dtype=jnp.dtype(dtype)),
+        num_classes,
+        head_dim,
+        dropout,
+        jnp.dtype(dtype),
+    )

@@ -19,10 +19,16 @@ Initializer = Callable[..., jax.Array]
 
 
 class Encoded(NamedTuple):
-    """Output of an encoder: patch features on their grid, and the class token."""
+    """Output of an encoder: patch features on their grid, and the class token.
+
+    stages: float[b h w d] of each stage of a Swin, before patches are merged, or of a
+    ViT after each quarter of its blocks, if it was asked for them; the last one is
+    `grid`, the only one that the encoder's final norm applies to.
+    """
 
     grid: jax.Array  # float[b h w d]
     cls: jax.Array | None  # float[b d]; None if the encoder has no class token
+    stages: tuple[jax.Array, ...] = ()
 
 
 def truncated_normal(std: float = 0.02, cut: float = 0.0) -> Initializer:

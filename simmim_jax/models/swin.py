@@ -195,10 +195,13 @@ class Stage(nn.Module):
     scan_layers: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, scales: jax.Array | None) -> jax.Array:
-        """Map x, float[b h w d], to the same shape or that of the next stage.
+    def __call__(
+        self, x: jax.Array, scales: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Map x, float[b h w d], to features of its shape and the next stage's input.
 
-        scales: float32[depth 2 b], of `drop_path_scales`.
+        scales: float32[depth 2 b], of `drop_path_scales`. Without patch merging both
+        are the same.
         """
         _, height, width, _ = x.shape
         x = rearrange(x, "b h w d -> (b h w) d")
@@ -215,7 +218,7 @@ class Stage(nn.Module):
             period=2,
         )
         x = rearrange(x, "(b h w) d -> b h w d", h=height, w=width)
-        return self.merging(name="downsample")(x) if self.merging else x
+        return x, self.merging(name="downsample")(x) if self.merging else x
 
 
 class Swin(nn.Module):
@@ -283,14 +286,19 @@ class Swin(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, mask: jax.Array | None = None, train: bool = False
+        self,
+        images: jax.Array,
+        mask: jax.Array | None = None,
+        train: bool = False,
+        stages: bool = False,
     ) -> Encoded:
         """Encode images: float[b h w c], normalised.
 
         mask: bool[b h/p w/q], True = masked. The mask token replaces masked patches
         after the norm of the patch embedding and before positions are added; all tokens
         pass through all blocks. `train` enables drop path (rng stream `drop_path`).
-        Raises UserError if sizes do not divide.
+        stages: return the features of every stage as well, see `Encoded`. Raises
+        UserError if sizes do not divide.
         """
         implementation = chosen(self)
         _check_stages(self.depths, self.num_heads, self.embed_dim)
@@ -321,6 +329,7 @@ class Swin(nn.Module):
             "dtype": self.dtype,
         }
         merging: Callable[..., nn.Module] = functools.partial(PatchMerging, **shared)
+        outputs = []
         for stage, depth in enumerate(self.depths):
             block = functools.partial(
                 Block,
@@ -332,7 +341,7 @@ class Swin(nn.Module):
                 **shared,
             )
             before = sum(self.depths[:stage])
-            x = Stage(
+            features, x = Stage(
                 block,
                 depth,
                 merging if stage + 1 < len(self.depths) else None,
@@ -340,8 +349,9 @@ class Swin(nn.Module):
                 self.scan_layers,
                 name=f"layers_{stage}",
             )(x, None if scales is None else scales[before : before + depth])
+            outputs.append(features)
         x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
-        return Encoded(x, None)
+        return Encoded(x, None, (*outputs[:-1], x) if stages else ())
 
 
 def _check_stages(

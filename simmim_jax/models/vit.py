@@ -1,5 +1,7 @@
 """The Vision Transformer of SimMIM (BEiT's blocks; official `VisionTransformer`)."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -254,6 +256,7 @@ class ViT(nn.Module):
         mask: jax.Array | None = None,
         train: bool = False,
         valid: jax.Array | None = None,
+        stages: bool = False,
     ) -> Encoded:
         """Encode images: float[b h w c], normalised.
 
@@ -261,7 +264,8 @@ class ViT(nn.Module):
         after the patch embedding and before positions are added; all tokens pass
         through all blocks. `train` enables drop path (rng stream `drop_path`).
         valid: bool[b h/p w/q], False = padding, which no token attends to; None: all
-        are valid. Raises UserError if sizes do not divide.
+        are valid. stages: return the features after each quarter of the blocks as
+        well, see `Encoded`. Raises UserError if sizes do not divide.
         """
         if self.embed_dim % self.num_heads:
             raise UserError(
@@ -327,22 +331,35 @@ class ViT(nn.Module):
             )
             for i in range(self.depth)
         ]
-        x = run_blocks(
-            blocks,
-            x,
-            batch,
-            (height, width),
-            bias,
-            padding_mask,
-            scales=drop_path_scales(
-                self, self.drop_path_rate, self.depth, batch, train
-            ),
-            remat=self.remat,
-            scan=self.scan_layers,
-        )
+        scales = drop_path_scales(self, self.drop_path_rate, self.depth, batch, train)
+        outputs = []
+        for part in quarters(self.depth) if stages else [slice(0, self.depth)]:
+            x = run_blocks(
+                blocks[part],
+                x,
+                batch,
+                (height, width),
+                bias,
+                padding_mask,
+                scales=None if scales is None else scales[part],
+                remat=self.remat,
+                scan=self.scan_layers,
+            )
+            outputs.append(x)
         if self.final_norm:
             x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
-        tokens = rearrange(x, "(b n) d -> b n d", b=batch)
-        patches = tokens[:, 1 : 1 + height * width]
-        grid = rearrange(patches, "b (h w) d -> b h w d", h=height)
-        return Encoded(grid, tokens[:, 0])
+
+        def on_grid(x: jax.Array) -> jax.Array:
+            tokens = rearrange(x, "(b n) d -> b n d", b=batch)
+            patches = tokens[:, 1 : 1 + height * width]
+            return rearrange(patches, "b (h w) d -> b h w d", h=height)
+
+        grid = on_grid(x)
+        cls = rearrange(x, "(b n) d -> b n d", b=batch)[:, 0]
+        return Encoded(grid, cls, (*map(on_grid, outputs[:-1]), grid) if stages else ())
+
+
+def quarters(depth: int) -> list[slice]:
+    """Return four equal parts of a ViT's blocks, or as equal as can be."""
+    ends = [-(-depth * part // 4) for part in range(5)]
+    return [slice(*pair) for pair in itertools.pairwise(ends)]

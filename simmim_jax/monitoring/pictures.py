@@ -90,6 +90,43 @@ def augmentation_grid(
     return _draw_panels(panels, path)
 
 
+def mask_grid(
+    images: np.ndarray,
+    masks: Mapping[str, np.ndarray],
+    path: str | Path,
+    *,
+    ignore_index: int,
+) -> Path:
+    """Draw images beside masks in the colours of `mask_palette`.
+
+    images: [n, h, w, c] uint8; masks: [n, h, w] of class indices, by caption;
+    ignore_index: drawn in grey. Returns: the path. Raises UserError for other shapes.
+    """
+    images, palette = _check_images(images), mask_palette()
+    panels = {"image": to_rgb(images)}
+    for name, mask in masks.items():
+        _check_shape(name, mask, images.shape[:3])
+        colours = palette[mask % len(palette)]
+        panels[name] = np.where(
+            (mask == ignore_index)[..., None], np.uint8(MASK_GREY), colours
+        )
+    return _draw_panels(panels, path)
+
+
+def mask_palette() -> np.ndarray:
+    """Return uint8[256 3]: a colour for each class, black for 0 (PASCAL VOC's).
+
+    The bits of an index are dealt out to red, green and blue, lowest bits to the
+    highest bits of the colour.
+    """
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)[:, ::-1]
+    # Bits 0, 3, 6 are red's, 1, 4, 7 green's, 2, 5 blue's.
+    weights = np.array([128, 64, 32])
+    return np.stack(
+        [bits[:, c::3] @ weights[: bits[:, c::3].shape[1]] for c in range(3)], axis=1
+    ).astype(np.uint8)
+
+
 def neighbour_grid(
     queries: np.ndarray, neighbours: np.ndarray, path: str | Path
 ) -> Path:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from simmim_jax.checkpoints.store import Checkpointer
-from simmim_jax.config.schema import Pretrain, RunConfig
+from simmim_jax.config.schema import RunConfig
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.profile import Profile
 from simmim_jax.monitoring.writer import write_json
@@ -71,7 +71,7 @@ def bench(config: RunConfig, workdir: Path) -> dict[str, Any]:
     mean = milliseconds.mean() / 1e3
     rate = config.data.batch_size / mean
     result = {
-        "mode": "pretrain" if isinstance(config, Pretrain) else "finetune",
+        "mode": type(config)().mode,
         "model": config.model.name,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "dtype": config.dtype,

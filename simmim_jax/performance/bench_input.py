@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from simmim_jax.config.schema import Finetune, RunConfig
+from simmim_jax.config.schema import Finetune, RunConfig, Segment
 from simmim_jax.data.codecs.registry import decode
 from simmim_jax.data.loader.memory import Batch
 from simmim_jax.data.loader.workers import num_cpus
@@ -22,7 +22,8 @@ from simmim_jax.monitoring.writer import write_json
 from simmim_jax.runtime import sharding
 from simmim_jax.runtime.accelerators import Accelerator, accelerator
 from simmim_jax.tasks import inputs, values
-from simmim_jax.tasks.learners import learner
+from simmim_jax.tasks.learners import learner, num_classes
+from simmim_jax.tasks.segment import with_masks
 from simmim_jax.tasks.views import decoding_of, train_view
 from simmim_jax.training import compilation
 
@@ -75,8 +76,10 @@ def bench_input(config: RunConfig, workdir: Path) -> dict[str, Any]:
         source = labelled(source)
         if config.data.num_labels:
             source = subset(source, config.data.num_labels, config.seed)
+    elif isinstance(config, Segment):
+        source, _ = with_masks(source, "config.data.train_split")
     config, _ = values.resolve(config, source)
-    classes = max(len(source.class_names), 2)
+    classes = max(num_classes(config, source), 2)
     flops = compilation.flops_per_image(learner(config, len(source), classes))
     if jax.process_index() == 0:
         print("measuring for about ten seconds ...", flush=True)

@@ -21,14 +21,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from simmim_jax.config import schema
-from simmim_jax.config.schema import Finetune, RunConfig
+from simmim_jax.config.schema import Finetune, RunConfig, Segment
 from simmim_jax.data.sources.base import labelled
 from simmim_jax.data.sources.registry import check_source
 from simmim_jax.performance import hlo, kernels, schedule, slices, step_cost
 from simmim_jax.runtime import sharding
 from simmim_jax.runtime.accelerators import CHIPS, Accelerator
 from simmim_jax.tasks import inputs
-from simmim_jax.tasks.learners import NUM_CLASSES, NUM_EXAMPLES, learner
+from simmim_jax.tasks.learners import NUM_CLASSES, NUM_EXAMPLES, learner, num_classes
+from simmim_jax.tasks.segment import with_masks
 from simmim_jax.training import compilation
 from simmim_jax.training.compilation import Plan
 from simmim_jax.training.run import Learner
@@ -139,7 +140,10 @@ def learner_of(config: RunConfig) -> tuple[Learner, list[str]]:
         source = inputs.open_split(data, data.train_split)
         if isinstance(config, Finetune):
             source = labelled(source)
-        examples, classes = len(source), len(source.class_names)
+        elif isinstance(config, Segment):
+            source, _ = with_masks(source, "config.data.train_split")
+        examples = len(source)
+        classes = num_classes(config, source)
     except (OSError, ValueError, ImportError) as error:
         examples, classes = NUM_EXAMPLES, NUM_CLASSES
         assumed.append(
@@ -149,6 +153,8 @@ def learner_of(config: RunConfig) -> tuple[Learner, list[str]]:
         )
     if isinstance(config, Finetune):
         examples = config.data.num_labels or examples
+    elif isinstance(config, Segment):
+        examples = config.data.num_masks or examples
     return learner(config, examples, classes), assumed
 
 

@@ -1,7 +1,7 @@
 """What `import simmim_jax` offers: train from Python, and use what was trained."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,13 @@ from simmim_jax.checkpoints.convert import formats
 from simmim_jax.checkpoints.convert.overrides import Overrides
 from simmim_jax.checkpoints.disk import make_workdir
 from simmim_jax.config import schema
-from simmim_jax.config.schema import Compare, Finetune, Pretrain, Transcribe
+from simmim_jax.config.schema import (
+    Compare,
+    Finetune,
+    Pretrain,
+    Segment,
+    Transcribe,
+)
 from simmim_jax.data.sources import base
 from simmim_jax.data.sources.base import Source, SubsetSource
 from simmim_jax.data.sources.paths import hashed_split
@@ -21,15 +27,25 @@ from simmim_jax.runtime import workdir_lock
 from simmim_jax.tasks import architecture, classify
 from simmim_jax.tasks import compare as comparison
 from simmim_jax.tasks import pretrain as pretraining
+from simmim_jax.tasks import segment as segmentation
 from simmim_jax.tasks import transcribe as speech_to_text
 from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.tasks.export import export
 from simmim_jax.tasks.predict import Predictor
 from simmim_jax.tasks.recognize import Recognizer
+from simmim_jax.tasks.segment_predict import SegmentPredictor
 from simmim_jax.training import loop
 from simmim_jax.training.run import Trained
 
-__all__ = ["compare", "export", "finetune", "load", "pretrain", "transcribe"]
+__all__ = [
+    "compare",
+    "export",
+    "finetune",
+    "load",
+    "pretrain",
+    "segment",
+    "transcribe",
+]
 
 # Name of the data set of a run that gets its data from Python.
 _FROM_PYTHON = "<given in Python>"
@@ -37,6 +53,7 @@ _FROM_PYTHON = "<given in Python>"
 _EXAMPLES = {
     Pretrain: "small.get_config('pretrain')",
     Finetune: "small.get_config('finetune')",
+    Segment: "segment.get_config()",
     Transcribe: "transcribe.get_config()",
     Compare: "small.get_config('compare')",
 }
@@ -89,6 +106,27 @@ def finetune(
         return loop.train(classify.build(_marked(parsed, data), folder, **sources))
 
 
+def segment(
+    config: ConfigDict | Segment,
+    workdir: str | Path,
+    *,
+    init_from: str | Path = "",
+    data: Any = None,
+    held_out: Any = None,
+) -> Trained:
+    """Learn to segment as a config says, or resume the run in `workdir`.
+
+    init_from: as in `pretrain`; data, held_out: likewise, examples with "mask", [h w]
+    of class indices or its encoded file, beside "image".
+    """
+    parsed = _parse(config, Segment, init_from)
+    sources = _sources(data, held_out)
+    folder = make_workdir(workdir)
+    parsed = _adopted(parsed, folder)
+    with workdir_lock.held(folder):
+        return loop.train(segmentation.build(_marked(parsed, data), folder, **sources))
+
+
 def transcribe(
     config: ConfigDict | Transcribe,
     workdir: str | Path,
@@ -106,6 +144,15 @@ def transcribe(
         return loop.train(speech_to_text.build(parsed, folder))
 
 
+# By the class of the config.
+RUNS: dict[type, Callable[..., Trained]] = {
+    Pretrain: pretrain,
+    Finetune: finetune,
+    Segment: segment,
+    Transcribe: transcribe,
+}
+
+
 def compare(config: ConfigDict | Compare, workdir: str | Path) -> dict[str, Any]:
     """Pre-train, then fine-tune with and without it; see `tasks.compare.compare`."""
     parsed, folder = _parse(config, Compare), make_workdir(workdir)
@@ -114,14 +161,15 @@ def compare(config: ConfigDict | Compare, workdir: str | Path) -> dict[str, Any]
         return comparison.compare(parsed, folder)
 
 
-def load(path: str | Path) -> Encoder | Predictor | Recognizer:
+def load(path: str | Path) -> Encoder | Predictor | Recognizer | SegmentPredictor:
     """Load the workdir of a run, a checkpoint, or the weights of another library.
 
     path: also an official .pth or .safetensors file, or a folder of timm or Hugging
     Face transformers, which is converted in memory; `simmim convert` writes the result
     and takes settings that such a file lacks.
     returns: a fine-tuned classifier, or the encoder of a pre-training run, both of
-    which turn images into vectors with `embed`; or what transcribes sounds.
+    which turn images into vectors with `embed`; or what segments images or transcribes
+    sounds.
     """
     path = Path(path).expanduser()
     if formats.is_foreign(path):
@@ -129,6 +177,8 @@ def load(path: str | Path) -> Encoder | Predictor | Recognizer:
     learned = layout.read_meta(path)
     if "vocabulary" in learned:
         return Recognizer.load(path)
+    if "mask_classes" in learned:
+        return SegmentPredictor.load(path)
     return (Predictor if learned.get("class_names") else Encoder).load(path)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from simmim_jax.checkpoints import layout
-from simmim_jax.config.schema import Compare, Downstream
+from simmim_jax.config.schema import Compare, Downstream, RunConfig, Segment
 from simmim_jax.errors import UserError
 
 # Fields that parameters depend on: their shapes, or the arithmetic they learned.
@@ -65,8 +65,8 @@ def adopt(
     if (encoder := model.get("name")) != config.model.name:
         raise UserError(
             f"{path}.model.name={config.model.name!r}, but {where} has a "
-            f"{encoder!r}: {'fine-tune' if is_finetune else 'pre-train'} with a config "
-            f"of that encoder, such as {encoder}_base{'_finetune' * is_finetune}."
+            f"{encoder!r}: choose a config of that encoder, such as "
+            f"{_example(config, encoder)}."
         )
     channels = learned["data"].get("channels", config.data.channels)
     if is_finetune and channels != config.data.channels:
@@ -111,6 +111,14 @@ def adopt(
         dataclasses.replace(config, model=adopted),
         [f"architecture of {config.init_from}: {said}"],
     )
+
+
+def _example(config: RunConfig, encoder: str | None) -> str:
+    """Return a config of the same mode for another encoder."""
+    if isinstance(config, Segment):
+        return f"segment:{encoder}_base"
+    suffix = "_finetune" if isinstance(config, Downstream) else ""
+    return f"{encoder}_base{suffix}"
 
 
 def _recorded_model(workdir: Path | None) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simmim_jax.checkpoints import layout
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Finetune
 from simmim_jax.data.loader.pipeline import EvalBatches
@@ -112,19 +111,12 @@ def build(
             "expected the same. Name two splits of one data set, or pass the names of "
             f"the classes. {getattr(held_out, 'unlabelled', '')}".rstrip()
         )
-    if config.freeze_encoder and not config.init_from:
-        raise UserError(
-            "config.freeze_encoder=True with config.init_from='' would keep a random "
-            "encoder: name a pre-training run."
-        )
     record: dict[str, Any] = {
         "config": schema.to_dict(config),
         "class_names": list(class_names),
     }
     learns, model = learner(config, len(source), len(class_names))
-    if config.init_from:
-        record["restored_from"] = str(layout.find(config.init_from))
-        pretrained.check(config, learns)
+    record |= pretrained.record(config, learns)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     passes = inputs.eval_pass(data, held_out, workdir)
     return Run(

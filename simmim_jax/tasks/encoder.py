@@ -18,10 +18,10 @@ from simmim_jax.data.codecs.base import BadImage
 from simmim_jax.data.sources.base import NO_LABEL, Source, SubsetSource
 from simmim_jax.data.views.base import View
 from simmim_jax.errors import UserError
-from simmim_jax.models import Encoded, build_classifier, plain
+from simmim_jax.models import Encoded, build_simmim, plain
 from simmim_jax.models.vit import ViT
 from simmim_jax.tasks import examples, values
-from simmim_jax.tasks.views import content, eval_view
+from simmim_jax.tasks.views import content, unmasked_view
 
 if TYPE_CHECKING:
     from simmim_jax.tasks.reconstruct import Reconstruction
@@ -86,12 +86,11 @@ class Encoder:
         counted from 1 and without the final norm; None: the encoder's output.
         raises: UserError where the encoder has no such block, or no class token.
         """
-        fields: dict[str, Any] = {"pool": "mean", "pool_norm": False}
-        fields |= schema.to_dict(config.model)
+        fields = schema.encoder_fields(config.model)
         # Devices other than CPUs compute in the run's type.
         on_cpu = jax.default_backend() == "cpu"
         dtype = "float32" if on_cpu else config.dtype
-        model = plain(build_classifier(num_classes=1, dtype=dtype, **fields))
+        model = plain(build_simmim(dtype=dtype, **fields))
         module, head_norm = model.encoder, params.get("fc_norm")
         if pool not in POOLS or (pool == "cls" and not isinstance(module, ViT)):
             raise UserError(
@@ -147,6 +146,15 @@ class Encoder:
         """
         prepared = self.prepare(images)
         return np.asarray(self._encode(self.params, prepared).grid, np.float32)
+
+    def stages(self, images: Sequence[Any] | np.ndarray) -> list[np.ndarray]:
+        """Return the maps of every stage, float32 [n, h, w, d] each, finest first.
+
+        Of a Swin its stages, of a ViT the output of each quarter of its blocks; see
+        `Encoded`. images: as in `features`.
+        """
+        encoded = self._encode_stages(self.params, self.prepare(images))
+        return [np.asarray(stage, np.float32) for stage in encoded.stages]
 
     def reconstruct(
         self, images: Sequence[Any] | np.ndarray, *, seed: int = 0
@@ -216,7 +224,7 @@ class Encoder:
 
     @functools.cached_property
     def _view(self) -> View:
-        return eval_view(self.config.data)
+        return unmasked_view(self.config.data)
 
     def _prepare(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
         if not isinstance(image, str | Path):
@@ -248,6 +256,12 @@ class Encoder:
     def _encode(self) -> Callable[[Any, np.ndarray], Encoded]:
         return jax.jit(self._encoded)
 
-    def _encoded(self, params: Any, images: jax.Array | np.ndarray) -> Encoded:
+    @functools.cached_property
+    def _encode_stages(self) -> Callable[[Any, np.ndarray], Encoded]:
+        return jax.jit(functools.partial(self._encoded, stages=True))
+
+    def _encoded(
+        self, params: Any, images: jax.Array | np.ndarray, stages: bool = False
+    ) -> Encoded:
         pixels = values.normalization(self.config.data)(images)
-        return self.module.apply({"params": params}, pixels)
+        return self.module.apply({"params": params}, pixels, stages=stages)

@@ -19,6 +19,8 @@ from simmim_jax.config import schema
 from simmim_jax.errors import UserError
 from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.tasks.predict import Predictor
+from simmim_jax.tasks.recognize import Recognizer
+from simmim_jax.tasks.segment_predict import SegmentPredictor
 from simmim_jax.tasks.views import eval_view
 
 Apply = Callable[[jax.Array], jax.Array]
@@ -34,7 +36,11 @@ _ONNX = (
 )
 
 
-def export(model: Encoder | Predictor, path: str | Path, format: str = "") -> str:
+def export(
+    model: Encoder | Predictor | Recognizer | SegmentPredictor,
+    path: str | Path,
+    format: str = "",
+) -> str:
     """Write a model to a file, read it back and compare.
 
     format: "stablehlo", for CPUs, CUDA and TPUs through jax.export; "onnx"; both map
@@ -42,8 +48,14 @@ def export(model: Encoder | Predictor, path: str | Path, format: str = "") -> st
     classifier. "safetensors": parameters by name, and the config beside them. "": what
     the ending of `path` says.
     returns: what was written, in a line.
-    raises: UserError where a package is missing, or the file gives other results.
+    raises: UserError where a package is missing, the file gives other results, or the
+    model returns masks or text.
     """
+    if isinstance(model, Recognizer | SegmentPredictor):
+        raise UserError(
+            f"a {model.config.mode!r} run cannot be exported as a whole: expected a "
+            "classifier or an encoder. `simmim export --embed` exports its encoder."
+        )
     path = Path(path).expanduser()
     format = format or path.suffix[1:]
     if format not in FORMATS:

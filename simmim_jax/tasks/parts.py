@@ -21,7 +21,8 @@ from simmim_jax.monitoring.progress import make_progress
 
 # Examples of a part, which an interrupted command keeps.
 PART = 1024
-_PLAN = "plan.json"
+# What the parts in a folder depend on.
+PLAN = "plan.json"
 _LEFT_OUT = b"left_out"
 # Writes tables to its second argument, which becomes the third; returns their rows.
 Writer = Callable[[Iterator[pyarrow.Table], Path, Path], int]
@@ -70,8 +71,7 @@ def write_table(
     if out.exists():
         raise UserError(f"'{out}' exists already: remove it, or name another file.")
     folder = out.with_name(out.name + ".unfinished")
-    examples = [[split.dataset, split.name, len(split.source)] for split in splits]
-    _begin(folder, dict(plan) | {"examples": examples})
+    begin(folder, splits, plan)
     total = sum(len(split.source) for split in splits)
     progress = make_progress(total, title=title)
     done, files = 0, []
@@ -150,11 +150,16 @@ def _rows_of(table: pyarrow.Table) -> Iterator[dict[str, Any]]:
 # ---- Parts ---------------------------------------------------------------------------
 
 
-def _begin(parts: Path, plan: dict[str, Any]) -> None:
-    """Make the folder of parts, or check that it belongs to the same plan."""
-    file = parts / _PLAN
+def begin(folder: Path, splits: Sequence[Split], plan: Mapping[str, Any]) -> None:
+    """Make the folder of what is computed, or check that it belongs to the same plan.
+
+    raises: UserError for a folder of another plan.
+    """
+    examples = [[split.dataset, split.name, len(split.source)] for split in splits]
+    plan = dict(plan) | {"examples": examples}
+    file = folder / PLAN
     if not file.exists():
-        parts.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".tmp")
         unfinished.write_text(json.dumps(plan, indent=2), encoding="utf-8")
         os.replace(unfinished, file)
@@ -163,9 +168,9 @@ def _begin(parts: Path, plan: dict[str, Any]) -> None:
     for name in sorted(begun.keys() | plan.keys()):
         if begun.get(name) != plan.get(name):
             raise UserError(
-                f"'{parts}' was begun with {name}={begun.get(name)!r}, and now it is "
-                f"{plan.get(name)!r}: remove the folder to begin anew, or name another "
-                "file."
+                f"'{folder}' was begun with {name}={begun.get(name)!r}, and now it is "
+                f"{plan.get(name)!r}: remove the folder to begin anew, or choose "
+                "another name."
             )
 
 

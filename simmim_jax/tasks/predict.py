@@ -14,7 +14,7 @@ import pyarrow
 
 from simmim_jax.checkpoints import store
 from simmim_jax.config import schema
-from simmim_jax.config.schema import Finetune
+from simmim_jax.config.schema import Data, Finetune
 from simmim_jax.data.codecs.base import BadImage
 from simmim_jax.data.codecs.npy import read_header
 from simmim_jax.data.sources.base import NO_LABEL, Source, as_source
@@ -36,7 +36,7 @@ from simmim_jax.tasks.parts import (
     to_parquet,
     write_table,
 )
-from simmim_jax.tasks.views import TEXT, content, eval_view, formats
+from simmim_jax.tasks.views import TEXT, content, eval_view, formats, unmasked_view
 
 TOP = 5  # classes shown
 BATCH = 64  # images classified at once
@@ -236,27 +236,27 @@ def _batch_for(images: int) -> int:
 
 
 def open_images(
-    predictor: Predictor,
+    data: Data,
     names: Sequence[str],
     splits: Sequence[str] = (),
     data_dir: str = "",
 ) -> list[Split]:
     """Open files of images and data sets, in the order of their names.
 
-    A file is an image where the classifier can read it as one: a .tif of several pages
-    or a .npy array of several images is a data set. With config.data.view="text", what
-    is no data set is a line. splits: of data sets, (): all.
+    A file is an image where a run on `data` can read it as one: a .tif of several pages
+    or a .npy array of several images is a data set. With data.view="text", what is no
+    data set is a line. splits: of data sets, (): all.
     raises: UserError for a name that is neither; files that do not exist are bad
     images.
     """
     found = []
     unique = dict.fromkeys(names)  # named twice, classified once
-    added = formats(predictor.config.data)
-    is_line = predictor.config.data.view == TEXT
+    added = formats(data)
+    is_line = data.view == TEXT
     for are_single, group in itertools.groupby(
         unique,
         lambda name: (
-            not is_dataset(name, added) if is_line else _is_one_image(predictor, name)
+            not is_dataset(name, added) if is_line else _is_one_image(data, name)
         ),
     ):
         if not are_single:
@@ -271,7 +271,7 @@ def open_images(
     return found
 
 
-def _is_one_image(predictor: Predictor, name: str) -> bool:
+def _is_one_image(data: Data, name: str) -> bool:
     looks_so = is_image(os.fsencode(name))
     if not os.path.isfile(name):
         return looks_so and not os.path.isdir(name)
@@ -282,7 +282,8 @@ def _is_one_image(predictor: Predictor, name: str) -> bool:
             with open(name, "rb") as file:
                 return len(read_header(file).shape) < 4
         if looks_so:
-            predictor.prepare(read_file(name))
+            example = {"image": read_file(name), "label": NO_LABEL}
+            unmasked_view(data)(example, np.random.default_rng(0))
     except (OSError, BadImage):
         return True
     except UserError:

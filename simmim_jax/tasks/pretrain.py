@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simmim_jax.checkpoints import layout
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Pretrain
 from simmim_jax.data.sources.base import Source, SubsetSource
@@ -94,9 +93,7 @@ def build(
         "config": schema.to_dict(config),
         "labelled": len(source.class_names) > 1,  # as fine-tuning needs it
     }
-    if config.init_from:
-        record["restored_from"] = str(layout.find(config.init_from))
-        pretrained.check(config, learns)
+    record |= pretrained.record(config, learns)
     measured: Evaluate | None = None
     if lengths.probe_every:
         measured, what = probe(config, source, held_out, mesh)

@@ -6,18 +6,31 @@ from typing import Any
 import jax
 import numpy as np
 
-from simmim_jax.checkpoints import store
+from simmim_jax.checkpoints import layout, store
 from simmim_jax.checkpoints.transfer import transfer
 from simmim_jax.config import schema
-from simmim_jax.config.schema import Pretrain, RunConfig
+from simmim_jax.config.schema import Downstream, Pretrain, RunConfig
+from simmim_jax.errors import UserError
 from simmim_jax.training.run import Learner
 
 
-def check(config: RunConfig, learner: Learner) -> None:
-    """Raise UserError if the checkpoint does not fit; reads its shapes alone."""
+def record(config: RunConfig, learner: Learner) -> dict[str, str]:
+    """Return what a run's record says of config.init_from: {"restored_from": path}.
+
+    Reads the shapes of the checkpoint alone.
+    raises: UserError if it does not fit, or if a frozen encoder has none.
+    """
+    if not config.init_from:
+        if isinstance(config, Downstream) and config.freeze_encoder:
+            raise UserError(
+                "config.freeze_encoder=True with config.init_from='' would keep a "
+                "random encoder: name a pre-training run."
+            )
+        return {}
     shapes, meta = store.load_shapes(config.init_from)
     params = jax.eval_shape(learner.init, jax.random.key(0))
     _transferred(config, without_memory(shapes), meta, without_memory(params))
+    return {"restored_from": str(layout.find(config.init_from))}
 
 
 def restore(config: RunConfig, params: Any) -> Any:

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from simmim_jax.checkpoints import layout
 from simmim_jax.config import schema
 from simmim_jax.config.schema import Transcribe
 from simmim_jax.data.codecs.vocabulary import TextRule, Vocabulary
@@ -151,9 +150,8 @@ def build(
         "config": schema.to_dict(config),
         "vocabulary": vocabulary.characters,
     }
-    if config.init_from:
-        record["restored_from"] = str(layout.find(config.init_from))
     learns, model = learner(config, len(learned), vocabulary, num_labels)
+    record |= pretrained.record(config, learns)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     return Run(
         title="transcribe",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from simmim_jax.config.schema import Data
+from simmim_jax.config.schema import Data, SegmentData
 from simmim_jax.data.codecs.base import Decoding, Raster
 from simmim_jax.data.sources import text
 from simmim_jax.data.sources.base import Source
@@ -20,11 +20,12 @@ from simmim_jax.data.survey.inspect import kind
 from simmim_jax.data.survey.sample import Values, decoded_by, indices
 from simmim_jax.data.views.base import View
 from simmim_jax.data.views.image import CenterCropView, ImageView, RandomCropView
+from simmim_jax.data.views.masked import MaskedView
 from simmim_jax.data.views.spectrogram import RandomSpectrogramView, SpectrogramView
 from simmim_jax.data.views.text import TextView, missing_glyphs
 from simmim_jax.errors import UserError, did_you_mean
 
-_IMAGE, TEXT = "image", "text"
+_IMAGE, _MASKS, TEXT = "image", "masks", "text"
 # Examples that a run looks at for its first line: images in milliseconds, lines within
 # a second.
 _IMAGES_LOOKED_AT, _LINES_LOOKED_AT = 4, 10_000
@@ -78,13 +79,27 @@ def content(data: Data, item: Any) -> Any:
     return item
 
 
+def unmasked_view(data: Data) -> View:
+    """Return the view of prediction: that of evaluation, of images without masks."""
+    view = eval_view(data)
+    return view.image if isinstance(view, MaskedView) else view
+
+
+def window_view(data: SegmentData) -> MaskedView:
+    """Return the view of windows, which are decoded and have their size already."""
+    cut = dataclasses.replace(
+        data, bands=(), value_range=(), level=0, eval_crop=1.0, eval_fit="official"
+    )
+    return _masked(_center_crops, cut)
+
+
 def values_of(data: Data) -> Values:
     """Return what reads the values of an example: those that are measured.
 
     They are an image's as decoded; of other modalities, what evaluation hands to a
     batch as its first array.
     """
-    if data.view == _IMAGE:
+    if data.view in (_IMAGE, _MASKS):
         return decoded_by(decoding_of(data))
     view = eval_view(data)
     name, spec = next(iter(view.spec.items()))
@@ -111,7 +126,7 @@ def _modality(data: Data) -> Modality:
     return _MODALITIES[data.view]
 
 
-def _random_crops(data: Data) -> View:
+def _random_crops(data: Data) -> ImageView:
     if not data.crop_scale:
         return ImageView(
             size=data.image_size,
@@ -130,7 +145,7 @@ def _random_crops(data: Data) -> View:
     )
 
 
-def _center_crops(data: Data) -> View:
+def _center_crops(data: Data) -> ImageView:
     return CenterCropView(
         size=data.image_size,
         decoding=decoding_of(data),
@@ -139,7 +154,28 @@ def _center_crops(data: Data) -> View:
         crop_fraction=data.eval_crop,
         fit=data.eval_fit,
         center=data.eval_center,
-        fill=_mean_pixel(data),
+        fill=mean_pixel(data),
+    )
+
+
+def _masked(view: Callable[[Data], ImageView], data: Data) -> MaskedView:
+    """Return the view of an image and its mask, which `view` crops alike."""
+    if not isinstance(data, SegmentData):
+        raise UserError(
+            f"config.data.view={data.view!r} is for config.mode='segment': expected "
+            f"{_IMAGE!r}."
+        )
+    image = view(data)
+    mask = dataclasses.replace(
+        image, decoding=Decoding(channels=1), interpolation="nearest", dtype="uint16"
+    )
+    if isinstance(mask, CenterCropView):
+        mask = dataclasses.replace(mask, fill=(data.ignore_index,))
+    return MaskedView(
+        image=image,
+        mask=mask,
+        num_classes=data.num_classes,
+        ignore_index=data.ignore_index,
     )
 
 
@@ -158,7 +194,7 @@ def decoding_of(data: Data) -> Decoding:
     )
 
 
-def _mean_pixel(data: Data) -> tuple[float, ...]:
+def mean_pixel(data: Data) -> tuple[float, ...]:
     """Return the pixel that the model sees as 0."""
     mean = data.mean
     if data.normalization == "decibels":
@@ -230,6 +266,11 @@ def _describe_lines(data: Data, source: Source) -> str:
 _MODALITIES = {
     _IMAGE: Modality(_random_crops, _center_crops, describe=_describe_images),
     "speech": Modality(_random_spectrograms, _central_spectrograms),
+    _MASKS: Modality(
+        functools.partial(_masked, _random_crops),
+        functools.partial(_masked, _center_crops),
+        describe=_describe_images,
+    ),
     TEXT: Modality(
         functools.partial(_lines, True),
         functools.partial(_lines, False),

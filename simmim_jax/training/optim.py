@@ -30,9 +30,10 @@ def learning_rate(
     milestones: Sequence[int] = (),
     schedule: str,
 ) -> Schedule:
-    """Return a linear warm-up followed by "cosine", "multistep" or "constant".
+    """Return a linear warm-up followed by a decay.
 
-    Multistep divides the rate by ten at each milestone [steps].
+    decay: "cosine" or "linear" to min_lr, "multistep" or "constant". Multistep divides
+    the rate by ten at each milestone [steps].
 
     schedule: "official" reproduces two habits of SimMIM's code: a rate applies one
     update late, and the cosine counts from step 0, so that the rate drops where the
@@ -59,6 +60,9 @@ def learning_rate(
         if decay == "cosine":
             progress = (t - start) / max(total_steps - start, 1)
             rate = min_lr + (top - min_lr) * (1 + xp.cos(xp.pi * progress)) / 2
+        elif decay == "linear":
+            progress = (t - start) / max(total_steps - start, 1)
+            rate = top + (min_lr - top) * progress
         elif decay == "multistep":
             passed = sum((t >= milestone) * 1 for milestone in milestones)
             rate = top * 0.1**passed
@@ -66,8 +70,8 @@ def learning_rate(
             rate = top
         else:
             raise UserError(
-                f"config.optim.decay={decay!r}: expected 'cosine', 'multistep' or "
-                "'constant'."
+                f"config.optim.decay={decay!r}: expected 'cosine', 'linear', "
+                "'multistep' or 'constant'."
             )
         return xp.where(t < warmup_steps, warm, rate)
 

@@ -213,7 +213,7 @@ def test_bad_files_are_named_and_the_others_classified(folder, tmp_path, capsys)
         (["bundled:climat"], "'bundled:climat' does not exist"),
         (["bundled:climate", "--split=tests"], "split='tests' of 'bundled:climate'"),
         (["bundled:climate", "--top=0"], "--top=0: expected 1 or more"),
-        (["bundled:climate", "--srt=s"], "learned classes, not speech to text"),
+        (["bundled:climate", "--srt=s"], "is for runs that learned speech to text"),
         (["bundled:climate", "--table=t.txt"], "in .csv or .parquet or .jsonl"),
     ],
 )
@@ -273,7 +273,7 @@ def test_images_are_read_batch_by_batch(predictor, tmp_path, monkeypatch):
     paths = [str(tmp_path / f"{i}.png") for i in range(7)]
     for path in paths:
         Image.new("L", (28, 28)).save(path)
-    (split,) = prediction.open_images(predictor, paths)
+    (split,) = prediction.open_images(predictor.config.data, paths)
     batches = predictor.classify(split.source)
     assert next(batches).paths == paths[:2]
     Path(paths[3]).unlink()  # read with the first ones
@@ -287,7 +287,7 @@ def test_batches_of_all_sizes_are_one_program(tmp_path):
     predictor = load(CHECKPOINT)
     images = np.zeros((150, 28, 28, 1), np.uint8)
     (split,) = prediction.open_images(
-        predictor, ["bundled:fashion_mnist_10k"], ["train"]
+        predictor.config.data, ["bundled:fashion_mnist_10k"], ["train"]
     )
     source = type(split.source)(images, None, ())
     sizes = [len(batch.logits) for batch in predictor.classify(source)]

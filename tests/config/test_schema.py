@@ -16,7 +16,11 @@ from simmim_jax.errors import UserError
 
 RUNS = {
     f"{mode}-{encoder}": (cls, encoder)
-    for mode, cls in (("pretrain", schema.Pretrain), ("finetune", schema.Finetune))
+    for mode, cls in (
+        ("pretrain", schema.Pretrain),
+        ("finetune", schema.Finetune),
+        ("segment", schema.Segment),
+    )
     for encoder in schema.ENCODERS
 }
 
@@ -26,8 +30,9 @@ def fields_of(run):
     cls, encoder = RUNS[run]
     fields = schema.to_dict(cls())
     model = schema.ENCODERS[encoder]
-    if cls is schema.Finetune:
-        model = schema.classifier(model)
+    if cls is not schema.Pretrain:
+        head = schema.classifier if cls is schema.Finetune else schema.segmenter
+        model = head(model)
     return fields | {"model": schema.to_dict(model())}
 
 
@@ -103,6 +108,9 @@ def test_configs_are_frozen(run):
 def test_defaults_are_the_official_vit_base_runs():
     assert schema.Pretrain() == schema.parse(common.pretrain())
     assert schema.Finetune() == schema.parse(common.finetune())
+    assert (
+        schema.Segment().model == schema.parse(common.segment(drop_path_rate=0.1)).model
+    )
 
 
 def test_harmless_fields_do_not_change_what_is_learned():
@@ -123,9 +131,9 @@ def test_missing_fields_get_their_defaults(run):
     if cls is schema.Pretrain:
         few["mask"] = {}
     parsed = schema.parse(few)
-    if encoder == "vit" and cls is schema.Finetune:
+    if encoder == "vit" and cls is not schema.Pretrain:
         # Config files start from Finetune(), whose ViT differs from a bare one.
-        parsed = dataclasses.replace(parsed, model=schema.Finetune().model)
+        parsed = dataclasses.replace(parsed, model=cls().model)
     fields = schema.to_dict(schema.parse(fields_of(run)))
     if encoder == "vit":
         fields["model"] = schema.to_dict(cls().model)
@@ -307,7 +315,7 @@ def test_choices_and_bounds_of_every_field_are_checked(run):
         ("loss.bins", 1, "expected 2 to 256"),
         ("target.downsample", 0, "expected 1 or more"),
         ("decoder.kind", "unet", "expected one of .*mlp"),
-        ("optim.decay", "linear", "expected one of .*'multistep'"),
+        ("optim.decay", "exponential", "expected one of .*'multistep'"),
         ("optim.decay_groups", "x", "expected one of .*'intended'"),
         ("optim.schedule", "new", "expected one of .*'official_prefix'"),
         ("model.remat", "some", "expected one of .*'dots'"),

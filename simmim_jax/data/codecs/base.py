@@ -32,19 +32,21 @@ class BadImage(UserError):
     """Bytes that are not a usable image.
 
     reason: "empty", "not an image", "not audio", "truncated", "corrupt", "other
-    values", "too large" or "needs raqm"; filename: the file they came from, if a source
-    decoded it.
+    values", "wrong mask", "too large" or "needs raqm"; filename: the file they came
+    from, if a source decoded it.
     """
 
     filename = ""
 
     def __init__(self, reason: str, message: str):
-        has_remedy = reason in ("too large", "other values", "needs raqm")
+        has_remedy = reason in _WITH_REMEDY
         super().__init__(message + ("" if has_remedy else _REMEDY))
         self.reason = reason
 
 
 _REMEDY = " Remove or replace the file."
+# Reasons whose messages say what to do.
+_WITH_REMEDY = ("too large", "other values", "wrong mask", "needs raqm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,9 @@ class Decoding:
     nodata: replaces a file's own value for pixels without a measurement; None: it
     stays;
     level: of an image pyramid, 0 is the full resolution;
-    max_pixels: larger images are bad images; some codecs allow fewer.
+    max_pixels: larger images are bad images; some codecs allow fewer;
+    indices: of a palette, in place of its colours, and grey levels of 1, 2 or 4 bits as
+    they are, not stretched to 8.
     """
 
     channels: int | None = None
@@ -69,6 +73,7 @@ class Decoding:
     nodata: float | None = None
     level: int = 0
     max_pixels: int = MAX_PIXELS
+    indices: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -176,6 +176,8 @@ def _decode_by_pillow(data: bytes, decoding: Decoding) -> np.ndarray:
             orientation = _orientation_in(file.getexif)
             if is_deep:
                 image = _decode_deep(data, file.mode, decoding.channels)
+            elif decoding.indices:
+                image = _indices(file, data)
             else:
                 image = _to_array(file, decoding.channels)
             return turned(image, orientation)
@@ -214,6 +216,20 @@ def _to_array(image: Image.Image, channels: int | None) -> np.ndarray:
         strip = image.crop((0, top, image.width, bottom))
         array[top:bottom] = _convert(strip, mode, is_transparent)
     return array
+
+
+def _indices(file: ImageFile.ImageFile, data: bytes) -> np.ndarray:
+    """Return uint8 [h, w, c]: indices of a palette, or grey levels as a PNG has them.
+
+    Pillow stretches levels of 1, 2 and 4 bits to 0..255.
+    """
+    array = np.asarray(file.convert("L") if file.mode == "1" else file)
+    bits = data[24] if file.format == "PNG" else 8  # of IHDR, the first chunk
+    if file.mode == "1":
+        array = array // 255
+    elif file.mode == "L":
+        array = array // (255 // (2**bits - 1))
+    return array if array.ndim == 3 else array[:, :, None]
 
 
 def _target(image: Image.Image, channels: int | None) -> tuple[str, bool]:

@@ -16,7 +16,7 @@ ENOUGH = 10_000
 # Every value of `reason_of`.
 REASONS = (
     "missing", "unreadable", "empty", "not an image", "not audio", "truncated",
-    "corrupt", "other values", "too large", "needs raqm",
+    "corrupt", "other values", "wrong mask", "too large", "needs raqm",
 )  # fmt: skip
 # (counts by reason, REASONS) -> their sums over all processes.
 Total = Callable[[Mapping[str, int], Sequence[str]], Mapping[str, int]]

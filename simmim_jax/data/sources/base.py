@@ -22,7 +22,8 @@ class Source(Protocol):
     image: an encoded file (bytes), a `Segment` of one, an array [h, w, c] of one of
     `DTYPES`, or a line of text (str);
     label: int, -1 if there is none; path: the file it came from, if there is one;
-    text: what is said in a sound, if that is known.
+    text: what is said in a sound, if that is known; mask: the classes of
+    pixels, where they have any, a file or an array [h, w] of indices.
     """
 
     def __len__(self) -> int: ...
@@ -315,6 +316,8 @@ def _example(element: Any, where: str) -> dict[str, Any]:
             f"{where} has the label {label!r}: expected an integer, -1 for none."
         ) from error
     example = {"image": _image(image, where), "label": number}
+    if isinstance(element, Mapping) and "mask" in element:
+        example["mask"] = _image(element["mask"], where)
     return example | {"path": path} if path else example
 
 

@@ -3,10 +3,11 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from simmim_jax.data.sources.base import ArraySource, Source
+from simmim_jax.data.sources.base import NO_LABEL, ArraySource, Source
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.idx import open_idx
 from simmim_jax.data.sources.manifests import open_manifest
@@ -30,6 +31,36 @@ _FASHION_CLASSES = (
 _PREFIX = "bundled:"
 _FASHION_TRAIN = 8_000  # the first of 10,000 images; the rest is for validation
 _CLIMATE_PATCH = 64  # pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedArrays:
+    """Labelled images whose pixels above 0 have the class of the image.
+
+    Class 0 is the background, which comes before those of the images.
+    """
+
+    source: ArraySource
+    class_names: tuple[str, ...] = ()
+    labels: None = None
+
+    @property
+    def mask_classes(self) -> tuple[str, ...]:
+        """Names of the classes of pixels."""
+        return ("background", *self.source.class_names)
+
+    @property
+    def has_mask(self) -> np.ndarray:
+        """bool [n]."""
+        return np.ones(len(self), bool)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        example = self.source[index]
+        mask = (example["image"].max(axis=-1) > 0) * np.uint8(example["label"] + 1)
+        return {"image": example["image"], "label": NO_LABEL, "mask": mask}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +109,10 @@ def _load_languages(split: str) -> Source:
 BUNDLED = {
     "climate": _Bundled(("train", "validation", "unlabelled"), _load_climate),
     "fashion_mnist_10k": _Bundled(("train", "validation"), _load_fashion_mnist_10k),
+    "fashion_masks": _Bundled(
+        ("train", "validation"),
+        lambda split: MaskedArrays(_load_fashion_mnist_10k(split)),
+    ),
     "speech": _Bundled(
         ("train", "validation", "train_phones", "validation_phones"), _load_speech
     ),

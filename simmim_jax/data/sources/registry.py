@@ -25,6 +25,7 @@ from simmim_jax.data.sources import (
     idx,
     lmdb_sets,
     manifests,
+    mask_folders,
     netcdf,
     npy,
     npz,
@@ -58,6 +59,7 @@ FORMATS: tuple[Format, ...] = (
     packed.FORMAT,
     idx.FORMAT,
     lmdb_sets.FORMAT,
+    mask_folders.FORMAT,
     huggingface.SAVED,
     archives.SHARDS,
     npy.ARRAY_FOLDER,
@@ -98,6 +100,9 @@ def open_source(
 
     - a folder of images (.jpg, .jpeg, .png, .webp, .gif, .bmp, .tif, .tiff,
       .dcm), at any depth;
+    - a folder with images/ and masks/, files of equal names but for the ending; both
+      may also stand in train/ and validation/. Only segmentation reads the masks;
+      classes.txt beside them names their classes, one a line;
     - a folder that `simmim pack` wrote, with the splits that were packed;
     - a folder of four MNIST-like files such as train-images-idx3-ubyte.gz: "train"
       reads train-*, "validation" and "test" both read t10k-*;
