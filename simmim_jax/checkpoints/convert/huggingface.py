@@ -145,8 +145,18 @@ def write(model: Model, path: Path) -> None:
 
 
 def notes(model: Model) -> list[str]:
-    """Return what the folder cannot hold."""
-    return lost_settings(model.data)
+    """Return what the folder cannot hold, and where a backbone computes otherwise."""
+    found = lost_settings(model.data)
+    if model.model["name"] == "swin" and any(
+        stage.depth > 1 and not stage.shift for stage in model.stages()
+    ):
+        height, width = model.data["image_size"]
+        found.append(
+            f"SwinBackbone shifts a grid of a single window, too, which SwinModel and "
+            f"this package do not: the last maps of images of {height}x{width} differ. "
+            "Give a backbone images of which every stage has several windows."
+        )
+    return found
 
 
 # ---- config.json ---------------------------------------------------------------------
