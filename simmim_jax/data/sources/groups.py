@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 
 from simmim_jax.data.sources.base import check_labels, numbered_classes
-from simmim_jax.data.sources.paths import SPLIT_FOLDERS, find_split
+from simmim_jax.data.sources.paths import (
+    SPLIT_FOLDERS,
+    TRAIN,
+    Classes,
+    find_split,
+    nothing_to_learn_from,
+)
 from simmim_jax.data.sources.planes import Selection
 from simmim_jax.errors import UserError, did_you_mean
 
@@ -97,22 +103,28 @@ def labels_of(
 
 
 def classes_of(
-    arrays: Mapping[str, Any], prefix: str, name: str, place: str
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Return the labels of a split's images, and numbers for the classes of all splits.
+    arrays: Mapping[str, Any], prefix: str, name: str, axes: str, place: str
+) -> Classes:
+    """Return the classes of a split's images, numbered over all splits.
 
-    arrays: of the whole file; prefix: of the split, as `choose_split` returns it.
+    arrays: of the whole file; prefix: of the split, as `choose_split` returns it; axes:
+    of the images, as in `ArrayPlanes`.
     """
     groups = [f"{split}/" for split in SPLIT_FOLDERS] if prefix else [""]
-    labels = {
-        group: labels_of(arrays, group + name, len(arrays[group + name]), place)
-        for group in groups
-        if group + name in arrays
-    }
-    known = [each for each in labels.values() if each is not None]
-    names = numbered_classes(np.concatenate(known)) if known else ()
-    mine = labels[prefix]
-    return mine, names if mine is not None else ()
+    labels = {}
+    for group in groups:
+        if (path := group + name) in arrays:
+            sizes = zip(axes, arrays[path].shape, strict=False)
+            count = math.prod(size for axis, size in sizes if axis not in "yxc")
+            labels[group] = labels_of(arrays, path, count, place)
+    if (mine := labels[prefix]) is None:
+        return Classes()
+    every = np.concatenate([each for each in labels.values() if each is not None])
+    lacking = np.setdiff1d(every, mine)
+    if len(lacking) and prefix == f"{TRAIN}/":
+        listed = list(map(str, lacking))
+        return Classes(unlabelled=nothing_to_learn_from(listed, place))
+    return Classes(mine, numbered_classes(every))
 
 
 def check_chunks(array: Any, shape: Sequence[int], where: str) -> None:

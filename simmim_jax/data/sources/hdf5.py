@@ -51,15 +51,14 @@ def open_hdf5(place: str, split: str) -> PlaneSource:
         name = choose_images(mine, selection, place, _AXES)
         array_dtype(mine[name].dtype, f"{name!r} of {selection.path!r}")
         axes = _AXES[mine[name].ndim]
-        labels, class_names = classes_of(arrays, prefix, name, place)
+        classes = classes_of(arrays, prefix, name, axes, place)
     return open_planes(
         place,
         split,
         functools.partial(_planes, selection.path, prefix + name, axes),
         window=selection.window,
         is_split=bool(prefix),
-        labels=labels,
-        class_names=class_names,
+        classes=classes,
     )
 
 

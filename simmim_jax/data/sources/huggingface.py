@@ -26,7 +26,15 @@ from simmim_jax.data.sources.base import (
 )
 from simmim_jax.data.sources.folders import Files, list_files
 from simmim_jax.data.sources.format import Format
-from simmim_jax.data.sources.paths import Paths, find_split, hashed_split, named_splits
+from simmim_jax.data.sources.paths import (
+    TRAIN,
+    Classes,
+    Paths,
+    find_split,
+    hashed_split,
+    named_splits,
+    nothing_to_learn_from,
+)
 from simmim_jax.data.sources.remote import MAX_BYTES, file_too_large, is_url, read_file
 from simmim_jax.data.sources.stacks import has_files
 from simmim_jax.errors import NotFoundError, UserError
@@ -51,8 +59,8 @@ class TableSource:
 
     group_files, groups int [g]: file and number of each group of rows (an Arrow file is
     one group); ends int64 [g]: number of rows in a group and those before it;
-    indices int [n]: rows of the split; labels int32 [n] or None; max_bytes: of an
-    image.
+    indices int [n]: rows of the split; labels int32 [n] or None; unlabelled: why there
+    are none, if that may be a mistake; max_bytes: of an image.
     """
 
     root: str
@@ -64,6 +72,7 @@ class TableSource:
     column: str
     labels: np.ndarray | None = dataclasses.field(repr=False)
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
+    unlabelled: str = ""
     max_bytes: int = MAX_BYTES
 
     def __len__(self) -> int:
@@ -102,12 +111,12 @@ class TableSource:
 
 
 def _open_tables(
-    place: str, chosen: list[str], others: list[str], split: str | None, max_bytes: int
+    place: str, chosen: list[str], others: list[str] | None, split: str, max_bytes: int
 ) -> TableSource:
     """Open Parquet or Arrow files, paths relative to `place`.
 
-    others: files of other splits, which also name classes; split: the one that hashes
-    of rows make; None: all rows.
+    others: files of other splits, which also name classes; None: `chosen` has all rows,
+    which hashes divide.
     raises: UserError for files without exactly one column of images.
     """
     tables = [_Table(os.path.join(place, file)) for file in chosen]
@@ -124,10 +133,10 @@ def _open_tables(
     total = int(counts.sum())
     if not total:
         raise NotFoundError(f"{place!r} has no rows: expected images. Write it again.")
-    rest = [_Table(os.path.join(place, file)) for file in others]
-    labels, class_names = _classes(tables, rest)
+    rest = [_Table(os.path.join(place, file)) for file in others or ()]
+    labels, class_names, unlabelled = _classes(tables, rest, split, place)
     indices = np.arange(total)
-    if split is not None:
+    if others is None:
         names = [
             f"{file}:{row}".encode()
             for file, each in zip(chosen, sizes, strict=True)
@@ -145,6 +154,7 @@ def _open_tables(
         column,
         labels,
         class_names if labels is not None else (),
+        unlabelled,
         max_bytes,
     )
 
@@ -251,39 +261,45 @@ def _is_list(kind: Any) -> bool:
 
 
 def _classes(
-    tables: list[_Table], others: list[_Table]
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Return labels int32 [n] of tables, and names; `others` also name classes."""
+    tables: list[_Table], others: list[_Table], split: str, place: str
+) -> Classes:
+    """Return the classes of a split's tables; `others` also name classes."""
     column, names = tables[0].label_column()
     if not column:
-        return None, ()
+        return Classes()
     mine = [value for table in tables for value in table.values(column)]
     if all(value is None for value in mine):
-        return None, ()
+        return Classes()
     where = f"Column {column!r} of {tables[0].path!r}"
-    if names:
-        numbers = [NO_LABEL if value is None else value for value in mine]
-        labels = check_labels(numbers, len(numbers), where, lowest=NO_LABEL)
-        if labels.max() >= len(names):
-            raise UserError(
-                f"{where} has the label {labels.max()}: expected less than "
-                f"{len(names)}, the number of names in its schema. Write it again."
-            )
-        return known_labels(labels), names
-    every = set(mine)
-    for table in others:
-        if column in table.schema.names:
-            every.update(table.values(column))
+    if any(isinstance(value, list | dict) for value in mine):
+        raise UserError(
+            f"{where} has {tables[0].schema.field(column).type}: expected the number "
+            "or the name of one class. Rename the column to train without labels."
+        )
+    with_labels = [table for table in others if column in table.schema.names]
+    every = {*mine, *(value for table in with_labels for value in table.values(column))}
     every -= {None}
-    if all(isinstance(value, str) for value in every):
+    lacking = every - {*mine, NO_LABEL}
+    if lacking and split == TRAIN:
+        named = dict(enumerate(names))
+        listed = sorted(str(named.get(value, value)) for value in lacking)
+        return Classes(unlabelled=nothing_to_learn_from(listed, place, "rows"))
+    if not names and all(isinstance(value, str) for value in every):
         names = tuple(sorted(every))
         number_of = {name: number for number, name in enumerate(names)}
-        return np.array([number_of.get(v, NO_LABEL) for v in mine], np.int32), names
+        found = [number_of.get(value, NO_LABEL) for value in mine]
+        return Classes(np.array(found, np.int32), names)
     numbers = [NO_LABEL if value is None else value for value in mine]
     labels = check_labels(numbers, len(numbers), where, lowest=NO_LABEL)
-    if max(every) >= MAX_CLASSES:
+    if names and labels.max() >= len(names):
+        raise UserError(
+            f"{where} has the label {labels.max()}: expected less than "
+            f"{len(names)}, the number of names in its schema. Write it again."
+        )
+    if not names and max(every) >= MAX_CLASSES:
         raise UserError(f"{where} has the label {max(every)}: expected classes.")
-    return known_labels(labels), numbered_classes(np.array(list(every)))
+    names = names or numbered_classes(np.array(list(every)))
+    return Classes(known_labels(labels), names)
 
 
 # ---- Reading -------------------------------------------------------------------------
@@ -388,7 +404,7 @@ def open_parquet(place: str, split: str, *, max_bytes: int) -> TableSource:
     """Open one split of a Parquet file of images."""
     find_split(split, place, lambda name: False)  # the name of a single file is none
     folder, file = os.path.split(os.path.abspath(place))
-    return _open_tables(folder, [file], [], split, max_bytes)
+    return _open_tables(folder, [file], None, split, max_bytes)
 
 
 def _open_parquet_folder(place: str, split: str, *, max_bytes: int) -> TableSource:
@@ -396,9 +412,9 @@ def _open_parquet_folder(place: str, split: str, *, max_bytes: int) -> TableSour
     splits = named_splits(files)
     name = find_split(split, place, splits.__contains__, list(splits))
     if name is None:
-        return _open_tables(place, files, [], split, max_bytes)
+        return _open_tables(place, files, None, split, max_bytes)
     others = [file for file in files if file not in set(splits[name])]
-    return _open_tables(place, splits[name], others, None, max_bytes)
+    return _open_tables(place, splits[name], others, name, max_bytes)
 
 
 def _check_parquet_folder(place: str, split: str) -> None:
@@ -423,13 +439,13 @@ def _open_saved(place: str, split: str, *, max_bytes: int) -> TableSource:
     splits = _saved_splits(place)
     name = find_split(split, place, splits.__contains__, splits)
     if name is None:
-        return _open_tables(place, _saved_files(place), [], split, max_bytes)
+        return _open_tables(place, _saved_files(place), None, split, max_bytes)
     files = {
         each: [os.path.join(each, f) for f in _saved_files(os.path.join(place, each))]
         for each in splits
     }
     others = [file for each in splits if each != name for file in files[each]]
-    return _open_tables(place, files[name], others, None, max_bytes)
+    return _open_tables(place, files[name], others, name, max_bytes)
 
 
 def _check_saved(place: str, split: str) -> None:

@@ -19,7 +19,7 @@ from simmim_jax.data.sources import hdf5
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.folders import Files
 from simmim_jax.data.sources.format import Format
-from simmim_jax.data.sources.paths import find_split
+from simmim_jax.data.sources.paths import Classes, find_split
 from simmim_jax.data.sources.planes import (
     MAX_SIDE,
     WINDOW,
@@ -106,22 +106,20 @@ def open_netcdf(place: str, split: str) -> PlaneSource:
     selection = parse_selection(place)
     find_split(split, place, lambda name: False)
     variables = read_variables(selection.path)
-    labels: np.ndarray | None = None
-    classes: tuple[str, ...] = ()
+    classes = Classes()
     with reading(selection.path, "NumPy"):
         names = _chosen(variables, selection, place)
         planes = _planes_of(variables[names[0]])
         if selection.label:
-            labels = _months(variables, names[0], selection, place)
-            classes = tuple(calendar.month_name)[1:]
+            months = _months(variables, names[0], selection, place)
+            classes = Classes(months, tuple(calendar.month_name)[1:])
     is_large = planes.shape[0] == 1 and max(planes.shape[1:]) > MAX_SIDE
     return open_planes(
         place,
         split,
         functools.partial(_open, selection.path, names),
         window=selection.window or (WINDOW if is_large else 0),
-        labels=labels,
-        class_names=classes,
+        classes=classes,
     )
 
 

@@ -196,15 +196,14 @@ def open_npz(place: str, split: str) -> PlaneSource:
     """
     arrays, prefix, name = _find(place, split)
     selection = parse_selection(place)
-    labels, class_names = classes_of(arrays, prefix, name, place)
+    axes = _AXES[arrays[prefix + name].ndim]
     return open_planes(
         place,
         split,
         functools.partial(_planes, arrays[prefix + name]),
         window=selection.window,
         is_split=bool(prefix),
-        labels=labels,
-        class_names=class_names,
+        classes=classes_of(arrays, prefix, name, axes, place),
     )
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import errno
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from simmim_jax.data.codecs.base import (
     as_image,
 )
 from simmim_jax.data.sources.base import NO_LABEL
-from simmim_jax.data.sources.paths import hashed_split
+from simmim_jax.data.sources.paths import Classes, hashed_split
 from simmim_jax.data.sources.selections import split_selection
 from simmim_jax.errors import UserError
 
@@ -26,6 +26,7 @@ from simmim_jax.errors import UserError
 MAX_SIDE = 1024
 WINDOW = 512
 _MAX_COUNT = 10**8
+_UNLABELLED = Classes()
 
 
 @contextlib.contextmanager
@@ -127,7 +128,8 @@ class PlaneSource:
 
     open: returns the planes, in each process; shape: of what it returns; window: side
     [pixels], 0 for whole planes; indices int [m]: windows or planes of the split;
-    plane_labels int32 [planes] or None.
+    plane_labels int32 [planes] or None; unlabelled: why there are none, if that may be
+    a mistake.
     """
 
     place: str
@@ -137,6 +139,7 @@ class PlaneSource:
     indices: np.ndarray = dataclasses.field(repr=False)
     plane_labels: np.ndarray | None = dataclasses.field(repr=False)
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
+    unlabelled: str = ""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -212,8 +215,7 @@ def open_planes(
     *,
     window: int = 0,
     is_split: bool = False,
-    labels: np.ndarray | None = None,
-    class_names: Sequence[str] = (),
+    classes: Classes = _UNLABELLED,
 ) -> PlaneSource:
     """Return one split of an array: all of it with `is_split`, else by hash.
 
@@ -237,4 +239,4 @@ def open_planes(
     else:
         names = [str(i).encode() for i in range(count)]
         chosen = hashed_split(names, split, place)
-    return PlaneSource(place, open, shape, window, chosen, labels, tuple(class_names))
+    return PlaneSource(place, open, shape, window, chosen, *classes)

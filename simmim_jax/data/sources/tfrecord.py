@@ -24,10 +24,13 @@ from simmim_jax.data.sources.base import (
 from simmim_jax.data.sources.folders import Files, list_files
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.paths import (
+    TRAIN,
+    Classes,
     Paths,
     find_split,
     hashed_split,
     named_splits,
+    nothing_to_learn_from,
     pack,
     unpack,
 )
@@ -71,7 +74,8 @@ class RecordSource:
 
     file int [n]: position in `files`, relative to root; offsets, sizes int64 [n]: of
     the data of records; labels int32 [n] or None; image_key: of the feature;
-    max_bytes: of a record.
+    unlabelled: why there are no labels, if that may be a mistake; max_bytes: of a
+    record.
     """
 
     root: str
@@ -82,6 +86,7 @@ class RecordSource:
     image_key: str
     labels: np.ndarray | None = dataclasses.field(repr=False)
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
+    unlabelled: str = ""
     max_bytes: int = MAX_BYTES
 
     def __len__(self) -> int:
@@ -245,12 +250,12 @@ def _compressed(path: str) -> UserError:
 
 
 def _open_records(
-    place: str, chosen: list[str], others: list[str], split: str | None, max_bytes: int
+    place: str, chosen: list[str], others: list[str] | None, split: str, max_bytes: int
 ) -> RecordSource:
     """Open files, paths relative to `place`.
 
-    others: files of other splits, which also name classes; split: the one that hashes
-    of records make; None: all records.
+    others: files of other splits, which also name classes; None: `chosen` has all
+    records, which hashes divide.
     """
     parts = [_index_file(os.path.join(place, file)) for file in chosen]
     counts = [len(part.offsets) for part in parts]
@@ -263,10 +268,10 @@ def _open_records(
     sizes = np.concatenate([part.sizes for part in parts])
     first = os.path.join(place, chosen[int(file[0])])
     key = _image_key(first, int(offsets[0]), int(sizes[0]))
-    rest = [_index_file(os.path.join(place, other)) for other in others]
-    labels, class_names = _classes(parts, rest, place)
+    rest = [_index_file(os.path.join(place, other)) for other in others or ()]
+    labels, class_names, unlabelled = _classes(parts, rest, split, place)
     indices = np.arange(len(file))
-    if split is not None:
+    if others is None:
         names = [
             f"{name}:{number}".encode()
             for name, count in zip(chosen, counts, strict=True)
@@ -283,6 +288,7 @@ def _open_records(
         key,
         labels,
         class_names if labels is not None else (),
+        unlabelled,
         max_bytes,
     )
 
@@ -326,9 +332,9 @@ def _image_key(path: str, offset: int, size: int) -> str:
 
 
 def _classes(
-    parts: list[_Index], others: list[_Index], place: str
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Return labels int32 [n] and names; `others` also name classes."""
+    parts: list[_Index], others: list[_Index], split: str, place: str
+) -> Classes:
+    """Return the classes of a split's files; `others` also name classes."""
     every = [*parts, *others]
     numbers = np.concatenate([part.numbers for part in parts])
     all_numbers = np.concatenate([part.numbers for part in every])
@@ -344,13 +350,17 @@ def _classes(
         for number, name in zip(all_numbers.tolist(), names, strict=True):
             if number >= 0 and name:
                 class_names[number] = os.fsdecode(name)
-        return known_labels(numbers.astype(np.int32)), tuple(class_names)
-    known = sorted(set(names) - {b""})
-    if not known:
-        return None, ()
-    number_of = {name: number for number, name in enumerate(known)}
-    mine = [number_of.get(name, NO_LABEL) for part in parts for name in part.names]
-    return known_labels(np.array(mine, np.int32)), tuple(map(os.fsdecode, known))
+    else:
+        known = sorted(set(names) - {b""})
+        number_of = {name: number for number, name in enumerate(known)}
+        all_numbers = np.array([number_of.get(name, NO_LABEL) for name in names])
+        numbers = all_numbers[: len(numbers)]
+        class_names = list(map(os.fsdecode, known))
+    lacking = np.setdiff1d(all_numbers, np.append(numbers, NO_LABEL))
+    if len(lacking) and split == TRAIN:
+        listed = [class_names[number] for number in lacking]
+        return Classes(unlabelled=nothing_to_learn_from(listed, place, "records"))
+    return Classes(known_labels(numbers.astype(np.int32)), tuple(class_names))
 
 
 # ---- Formats -------------------------------------------------------------------------
@@ -370,7 +380,7 @@ def _check_file(place: str, split: str) -> None:
 def _open_file(place: str, split: str, *, max_bytes: int) -> RecordSource:
     _check_file(place, split)
     folder, file = os.path.split(os.path.abspath(place))
-    return _open_records(folder, [file], [], split, max_bytes)
+    return _open_records(folder, [file], None, split, max_bytes)
 
 
 def _check_folder(place: str, split: str) -> None:
@@ -378,12 +388,11 @@ def _check_folder(place: str, split: str) -> None:
 
 
 def _open_folder(place: str, split: str, *, max_bytes: int) -> RecordSource:
-    chosen, others, is_split = _find(place, split)
-    return _open_records(place, chosen, others, None if is_split else split, max_bytes)
+    return _open_records(place, *_find(place, split), split, max_bytes)
 
 
-def _find(place: str, split: str) -> tuple[list[str], list[str], bool]:
-    """Return the files of a split and those of others, and whether there are splits."""
+def _find(place: str, split: str) -> tuple[list[str], list[str] | None]:
+    """Return the files of a split and those of others; all and None without splits."""
     files = list(map(os.fsdecode, list_files(place, _FILES)))
     for file in files:
         if file.lower().endswith(".gz"):
@@ -391,9 +400,9 @@ def _find(place: str, split: str) -> tuple[list[str], list[str], bool]:
     splits = named_splits(files)
     name = find_split(split, place, splits.__contains__, list(splits))
     if name is None:
-        return files, [], False
+        return files, None
     others = [file for file in files if file not in set(splits[name])]
-    return splits[name], others, True
+    return splits[name], others
 
 
 FILE = Format(

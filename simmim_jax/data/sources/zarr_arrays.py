@@ -7,14 +7,14 @@ from types import ModuleType
 from typing import Any
 
 from simmim_jax.data.codecs.base import MAX_PIXELS, array_dtype
-from simmim_jax.data.sources.base import numbered_classes
 from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.groups import (
     check_chunks,
     choose_images,
     choose_split,
-    labels_of,
+    classes_of,
 )
+from simmim_jax.data.sources.paths import Classes
 from simmim_jax.data.sources.planes import (
     MAX_SIDE,
     WINDOW,
@@ -35,6 +35,8 @@ _NAMES = {
     **dict.fromkeys(("x", "lon", "longitude", "column", "col", "width", "w"), "x"),
     **dict.fromkeys(("c", "channel", "channels", "band", "bands"), "c"),
 }
+# Names of axes as xarray has them in version 2.
+_DIMENSIONS = "_ARRAY_DIMENSIONS"
 # Large planes of which there are at most as many are channels.
 _MAX_CHANNELS = 64
 
@@ -55,10 +57,11 @@ def open_zarr(place: str, split: str) -> PlaneSource:
     raises: UserError for a damaged store, or one without or with several images.
     """
     with reading(place, "zarr"):
-        selection, prefix, name, mine, axes = _chosen(place, split)
-        planes = ArrayPlanes(mine[name], axes)
-        is_stack = axes[0] == "n"
-        labels = labels_of(mine, name, planes.shape[0], place) if is_stack else None
+        selection, prefix, name, arrays, axes = _chosen(place, split)
+        planes = ArrayPlanes(arrays[prefix + name], axes)
+        classes = Classes()
+        if axes[0] == "n":
+            classes = classes_of(arrays, prefix, name, axes, place)
         window = selection.window
         if not window and max(planes.shape[1:]) > MAX_SIDE and axes != "nyxc":
             window = WINDOW
@@ -69,17 +72,16 @@ def open_zarr(place: str, split: str) -> PlaneSource:
         }
         part = [
             min(size, largest.get(axis, 1))
-            for axis, size in zip(axes, mine[name].shape, strict=True)
+            for axis, size in zip(axes, planes.array.shape, strict=True)
         ]
-        check_chunks(mine[name], part, f"{name!r} of {selection.path!r}")
+        check_chunks(planes.array, part, f"{name!r} of {selection.path!r}")
     return open_planes(
         place,
         split,
         functools.partial(_planes, selection.path, prefix + name, axes),
         window=window,
         is_split=bool(prefix),
-        labels=labels,
-        class_names=() if labels is None else numbered_classes(labels),
+        classes=classes,
     )
 
 
@@ -108,7 +110,7 @@ def _open(path: str) -> Any:
 
 
 def _chosen(place: str, split: str) -> tuple[Selection, str, str, dict[str, Any], str]:
-    """Return the selection, the group of the split, the name, arrays and axes."""
+    """Return the selection, the group of the split, the name, all arrays and axes."""
     zarr = import_zarr()
     selection = parse_selection(place)
     opened = _open(selection.path)
@@ -130,7 +132,7 @@ def _chosen(place: str, split: str) -> tuple[Selection, str, str, dict[str, Any]
         name = choose_images(mine, selection, place, _AXES)
     array = mine[name]
     array_dtype(array.dtype, f"{name!r} of {selection.path!r}")
-    return selection, prefix, name, mine, _axes(array, name, scales, place)
+    return selection, prefix, name, arrays, _axes(array, name, scales, place)
 
 
 def _multiscales(attributes: Mapping[str, Any]) -> list[Any]:
@@ -147,7 +149,7 @@ def _axes(array: Any, name: str, scales: Sequence[Any], place: str) -> str:
             given = scale.get("axes", ())
             names = [a["name"] if isinstance(a, dict) else a for a in given]
     names = names or getattr(array.metadata, "dimension_names", None) or ()
-    names = names or array.attrs.get("_ARRAY_DIMENSIONS", ())
+    names = names or array.attrs.get(_DIMENSIONS, ())
     if len(names) == len(array.shape):
         letters = [_NAMES.get(str(n).lower(), "n") for n in names]
         if letters.count("y") == letters.count("x") == 1 and letters.count("c") < 2:
@@ -170,9 +172,9 @@ def _unnamed(shape: tuple[int, ...], place: str) -> str:
 
 def _planes(path: str, name: str, axes: str) -> ArrayPlanes:
     opened = _open(path)
-    if not name:
-        return ArrayPlanes(opened, axes)
-    return ArrayPlanes(opened[name], axes, _labels(opened.attrs, opened[name], axes))
+    array = opened[name] if name else opened
+    labels = _labels(opened.attrs, array, axes) if name else ()
+    return ArrayPlanes(array, axes, labels)
 
 
 def _labels(attributes: Mapping[str, Any], array: Any, axes: str) -> tuple[str, ...]:

@@ -110,6 +110,20 @@ def test_groups_may_be_splits(tmp_path):
     assert "found train, test" in fails(place, "validation")
 
 
+def test_a_class_without_images_to_train_on_is_refused_as_for_folders(tmp_path):
+    labels = np.arange(40) % 3
+    arrays = {"validation__images": IMAGES[30:], "validation__labels": labels[30:]}
+    for known in (2, 3):
+        arrays |= {"train__images": IMAGES[:30], "train__labels": labels[:30] % known}
+        place = write(tmp_path / f"{known}.h5", **arrays)
+        train = open_source(place, "train")
+        said = f"{place!r} has classes without images to train on: 2. Expected images"
+        assert train.unlabelled.startswith(said) == (known == 2)
+        assert train.class_names == (() if known == 2 else ("0", "1", "2"))
+        assert pickle.loads(pickle.dumps(train)).unlabelled == train.unlabelled
+        assert len(open_source(place, "validation").class_names) == 3
+
+
 def test_pickled_sources_open_the_file_themselves(tmp_path):
     source = open_source(write(tmp_path / "set.h5", images=IMAGES), "train")
     expected = source[2]["image"]

@@ -173,6 +173,41 @@ def test_labels_without_names_in_the_schema(labels, classes, expected, tmp_path)
     assert source[2]["image"] == png(2)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "train", "validation", "lacks"),
+    [
+        (METADATA, [0, 0, -1], [0, 1], "dog"),
+        (None, ["cat", "cat", None], ["cat", "owl"], "owl"),
+        (None, [0, 2, None], [1, 2], "1"),
+    ],
+)
+def test_a_class_without_rows_to_train_on_is_refused_as_for_folders(
+    metadata, train, validation, lacks, tmp_path
+):
+    for split, labels in (("train", train), ("validation", validation)):
+        path = tmp_path / "set" / f"{split}.parquet"
+        write_parquet(path, range(len(labels)), metadata, label=labels)
+    place = str(tmp_path / "set")
+    source = open_source(place, "train")
+    assert (source.labels, source.class_names) == (None, ())
+    begins = f"{place!r} has classes without images to train on: {lacks}. Expected rows"
+    assert source.unlabelled.startswith(begins)
+    assert lacks in open_source(place, "validation").class_names
+    write_parquet(path, range(len(train)), metadata, label=train)
+    assert open_source(place, "train").labels[0] == 0
+
+
+def test_lists_of_labels_are_refused(tmp_path):
+    rows = [png(i) for i in range(2)]
+    place = write_parquet(
+        tmp_path / "set.parquet", range(2), None, image=rows, label=[[0, 1], [1]]
+    )
+    with pytest.raises(
+        UserError, match=r"'label' of .* has list<.*>: expected the num"
+    ):
+        open_source(place, "train")
+
+
 def test_damaged_groups_of_rows_are_bad_images(tmp_path):
     path = tmp_path / "set" / "train.parquet"
     write_parquet(path, range(8))

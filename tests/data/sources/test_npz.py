@@ -105,6 +105,16 @@ def test_names_of_splits(names, tmp_path):
     assert "found train, test" in fails(place, "validation")
 
 
+def test_a_class_without_images_to_train_on_is_refused_as_for_folders(tmp_path):
+    place = str(tmp_path / "set.npz")
+    arrays = {"x_train": IMAGES[:30], "y_train": np.arange(30) % 2}
+    np.savez(place, x_test=IMAGES[30:], y_test=np.arange(10) % 3, **arrays)
+    train = open_source(place, "train")
+    assert (train.labels, train.class_names) == (None, ())
+    assert "has classes without images to train on: 2. Expected" in train.unlabelled
+    assert open_source(place, "test").class_names == ("0", "1", "2")
+
+
 def test_the_name_stands_behind_a_colon(tmp_path):
     place = str(tmp_path / "set.npz")
     np.savez(place, scans=IMAGES, masks=IMAGES + 1)

@@ -161,10 +161,11 @@ def test_names_of_classes(tmp_path):
             image__class__text=text,
         )
 
-    write(tmp_path / "train-00000-of-00001", [imagenet(0, 3, b"dog")])
-    write(tmp_path / "validation-00000-of-00001", [imagenet(1, 1, b"cat")])
+    both = [imagenet(0, 3, b"dog"), imagenet(1, 1, b"cat")]
+    write(tmp_path / "train-00000-of-00001", both)
+    write(tmp_path / "validation-00000-of-00001", both[1:])
     train = open_source(str(tmp_path), "train")
-    assert train.labels.tolist() == [3]
+    assert train.labels.tolist() == [3, 1]
     assert train.class_names == ("0", "cat", "2", "dog")
     assert open_source(str(tmp_path), "validation").class_names == train.class_names
 
@@ -175,6 +176,22 @@ def test_labels_that_are_text_or_missing(tmp_path):
     source = open_source(str(tmp_path), "train")
     assert source.labels.tolist() == [1, -1, 0]
     assert source.class_names == ("cat", "owl")
+
+
+@pytest.mark.parametrize("labels", [(b"cat", b"owl"), (0, 1)])
+def test_a_class_without_records_to_train_on_is_refused_as_for_folders(
+    labels, tmp_path
+):
+    records = [example(image=png(i), label=label) for i, label in enumerate(labels)]
+    write(tmp_path / "train.tfrecord", records[:1])
+    write(tmp_path / "validation.tfrecord", records)
+    train = open_source(str(tmp_path), "train")
+    assert (train.labels, train.class_names) == (None, ())
+    lacks = os.fsdecode(labels[1]) if labels[1] != 1 else "1"
+    assert f"without images to train on: {lacks}. Expected records" in train.unlabelled
+    assert open_source(str(tmp_path), "validation").labels.tolist() == [0, 1]
+    write(tmp_path / "train.tfrecord", records)
+    assert open_source(str(tmp_path), "train").labels.tolist() == [0, 1]
 
 
 def test_a_wrong_checksum_is_a_bad_image(tmp_path):

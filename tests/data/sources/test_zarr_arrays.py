@@ -64,11 +64,17 @@ def test_groups_with_labels_and_splits(tmp_path):
     for split, part in (("train", IMAGES[:30]), ("validation", IMAGES[30:])):
         group = root.create_group(split)
         group.create_array("images", data=part)
-        group.create_array("labels", data=np.arange(len(part)) % 2)
+        # The last class is not in the validation split.
+        group.create_array("labels", data=np.arange(len(part)) % (len(part) // 10 + 1))
     place = str(tmp_path / "set.zarr")
     train = open_source(place, "train")
     assert len(train) == 30
-    assert train.class_names == ("0", "1")
+    assert train.class_names == ("0", "1", "2", "3")
+    assert open_source(place, "validation").class_names == train.class_names
+    root["validation/labels"][0] = 4  # now one that training lacks
+    lacking = open_source(place, "train")
+    assert (lacking.labels, lacking.class_names) == (None, ())
+    assert "has classes without images to train on: 4. Exp" in lacking.unlabelled
     assert train[29]["label"] == 1
     np.testing.assert_array_equal(train[29]["image"], IMAGES[29])
     validation = open_source(place, "validation")
