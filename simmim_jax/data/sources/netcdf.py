@@ -9,7 +9,7 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -98,8 +98,9 @@ def open_netcdf(place: str, split: str) -> PlaneSource:
     """Open one split of a NetCDF file; see `open_source`.
 
     The last two axes are an image's. scale_factor and add_offset are applied; values
-    that equal _FillValue or missing_value become NaN. The label "month" numbers January
-    0, by the units of the time axis.
+    that equal _FillValue or missing_value, or are outside of valid_range, valid_min and
+    valid_max, become NaN. The label "month" numbers January 0, by the units of the time
+    axis.
     raises: UserError for a damaged file, unknown variables, or several that could be
     meant.
     """
@@ -201,12 +202,34 @@ def values_of(stored: np.ndarray, attributes: Mapping[str, Any]) -> np.ndarray:
         fills = [np.array([_DEFAULT_FILL])]
     scale = float(np.ravel(attributes.get("scale_factor", 1))[0])
     offset = float(np.ravel(attributes.get("add_offset", 0))[0])
-    if not fills and (scale, offset) == (1, 0):
+    limits = _limits(attributes)
+    if not fills and not limits and (scale, offset) == (1, 0):
         return stored
-    missing = np.isin(stored, np.concatenate(fills).astype(stored.dtype))
-    values = stored if is_float else stored.astype(np.float64)
-    values = np.where(missing, np.nan, values * scale + offset)
-    return values.astype(np.float32)
+    values = (stored if is_float else stored.astype(np.float64)) * scale + offset
+    missing = np.zeros(stored.shape, bool)
+    for fill in fills:
+        missing |= np.isin(stored, fill.astype(stored.dtype))
+    for limit, is_beyond in limits:
+        # Limits of another kind than what is stored are of the values (NUG).
+        is_packed = is_float or limit.dtype.kind != "f"
+        missing |= (
+            is_beyond(stored, limit.astype(stored.dtype))
+            if is_packed
+            else is_beyond(values, limit)
+        )
+    return np.where(missing, np.nan, values).astype(np.float32)
+
+
+def _limits(attributes: Mapping[str, Any]) -> list[tuple[Any, Callable[..., Any]]]:
+    """Return valid_min and valid_max, with what tells that a number is beyond them."""
+    given = [attributes.get(name) for name in ("valid_min", "valid_max")]
+    if np.size(both := attributes.get("valid_range", ())) == 2:
+        given = list(np.ravel(both))
+    return [
+        (np.ravel(limit)[0], is_beyond)
+        for limit, is_beyond in zip(given, (np.less, np.greater), strict=True)
+        if limit is not None and np.asarray(limit).dtype.kind in "iuf"
+    ]
 
 
 def _chosen(

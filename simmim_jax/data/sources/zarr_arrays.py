@@ -1,10 +1,15 @@
 """Zarr 2 and 3 and OME-Zarr: stacks of images, or windows of large arrays."""
 
+import base64
+import dataclasses
 import functools
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from simmim_jax.data.codecs.base import MAX_PIXELS, array_dtype
 from simmim_jax.data.sources.format import Format
@@ -14,6 +19,7 @@ from simmim_jax.data.sources.groups import (
     choose_split,
     classes_of,
 )
+from simmim_jax.data.sources.netcdf import values_of
 from simmim_jax.data.sources.paths import Classes
 from simmim_jax.data.sources.planes import (
     MAX_SIDE,
@@ -37,6 +43,11 @@ _NAMES = {
 }
 # Names of axes as xarray has them in version 2.
 _DIMENSIONS = "_ARRAY_DIMENSIONS"
+# Attributes with which stored numbers are not the values.
+_PACKED = {
+    *("scale_factor", "add_offset", "_Unsigned", "_FillValue", "missing_value"),
+    *("valid_range", "valid_min", "valid_max"),
+}
 # Large planes of which there are at most as many are channels.
 _MAX_CHANNELS = 64
 
@@ -54,6 +65,7 @@ def open_zarr(place: str, split: str) -> PlaneSource:
     plane, [n, y, x] many and [n, y, x, c] many of several channels; of planes with a
     side of more than 1024 pixels, at most 64 of them are channels. Planes that large
     are read in windows of 512 pixels, or of those behind "@". Chunks are not cached.
+    Scales, offsets and missing values that xarray stores are those of `open_netcdf`.
     raises: UserError for a damaged store, or one without or with several images.
     """
     with reading(place, "zarr"):
@@ -174,7 +186,34 @@ def _planes(path: str, name: str, axes: str) -> ArrayPlanes:
     opened = _open(path)
     array = opened[name] if name else opened
     labels = _labels(opened.attrs, array, axes) if name else ()
-    return ArrayPlanes(array, axes, labels)
+    return ArrayPlanes(_decoded(array), axes, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """An array of stored numbers, which attributes of CF turn into values."""
+
+    array: Any
+    attributes: Mapping[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As stored."""
+        return self.array.shape
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return values_of(np.asarray(self.array[index]), self.attributes)
+
+
+def _decoded(array: Any) -> Any:
+    """Return an array whose attributes are those of CF as one of values."""
+    attributes = dict(array.attrs)
+    if _DIMENSIONS in attributes and array.fill_value is not None:
+        # Where xarray keeps the attribute in version 2.
+        attributes.setdefault("_FillValue", array.fill_value)
+    if isinstance(fill := attributes.get("_FillValue"), str):  # of floats in version 3
+        (attributes["_FillValue"],) = struct.unpack("<d", base64.b64decode(fill))
+    return Decoded(array, attributes) if _PACKED & attributes.keys() else array
 
 
 def _labels(attributes: Mapping[str, Any], array: Any, axes: str) -> tuple[str, ...]:

@@ -205,10 +205,24 @@ def test_missing_values():
     assert np.isnan(of(np.float32([9.96921e36, 0]))).tolist() == [True, False]
     whole = of(np.int16([3, -1]))
     assert (whole.dtype, whole.tolist()) == (np.int16, [3, -1])
+    packed = of(np.int16([3, -1]), scale_factor=0.5, add_offset=1.0)
+    assert (packed.dtype, packed.tolist()) == (np.float32, [2.5, 0.5])
+    # Limits of stored numbers, or of values if they are floats of packed integers.
+    for limits in (
+        {"valid_range": np.int16([0, 9])},
+        {"valid_min": np.int16(0), "valid_max": np.int16(9)},
+        {"scale_factor": 0.1, "valid_range": np.float32([0, 0.95])},
+    ):
+        found = np.isnan(of(np.int16([-1, 0, 9, 10]), **limits)).tolist()
+        assert found == [True, False, False, True]
+    assert np.isnan(of(np.float32([2.5, 3.5]), valid_max=3.0)).tolist() == [False, True]
+    assert of(np.int16([10]), valid_range="0 9").tolist() == [10]  # as nobody reads it
     # Bytes of NetCDF 3 have no unsigned kind.
     marked = {"_Unsigned": b"true", "_FillValue": np.int8(-1)}
     assert of(np.int8([-2, 5]), **marked).tolist() == [254, 5]
     assert np.isnan(of(np.int8([-1]), **marked)).all()
+    marked["valid_max"] = np.int8(-6)  # 250
+    assert np.isnan(of(np.int8([-6, -5]), **marked)).tolist() == [False, True]
 
 
 @BOTH

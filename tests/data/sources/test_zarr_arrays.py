@@ -147,6 +147,49 @@ def test_axes_are_named_by_xarray(tmp_path):
     np.testing.assert_array_equal(examples(place)["7"]["image"], IMAGES[7])
 
 
+DIMS = ["time", "lat", "lon"]
+VALUES = np.float32([[[270.5, 271], [np.nan, 280]], [[1, 2], [3, 4]]])
+# What xarray 2026.9.0 writes of VALUES: stored numbers, fill value and attributes.
+XARRAY = {
+    "packed, version 2": (2, "<i2", -1, {"scale_factor": 0.5, "add_offset": 270.0}),
+    "packed, version 3": (
+        *(3, "<i2", 0),
+        {"scale_factor": 0.5, "add_offset": 270.0, "_FillValue": -1},
+    ),
+    "floats, version 2": (2, "<f4", np.nan, {}),
+    "floats, version 3": (3, "<f4", 0, {"_FillValue": "AAAAAAAA+H8="}),
+}
+
+
+@pytest.mark.parametrize("name", XARRAY)
+def test_values_are_those_of_xarray(name, tmp_path):
+    version, dtype, fill, attributes = XARRAY[name]
+    stored = VALUES
+    if "packed" in name:
+        stored = np.where(np.isnan(VALUES), -1, (VALUES - 270) / 0.5)
+    options = {"dimension_names": DIMS} if version == 3 else {}
+    place = write(
+        tmp_path / "set.zarr", stored.astype(dtype), version, fill_value=fill, **options
+    )
+    if version == 2:
+        attributes = attributes | {"_ARRAY_DIMENSIONS": DIMS}
+    zarr.open(place, mode="a").attrs.update(attributes)
+    for index, example in examples(place).items():
+        assert example["image"].dtype == np.float32
+        np.testing.assert_array_equal(example["image"][..., 0], VALUES[int(index)])
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_zeros_of_xarray_are_values_without_a_fill_value(version, tmp_path):
+    options = {"dimension_names": DIMS} if version == 3 else {"fill_value": None}
+    stored = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
+    place = write(tmp_path / "set.zarr", stored, version, **options)
+    if version == 2:
+        zarr.open(place, mode="a").attrs["_ARRAY_DIMENSIONS"] = DIMS
+    image = examples(place)["0"]["image"]
+    assert (image.dtype, image[0, 0, 0]) == (np.uint8, 0)
+
+
 def ome(path, array, axes, version):
     """Write two levels of an image as OME-Zarr 0.4 (Zarr 2) or 0.5 (Zarr 3)."""
     root = zarr.create_group(str(path), zarr_format=2 if version == "0.4" else 3)
