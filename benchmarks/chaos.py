@@ -282,8 +282,11 @@ def damage(trial: Trial) -> None:
             trial.expect(process, {FINISHED})
             break
         process.kill()
-        newest = max(complete_steps(trial.workdir))
-        trial.note(_damage(trial.rng, trial.workdir / "checkpoints", newest))
+        steps = complete_steps(trial.workdir)
+        if len(steps) < 2:
+            found = f"{len(steps)} checkpoints in {PATIENCE:.0f} s"
+            raise Lost(f"{found}, expected two: {process.tail()}")
+        trial.note(_damage(trial.rng, trial.workdir / "checkpoints", steps[-1]))
     else:
         trial.finish()
     trial.compare()

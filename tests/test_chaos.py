@@ -1,6 +1,7 @@
 """Runs survive kills, full disks and damage: the short form of benchmarks/chaos.py."""
 
 import dataclasses
+import random
 
 import commands
 import pytest
@@ -18,6 +19,18 @@ def test_runs_end_alike_whatever_happens_to_them():
     assert not any(account.lost for account in ledger.kinds.values()), ledger.summary()
     for kind, count in wanted.items():
         assert ledger.kinds[kind].survived >= count
+
+
+def test_a_run_without_checkpoints_to_damage_is_lost_in_a_sentence(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(chaos, "PATIENCE", 0.0)
+    tiny_runs.write_files(tmp_path)
+    trial = chaos.Trial(
+        chaos.Setup(tmp_path), random.Random(0), tmp_path / "run", most=1
+    )
+    with pytest.raises(tiny_runs.Lost, match=r"^0 checkpoints in 0 s, .*: status -9"):
+        chaos.damage(trial)
 
 
 @pytest.mark.parametrize(
