@@ -276,7 +276,7 @@ def test_too_many_pixels():
 
 
 def test_planes_in_other_files_are_refused():
-    # tifffile 2026.3.3 returns zeros for them: findings/ome_tiff_without_planes.sh.
+    # tifffile 2026.3.3 returns zeros for them: findings/tifffile_ome_without_planes.sh.
     file = io.BytesIO()
     xml = (
         '<?xml version="1.0"?><OME UUID="urn:uuid:0" xmlns="http://'
