@@ -1,12 +1,13 @@
 """Flags that several commands share, and configs found by name."""
 
 import argparse
+import contextlib
 import importlib.util
 import itertools
 import operator
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from ml_collections import ConfigDict, config_flags
 
 from simmim_jax.config.parsing import TYPES
 from simmim_jax.errors import NotFoundError, UserError, did_you_mean
+
+# What Ctrl-C says where parts of the result are kept.
+RESUMES = "Interrupted. Run the same command again to resume."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -62,6 +66,21 @@ def add_features(parser: argparse.ArgumentParser) -> None:
         "--block", type=int, help="of a ViT: features after this block (the last norm)"
     )
     parser.add_argument("--data_dir", default="", help="folder of TFDS data sets")
+
+
+@contextlib.contextmanager
+def explained(interrupted: str = "Interrupted.") -> Iterator[None]:
+    """Exit with a sentence where the user's files, flags or Ctrl-C end a command."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(str(error))
+    except BrokenPipeError:  # as in `simmim neighbours ... | head`
+        raise
+    except OSError as error:
+        sys.exit(f"cannot read or write {error.filename!r}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit(interrupted)
 
 
 def size(text: str) -> tuple[int, int]:

@@ -9,11 +9,9 @@ split, index, label, class and vector; beside a .npy file [n, d] stands a .txt o
 An interrupted command resumes when it is run again.
 """
 
-import sys
 from collections.abc import Sequence
 
 from simmim_jax.cli import arguments
-from simmim_jax.errors import UserError
 from simmim_jax.runtime import platforms
 
 
@@ -37,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from simmim_jax.tasks.encoder import Encoder
     from simmim_jax.tasks.views import formats
 
-    try:
+    with arguments.explained(arguments.RESUMES):
         encoder = Encoder.load(args.run, pool=args.pool, block=args.block)
         sources = open_splits(
             args.dataset,
@@ -54,10 +52,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             "block": args.block,
         }
         rows, left_out = embed(encoder, sources, args.out, plan=plan, half=args.float16)
-    except UserError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. Run the same command again to resume.")
     print(f"{args.out}: {rows:,} vectors of {encoder.dim}")
     if left_out:
         print(f"{left_out:,} images left out, see {args.out}.left_out.tsv")

@@ -9,7 +9,6 @@ and pictures to --out. --calibrate fits a temperature to these images and keeps 
 beside the checkpoint; `simmim predict` then prints calibrated probabilities, too.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from simmim_jax.tasks.predict import Predictor
     from simmim_jax.tasks.views import formats
 
-    try:
+    with arguments.explained():
         predictor = Predictor.load(args.run)
         print(f"{args.run}: {predictor.describe()}")
         data = predictor.config.data
@@ -78,8 +77,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             file = calibration.save(fitted, args.run, predictor.step)
         summary = found.write(args.out, fitted)
-    except UserError as error:
-        sys.exit(str(error))
     _print(found, summary)
     if args.calibrate:
         assert fitted is not None

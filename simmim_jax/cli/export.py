@@ -9,7 +9,6 @@ batches of any size; normalisation is inside. A classifier returns probabilities
 runs vectors. Each file is read back and compared with our results.
 """
 
-import sys
 from collections.abc import Sequence
 
 from simmim_jax.cli import arguments
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from simmim_jax.tasks.encoder import Encoder
     from simmim_jax.tasks.export import export
 
-    try:
+    with arguments.explained():
         is_encoder = args.embed or args.block is not None or args.pool != "mean"
         model = (
             Encoder.load(args.run, pool=args.pool, block=args.block)
@@ -44,5 +43,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         print(f"{args.run}: {model.describe()}")
         print(export(model, args.out, args.format))
-    except UserError as error:
-        sys.exit(str(error))

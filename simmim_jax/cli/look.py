@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from simmim_jax.tasks.encoder import Encoder
     from simmim_jax.tasks.views import formats
 
-    try:
+    with arguments.explained():
         encoder = Encoder.load(args.run, pool=args.pool, block=args.block)
         print(f"{args.run}: {encoder.describe()}")
         source = open_source(
@@ -62,10 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         _draw_features(encoder, source, args.images, args.out / "features.png")
         _draw_map(encoder, source, args.out / "map.png")
-    except UserError as error:
-        sys.exit(str(error))
-    except OSError as error:
-        sys.exit(f"cannot read or write {error.filename!r}: {error.strerror}")
 
 
 def _draw_features(

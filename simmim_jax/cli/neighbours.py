@@ -10,7 +10,6 @@ table.
 """
 
 import csv
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from simmim_jax.tasks.encoder import Encoder
     from simmim_jax.tasks.views import formats
 
-    try:
+    with arguments.explained():
         encoder = Encoder.load(args.run, pool=args.pool, block=args.block)
         print(f"{args.run}: {encoder.describe()}")
         source = open_source(
@@ -59,12 +58,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             formats=formats(encoder.config.data),
         )
         _search(encoder, source, args)
-    except UserError as error:
-        sys.exit(str(error))
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        sys.exit(f"cannot read or write {error.filename!r}: {error.strerror}")
 
 
 def _search(encoder: "Encoder", source: "Source", args: Any) -> None:

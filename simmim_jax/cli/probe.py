@@ -9,7 +9,6 @@ take seconds once the images are embedded, and need labels: class folders, or a 
 with a column label.
 """
 
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from simmim_jax.tasks.encoder import Encoder
     from simmim_jax.tasks.views import formats
 
-    try:
+    with arguments.explained():
         encoder = Encoder.load(args.run, pool=args.pool, block=args.block)
         print(f"{args.run}: {encoder.describe()}")
         found: list[np.ndarray] = []
@@ -51,9 +50,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 formats=formats(encoder.config.data),
             )
             if source.labels is None:
+                why = getattr(source, "unlabelled", "")
                 raise UserError(
                     f"{args.dataset!r} has no labels in its split {split!r}: expected "
-                    "class folders, or a list with a column label."
+                    f"class folders, or a list with a column label. {why}".rstrip()
                 )
             found += vectors_of(encoder, source, f"embedding {split}")
         if args.k < 1 or args.temperature <= 0:
@@ -67,8 +67,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             ),
             "linear classifier": probe.linear_accuracy(*found, step=encoder.step),
         }
-    except UserError as error:
-        sys.exit(str(error))
     train, _, _, expected = found
     chance = np.bincount(expected).max() / len(expected)
     for name, accuracy in rows.items():

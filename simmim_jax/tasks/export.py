@@ -116,7 +116,7 @@ def _onnx(model: Encoder | Predictor, file: Path, path: Path) -> str:
 
 def _safetensors(model: Encoder | Predictor, file: Path, path: Path) -> str:
     try:
-        from safetensors.numpy import load_file, save_file
+        from safetensors.numpy import load_file, save
     except ImportError as error:
         raise UserError(
             "format='safetensors' needs safetensors: pip install 'simmim_jax[convert]'."
@@ -126,7 +126,7 @@ def _safetensors(model: Encoder | Predictor, file: Path, path: Path) -> str:
         ".".join(str(key.key) for key in keys): np.ascontiguousarray(value, np.float32)
         for keys, value in leaves
     }
-    save_file(named, file)
+    file.write_bytes(save(named))  # save_file would give the file mode 0600
     read = load_file(file)
     if any(not np.array_equal(read[name], value) for name, value in named.items()):
         raise UserError("safetensors reads other values than it wrote: file removed.")

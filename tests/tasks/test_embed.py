@@ -17,6 +17,8 @@ import simmim_jax
 from simmim_jax.checkpoints import store
 from simmim_jax.cli.convert import main as convert
 from simmim_jax.cli.embed import main
+from simmim_jax.cli.evaluate import main as evaluate
+from simmim_jax.cli.export import main as export
 from simmim_jax.cli.look import main as look
 from simmim_jax.cli.neighbours import main as neighbours
 from simmim_jax.cli.probe import main as probe
@@ -27,6 +29,7 @@ from simmim_jax.tasks import classify, embed, parts, pretrain
 from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.training import loop
 
+FASHION = "bundled:fashion_mnist_10k"
 SHORT = {"duration": "2 steps", "eval_every": "2 steps", "pictures": 0}
 
 
@@ -190,6 +193,27 @@ def test_mistakes_are_sentences(pretrained, args, says):
     assert json.dumps(str(stopped.value)).count("\\n") <= 1
 
 
+@pytest.mark.parametrize("name", ["embed", "evaluate", "export", "look", "neighbours"])
+def test_a_place_that_cannot_be_written_to_is_a_sentence(
+    name, pretrained, finetuned, folder, tmp_path
+):
+    file = tmp_path / "file"
+    file.touch()
+    command, args = {
+        "embed": (main, [pretrained, folder, file / "x.npy"]),
+        "evaluate": (evaluate, [finetuned, FASHION, f"--out={file / 'x'}"]),
+        "export": (export, [pretrained, file / "x.safetensors"]),
+        "look": (look, [pretrained, folder, f"--out={file / 'x'}"]),
+        "neighbours": (neighbours, [pretrained, folder, f"--table={file / 'x.csv'}"]),
+    }[name]
+    with pytest.raises(SystemExit) as stopped:
+        command(list(map(str, args)))
+    assert re.fullmatch(
+        rf"cannot read or write '{file}.*': .*(Not a directory|File exists)",
+        str(stopped.value),
+    )
+
+
 # ---- Probe and neighbours ------------------------------------------------------------
 
 
@@ -211,6 +235,12 @@ def test_probe_needs_labels(pretrained, tmp_path):
     Image.new("L", (30, 30)).save(tmp_path / "b.png")
     with pytest.raises(SystemExit, match="has no labels in its split 'train'"):
         probe([str(pretrained), str(tmp_path)])
+    for split, name in (("train", "a"), ("val", "a"), ("val", "b")):
+        file = tmp_path / "set" / split / name / "0.png"
+        file.parent.mkdir(parents=True)
+        Image.new("L", (30, 30)).save(file)
+    with pytest.raises(SystemExit, match=r"images to train on: .*/val/b\. Expected"):
+        probe([str(pretrained), str(tmp_path / "set")])
 
 
 def test_neighbours_of_a_query_begin_with_itself(pretrained, folder, tmp_path, capsys):

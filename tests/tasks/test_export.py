@@ -1,6 +1,7 @@
 """Exported models give the results of ours, in other runtimes."""
 
 import json
+import stat
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,9 @@ def test_safetensors(tmp_path):
     beside = json.loads((tmp_path / "a.json").read_text())
     assert beside["class_names"] == list(CLASSES)
     assert beside["config"]["model"]["embed_dim"] == 16
+    # The mode that the umask says, not the 0600 of safetensors' own writer.
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+    assert modes == {stat.S_IMODE((tmp_path / "a.json").stat().st_mode)}
 
 
 def test_a_file_with_other_results_is_removed(tmp_path, monkeypatch):
