@@ -1,6 +1,6 @@
 """All targets."""
 
-from tests.fuzz import data_sets, foreign, images, run_files, scans, sounds
+from tests.fuzz import data_sets, foreign, images, run_files, scans, sounds, stores
 from tests.fuzz.target import Target
 
 TARGETS: tuple[Target, ...] = (
@@ -10,4 +10,5 @@ TARGETS: tuple[Target, ...] = (
     *foreign.TARGETS,
     *scans.TARGETS,
     *sounds.TARGETS,
+    *stores.TARGETS,
 )
