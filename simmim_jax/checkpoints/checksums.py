@@ -1,15 +1,17 @@
 """Checksums of a checkpoint's files: written at save, verified before use.
 
-`checksums.json` has the size and SHA-256 of every file of its folder. Left out is what
-is written later: the metrics, whose folder has checksums of its own, and the two files
+`checksums.json` has the size and SHA-256 of every file of its folder, and the SHA-256
+of this list: a name that changed would leave a file unverified. Left out is what is
+written later: the metrics, whose folder has checksums of its own, and the two files
 that Orbax writes to commit a checkpoint, whose content it does not use.
 """
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from simmim_jax.errors import UserError
 
@@ -37,7 +39,8 @@ def write(folder: Path) -> None:
             for name, digest in zip(names, digests, strict=True)
         }
     partial = folder / f"{FILE}.tmp"
-    partial.write_text(json.dumps({"files": files}, indent=1) + "\n")
+    content = {"files": files, "sha256": _digest_of_list(files)}
+    partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(folder / FILE)
 
 
@@ -52,7 +55,8 @@ def verify(folder: Path, items: Collection[str] = ()) -> None:
     items: subfolders to verify, which must exist; the whole folder if empty.
     """
     try:
-        files = json.loads((folder / FILE).read_text())["files"]
+        content = json.loads((folder / FILE).read_text())
+        files = content["files"]
         entries = [(n, int(e["bytes"]), str(e["sha256"])) for n, e in files.items()]
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{FILE} cannot be read") from error
@@ -60,6 +64,9 @@ def verify(folder: Path, items: Collection[str] = ()) -> None:
         raise DamagedError(
             f"{FILE} does not list files with bytes and sha256"
         ) from error
+    # The first ones had files alone.
+    if content.keys() != {"files"} and content.get("sha256") != _digest_of_list(files):
+        raise DamagedError(f"{FILE} does not match its own checksum")
     listed = {name.split("/")[0] for name, _, _ in entries}
     if missing := sorted(set(items) - listed):
         raise DamagedError(f"{FILE} does not list {missing[0]}/")
@@ -82,6 +89,10 @@ def _problem(folder: Path, name: str, size: int, digest: str) -> str:
     except (OSError, ValueError) as error:
         return f"{name!r} cannot be read: {error}"
     return ""
+
+
+def _digest_of_list(files: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(file: Path) -> str:

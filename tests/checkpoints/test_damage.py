@@ -1,5 +1,6 @@
 """Damaged checkpoints: named, set aside, and the last good one is used instead."""
 
+import contextlib
 import json
 import os
 import random
@@ -97,6 +98,34 @@ def test_a_flipped_bit_never_changes_what_is_resumed(seed, workdir, caplog):
     elif not (unused and file.parent == folder(workdir)):
         assert step == BEFORE
         assert f"'{folder(workdir)}' is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("bit", [0, 5])
+def test_a_flipped_bit_in_any_byte_of_the_checksums_is_found(bit, whole):
+    """Also in the name of a file, which would then not be verified."""
+    file = folder(whole) / checksums.FILE
+    intact = file.read_bytes()
+    unnoticed = []
+    try:
+        for place in range(len(intact) - 1):  # but for the end of the last line
+            content = bytearray(intact)
+            content[place] ^= 1 << bit
+            file.write_bytes(bytes(content))
+            with contextlib.suppress(DamagedError):
+                checksums.verify(folder(whole), layout.TO_RESUME)
+                unnoticed.append((place, content[place - 20 : place + 1]))
+    finally:
+        file.write_bytes(intact)
+    assert not unnoticed
+    checksums.verify(folder(whole), layout.TO_RESUME)
+
+
+def test_checksums_without_their_own_are_those_of_an_earlier_release(workdir):
+    file = folder(workdir) / checksums.FILE
+    content = json.loads(file.read_text())
+    del content["sha256"]
+    file.write_text(json.dumps(content))
+    assert_resumes(workdir, NEWEST)
 
 
 def remove(path):
