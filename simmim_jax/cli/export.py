@@ -12,7 +12,6 @@ runs vectors. Each file is read back and compared with our results.
 from collections.abc import Sequence
 
 from simmim_jax.cli import arguments
-from simmim_jax.errors import UserError
 from simmim_jax.runtime import platforms
 
 

@@ -75,7 +75,11 @@ def write(model: Model, path: Path, to: str, source: Path) -> list[str]:
 
 def notes(model: Model, to: str) -> list[str]:
     """Return what was assumed, and what format `to` cannot hold."""
-    lost = {"timm": timm.notes, "huggingface": huggingface.notes}
+    lost = {
+        "official": microsoft.notes,
+        "timm": timm.notes,
+        "huggingface": huggingface.notes,
+    }
     return [*model.notes, *(lost[to](model) if to in lost else [])]
 
 

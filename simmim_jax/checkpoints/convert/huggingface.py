@@ -147,6 +147,12 @@ def write(model: Model, path: Path) -> None:
 def notes(model: Model) -> list[str]:
     """Return what the folder cannot hold, and where a backbone computes otherwise."""
     found = lost_settings(model.data)
+    target = model.objective.get("target", {}).get("kind", "pixels")
+    if model.kind == "pre-training model" and target != "pixels":
+        found.append(
+            f"the decoder predicts config.target.kind={target!r}, and the loss of "
+            "transformers compares with pixels"
+        )
     if model.model["name"] == "swin" and any(
         stage.depth > 1 and not stage.shift for stage in model.stages()
     ):

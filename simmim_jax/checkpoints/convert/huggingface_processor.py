@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simmim_jax.checkpoints.convert import settings
+from simmim_jax.checkpoints.convert.overrides import own_preparation
 from simmim_jax.checkpoints.convert.settings import Settings
 
 _FILTERS = {  # Pillow's numbers
@@ -130,14 +131,8 @@ def lost_settings(data: Mapping[str, Any]) -> list[str]:
             "transformers rounds down where a crop begins, data.eval_center='round' "
             "does not: some images are cropped one pixel earlier"
         )
-    dtype = data.get("dtype", "uint8")
-    kind = data.get("normalization", "standard")
-    if dtype != "uint8" or kind != "standard":
-        lost.append(
-            "image processors divide 8-bit pixels by 255: normalise values of "
-            f"data.dtype={dtype!r} yourself, by image_mean and image_std as "
-            f"data.normalization={kind!r} does"
-        )
+    if own := own_preparation(data):
+        lost.append(f"image processors are for photographs: prepare {own} yourself")
     return lost
 
 

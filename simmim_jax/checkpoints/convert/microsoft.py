@@ -5,6 +5,7 @@ repositories use the same setting names.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from simmim_jax.checkpoints.convert.overrides import (
     DATA_FIELDS,
     PROBABILITIES,
     Overrides,
+    own_preparation,
 )
 from simmim_jax.checkpoints.convert.settings import Settings
 from simmim_jax.errors import UserError
@@ -51,11 +53,11 @@ _VIT = {
 # Settings that tensors determine, or that only affect training and speed.
 _IGNORED_DATA = (
     "BATCH_SIZE", "DATA_PATH", "DATASET", "PIN_MEMORY", "NUM_WORKERS", "ZIP_MODE",
-    "CACHE_MODE", "MASK_PATCH_SIZE", "MASK_RATIO",
+    "CACHE_MODE",
 )  # fmt: skip
 _IGNORED_MODEL = (
     "NAME", "PRETRAINED", "RESUME", "NUM_CLASSES", "DROP_RATE", "LABEL_SMOOTHING",
-    "SWIN", "SWINV2", "VIT", "SWIN_MOE", "SWIN_MLP", "SIMMIM",
+    "SWIN", "SWINV2", "VIT", "SWIN_MOE", "SWIN_MLP",
 )  # fmt: skip
 _IGNORED_SECTION = (
     "PATCH_SIZE", "IN_CHANS", "EMBED_DIM", "DEPTH", "DEPTHS", "MLP_RATIO", "QKV_BIAS",
@@ -91,29 +93,39 @@ def read(path: Path, overrides: Overrides) -> Model:
     names = Settings(named, f"'{path}'").take("class_names", settings.texts, ())
     fields: dict[str, Any] = {}
     data: dict[str, Any] = {}
+    objective: dict[str, Any] = {}
     probabilities = "softmax"
     if "MODEL" in config:
         section = config.section("MODEL")
         probabilities = section.take("PROBABILITIES", PROBABILITIES, "softmax")
+        objective["target"] = _target_fields(section.section("SIMMIM"))
         fields = _model_fields(section)
     if "DATA" in config:
-        data = _data_fields(config.section("DATA"), config.section("TEST"))
+        section = config.section("DATA")
+        objective["mask"] = _mask_fields(section)
+        data = _data_fields(section, config.section("TEST"))
     if not data:
         notes.append(
             "the file does not say how images are prepared: assumed ImageNet's mean "
             "and standard deviation, and the official crop; --data.FIELD=VALUE changes "
             "it"
         )
-    return Model.from_state(
+    if is_timm_swin := timm.is_swin(state):
+        fields.setdefault("pad_after_shift", True)
+    model = Model.from_state(
         timm.to_official(state),
         overrides,
         model=fields,
         data=data,
         class_names=names,
         probabilities=probabilities,
+        objective=objective,
         unread=(*left_out, *files.tensor_groups(rest)),
         notes=notes,
     )
+    if is_timm_swin:
+        timm.check_windows(model)
+    return model
 
 
 def write(model: Model, path: Path) -> None:
@@ -131,6 +143,20 @@ def write(model: Model, path: Path) -> None:
     if path.suffix == ".safetensors":
         rest = {key: json.dumps(value) for key, value in rest.items()}
     files.write(path, {**model.state, **_buffers(model)}, **rest)
+
+
+def notes(model: Model) -> list[str]:
+    """Return what the file cannot hold."""
+    lost = []
+    if own := own_preparation(model.data):
+        lost.append(f"the official code reads photographs: prepare {own} yourself")
+    mask = model.objective.get("mask")
+    if model.kind == "pre-training model" and mask and not _is_official(mask):
+        lost.append(
+            "the official code hides random squares: config.mask.kind="
+            f"{mask.get('kind')!r} in units of {mask['unit_size']} is not kept"
+        )
+    return lost
 
 
 def _unsupported(model: Model) -> str:
@@ -225,6 +251,32 @@ def _model_fields(model: Settings) -> dict[str, Any]:
     return fields
 
 
+def _target_fields(simmim: Settings) -> dict[str, Any]:
+    """Fields of config.target."""
+    norm = simmim.section("NORM_TARGET")
+    simmim.finish()
+    is_normalized = norm.take("ENABLE", settings.flag, False)
+    window = norm.take("PATCH_SIZE", settings.size, 47)
+    norm.finish()
+    return {"kind": "normalized", "window": window} if is_normalized else {}
+
+
+def _mask_fields(data: Settings) -> dict[str, Any]:
+    """Fields of config.mask, which SimMIM's files have; defaults are SimMIM's."""
+    if not ("MASK_PATCH_SIZE" in data or "MASK_RATIO" in data):
+        return {}
+    return {
+        "unit_size": data.take("MASK_PATCH_SIZE", settings.pair, (32, 32)),
+        "ratio": data.take("MASK_RATIO", settings.rate, 0.6),
+    }
+
+
+def _is_official(mask: Mapping[str, Any]) -> bool:
+    """Whether the official code hides so, too: squares at random places."""
+    height, width = mask["unit_size"]
+    return mask.get("kind", "random") == "random" and height == width
+
+
 def _data_fields(config: Settings, test: Settings) -> dict[str, Any]:
     data: dict[str, Any] = {"image_size": config.take("IMG_SIZE", settings.pair)}
     name = config.take("INTERPOLATION", settings.text, "bicubic")
@@ -255,11 +307,20 @@ def _config(model: Model) -> dict[str, Any]:
         windows = fields["pretrained_window_sizes"] or [0] * len(fields["depths"])
         section["PRETRAINED_WINDOW_SIZES"] = list(windows)
     kind = _TYPES[fields["name"]]
+    mask, target = (model.objective.get(name, {}) for name in ("mask", "target"))
+    masks = {}  # SimMIM's own
+    if mask and _is_official(mask):
+        masks = {"MASK_PATCH_SIZE": mask["unit_size"][0], "MASK_RATIO": mask["ratio"]}
+    normalized = {
+        "ENABLE": target.get("kind") == "normalized",
+        "PATCH_SIZE": target.get("window", 47),
+    }
     return {
         "DATA": {
             "IMG_SIZE": _single(data["image_size"]),
             "INTERPOLATION": data["interpolation"],
         }
+        | masks
         | {
             official: list(value) if isinstance(value, tuple) else value
             for official, ours in _OURS.items()
@@ -270,6 +331,7 @@ def _config(model: Model) -> dict[str, Any]:
             "NUM_CLASSES": len(model.class_names),
             "DROP_PATH_RATE": fields["drop_path_rate"],
             "PROBABILITIES": model.probabilities,
+            "SIMMIM": {"NORM_TARGET": normalized},
             kind: section,
         },
         "TEST": {"CROP": data["eval_crop"] < 1},

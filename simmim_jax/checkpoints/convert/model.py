@@ -54,8 +54,9 @@ class Model:
 
     state: tensors in official names and layouts; in a pre-training model the names of
     the encoder start with `encoder.`. model, data: fields of config.model and
-    config.data. probabilities: field of the config, "softmax" or "sigmoid". left_out:
-    names of tensors in the file, but not in `state`. notes: what was assumed.
+    config.data. probabilities: field of the config, "softmax" or "sigmoid". objective:
+    fields of config.mask and config.target, by group. left_out: names of tensors in the
+    file, but not in `state`. notes: what was assumed.
     """
 
     state: Mapping[str, np.ndarray]
@@ -63,6 +64,7 @@ class Model:
     data: dict[str, Any]
     class_names: tuple[str, ...] = ()
     probabilities: str = "softmax"
+    objective: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -76,6 +78,7 @@ class Model:
         data: Mapping[str, Any],
         class_names: Sequence[str] = (),
         probabilities: str = "softmax",
+        objective: Mapping[str, Mapping[str, Any]] | None = None,
         unread: Sequence[str] = (),
         notes: Sequence[str] = (),
     ) -> "Model":
@@ -114,6 +117,7 @@ class Model:
             data,
             tuple(names),
             probabilities,
+            objective or {},
             (*unread, *left_out),
             tuple(notes),
         )
@@ -137,6 +141,11 @@ class Model:
             with_tuples(config["data"]),
             tuple(meta.get("class_names", ())),
             config.get("probabilities", "softmax"),
+            {
+                name: with_tuples(config[name])
+                for name in ("mask", "target")
+                if name in config
+            },
             left_out,
         )
 
@@ -162,6 +171,8 @@ class Model:
             "converted_from": source,
             **record.describe_software(),
         }
+        if mode == "pretrain":
+            meta["config"] |= self.objective
         if self.class_names:
             meta["class_names"] = list(self.class_names)
             meta["config"]["probabilities"] = self.probabilities

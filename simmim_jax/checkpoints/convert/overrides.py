@@ -18,6 +18,15 @@ OFFICIAL_DATA: dict[str, Any] = {
     "interpolation": "bicubic",
     "eval_crop": 224 / 256,
 }
+# What images are to other libraries: fields of config.data that only ours has.
+_PHOTOGRAPHS: dict[str, Any] = {
+    "view": "image",
+    "dtype": "uint8",
+    "value_range": (),
+    "bands": (),
+    "nodata": (),
+    "normalization": "standard",
+}
 # Fields of config.model that belong to the head.
 HEAD = ("pool", "pool_norm", "head_scale")
 
@@ -55,6 +64,15 @@ def model_defaults(encoder: str) -> dict[str, Any]:
         for field in dataclasses.fields(ENCODERS[encoder])
         if field.name not in ("parent", "name", "dtype")
     }
+
+
+def own_preparation(data: Mapping[str, Any]) -> str:
+    """Return fields of config.data that no other library has; "" for photographs."""
+    return ", ".join(
+        f"data.{name}={data[name]!r}"
+        for name, usual in _PHOTOGRAPHS.items()
+        if data.get(name, usual) != usual
+    )
 
 
 def check_model(fields: Mapping[str, Any], given: Mapping[str, Any]) -> None:

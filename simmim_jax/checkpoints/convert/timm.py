@@ -14,7 +14,11 @@ import numpy as np
 
 from simmim_jax.checkpoints.convert import files, settings
 from simmim_jax.checkpoints.convert.model import Model, Stage, unwrap
-from simmim_jax.checkpoints.convert.overrides import FILTERS, Overrides
+from simmim_jax.checkpoints.convert.overrides import (
+    FILTERS,
+    Overrides,
+    own_preparation,
+)
 from simmim_jax.checkpoints.convert.settings import Settings
 from simmim_jax.errors import UserError
 
@@ -135,7 +139,7 @@ def read(path: Path, overrides: Overrides) -> Model:
         unread=left_out,
         notes=notes,
     )
-    _check_windows(model)
+    check_windows(model)
     return model
 
 
@@ -170,12 +174,18 @@ def notes(model: Model) -> list[str]:
             "timm rounds where a crop begins, data.eval_center='floor' does not: some "
             "images are cropped one pixel further"
         )
-    if model.data.get("dtype", "uint8") != "uint8":
-        lost.append("timm's transform is for photographs: scale the values yourself")
+    if own := own_preparation(model.data):
+        lost.append(f"timm's transform is for photographs: prepare {own} yourself")
     return lost
 
 
 # ---- Tensors -------------------------------------------------------------------------
+
+
+def is_swin(state: Mapping[str, np.ndarray]) -> bool:
+    """Whether tensors are a Swin's in timm's names."""
+    stages = {n.split(".")[1] for n in state if re.match(r"layers\.\d+\.downsample", n)}
+    return "head.fc.weight" in state or (bool(stages) and "0" not in stages)
 
 
 def to_official(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -314,7 +324,7 @@ def _input_size(value: Any) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _check_windows(model: Model) -> None:
+def check_windows(model: Model) -> None:
     """Raise UserError if timm's windows differ: it fits them to each side alone."""
     if model.model["name"] == "vit":
         return

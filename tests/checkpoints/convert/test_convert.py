@@ -17,6 +17,7 @@ from simmim_jax.checkpoints.convert.official import to_official
 from simmim_jax.checkpoints.convert.overrides import OFFICIAL_DATA, Overrides
 from simmim_jax.checkpoints.convert.settings import Settings
 from simmim_jax.errors import UserError
+from simmim_jax.tasks.api import load
 from simmim_jax.tasks.predict import Predictor
 from tests import commands
 from tests.commands import assert_same
@@ -180,6 +181,44 @@ def test_official_checkpoint_with_a_yacs_config(zipped, tmp_path, capsys):
     )
 
 
+def test_the_objective_of_pre_training_is_kept(tmp_path):
+    """Swin V2 predicts normalised pixels, of which reconstructions are pictures."""
+    make(tmp_path / "made", SWIN)
+    params, meta = store.load(tmp_path / "made")
+    meta["config"]["mask"] = {"kind": "random", "unit_size": [8, 8], "ratio": 0.5}
+    store.write(tmp_path / "pixels", params, meta)
+    meta["config"]["target"] = {"kind": "normalized", "window": 5}
+    store.write(tmp_path / "ours", params, meta)
+    file = convert(tmp_path / "ours", tmp_path / "x.safetensors", "--to=official")
+    config = json.loads(files.read(file)[1]["config"])
+    assert config["MODEL"]["SIMMIM"]["NORM_TARGET"] == {"ENABLE": True, "PATCH_SIZE": 5}
+    assert config["DATA"]["MASK_PATCH_SIZE"] == 8
+    convert(file, tmp_path / "back")
+    photo = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    found, expected, others = (
+        load(tmp_path / name).reconstruct([photo])
+        for name in ("back", "ours", "pixels")
+    )
+    np.testing.assert_array_equal(found.masks, expected.masks)
+    np.testing.assert_array_equal(found.pixels, expected.pixels)
+    assert found.masks.mean() == 0.5
+    assert np.abs(found.pixels - others.pixels).max() > 1
+
+
+def test_what_official_files_cannot_hold_is_said(tmp_path, capsys):
+    make(tmp_path / "photos", SWIN)
+    params, meta = store.load(tmp_path / "photos")
+    meta["config"]["mask"] = {"kind": "block", "unit_size": [8, 8], "ratio": 0.5}
+    meta["config"]["data"] |= {"dtype": "uint16", "value_range": [0, 4095]}
+    store.write(tmp_path / "other", params, meta)
+    for name in ("photos", "other"):
+        convert(tmp_path / name, tmp_path / f"{name}.safetensors", "--to=official")
+        notes = capsys.readouterr().out
+        said = "prepare data.dtype='uint16', data.value_range=(0, 4095) yourself"
+        assert (said in notes) == (name == "other")
+        assert ("config.mask.kind='block' in units of" in notes) == (name == "other")
+
+
 def test_averages_are_left_out_and_reported(tmp_path, capsys):
     torch = pytest.importorskip("torch")
     params = make(tmp_path / "ours", PLAIN_VIT)
@@ -197,6 +236,8 @@ def test_averages_are_left_out_and_reported(tmp_path, capsys):
     [
         ({"MODEL": {"TYPE": "swin"}}, "lacks the setting 'SWIN'"),
         ({"DATA": {}}, "lacks the setting 'IMG_SIZE'"),
+        ({"DATA": {"IMG_SIZE": 32, "MASK_RATIO": 60}}, "MASK_RATIO=60: expected a nu"),
+        ({"MODEL": {"SIMMIM": {"X": 1}}}, "has X=1, but this converter"),
         ({"MODEL": {"TYPE": "swin_moe"}}, "TYPE='swin_moe': expected one of"),
         ({"MODEL": []}, "in 'MODEL' is []. Expected an object"),
         ({"MODEL": {"TYPE": "swin", "SWIN": {"QK_SCALE": 0.5}}}, "has QK_SCALE=0.5"),

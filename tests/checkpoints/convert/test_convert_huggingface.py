@@ -493,7 +493,20 @@ def test_kind_of_an_encoder(tmp_path):
 
 def test_values_that_image_processors_do_not_know_are_named():
     data = {"eval_crop": 1.0, "dtype": "uint16", "normalization": "percentiles"}
-    (said,) = lost_settings(data)
-    assert "normalise values of data.dtype='uint16' yourself" in said
-    assert "data.normalization='percentiles'" in said
+    (said,) = lost_settings(data | {"bands": ("red", "nir"), "nodata": ()})
+    assert said == (
+        "image processors are for photographs: prepare data.dtype='uint16', "
+        "data.bands=('red', 'nir'), data.normalization='percentiles' yourself"
+    )
     assert not lost_settings({"eval_crop": 1.0})
+
+
+def test_a_target_that_transformers_lacks_is_named(tmp_path, capsys):
+    params = make(tmp_path / "pixels", SWIN)
+    meta = store.load(tmp_path / "pixels")[1]
+    meta["config"]["target"] = {"kind": "normalized", "window": 5}
+    store.write(tmp_path / "normalized", params, meta)
+    for kind in ("pixels", "normalized"):
+        convert(tmp_path / kind, tmp_path / f"{kind}-hf", "--to=huggingface")
+        note = "note: the decoder predicts config.target.kind='normalized'"
+        assert (note in capsys.readouterr().out) == (kind == "normalized")

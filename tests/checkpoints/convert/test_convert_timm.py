@@ -387,6 +387,28 @@ def test_grids_that_windows_do_not_divide(version, size, tmp_path):
         assert not target.exists()
 
 
+@pytest.mark.parametrize("classes", [0, 5])
+def test_tensors_alone_of_a_swin_are_padded_in_timms_order(classes, tmp_path):
+    """Windows of 4 do not divide the grid of 9x9."""
+    architecture, args = THEIRS["swin"]
+    torch.manual_seed(0)
+    args = args | {"img_size": 36, "num_classes": classes}
+    theirs = timm.create_model(architecture, **args).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.normal_(0, 0.3)
+    torch.save(theirs.state_dict(), tmp_path / "x.pth")
+    size = "--data.image_size=(36, 36)"
+    pixels = torch.from_numpy(images((36, 36)).transpose(0, 3, 1, 2))
+    with torch.no_grad():
+        expected = theirs(pixels) if classes else theirs.forward_features(pixels)
+    found = run(convert(tmp_path / "x.pth", tmp_path / "a", size), images((36, 36)))
+    np.testing.assert_allclose(found, expected.numpy(), **TOLERANCE)
+    flags = [size, "--model.pad_after_shift=False"]
+    other = run(convert(tmp_path / "x.pth", tmp_path / "b", *flags), images((36, 36)))
+    assert np.abs(other - expected.numpy()).max() > 1e-3
+
+
 def test_windows_that_timm_fits_to_each_side_raise(tmp_path):
     """The second stage's grid is 4x6: timm shifts windows of 4 along one side."""
     architecture, args = THEIRS["swin"]
@@ -398,6 +420,9 @@ def test_windows_that_timm_fits_to_each_side_raise(tmp_path):
     (tmp_path / "timm/config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit, match="img_size 32x48 gives a grid of 4x6"):
         convert(tmp_path / "timm", tmp_path / "ours")
+    file, size = tmp_path / "timm/model.safetensors", "--data.image_size=(32, 48)"
+    with pytest.raises(SystemExit, match="img_size 32x48 gives a grid of 4x6"):
+        convert(file, tmp_path / "ours", size)
 
 
 # ---- Preprocessing -------------------------------------------------------------------
