@@ -179,13 +179,8 @@ class _Table:
                     self.group_sizes = [
                         file.metadata.row_group(g).num_rows for g in groups
                     ]
-        except (FileNotFoundError, PermissionError):
-            raise
         except Exception as error:  # Arrow raises exceptions of many types
-            raise UserError(
-                f"{path!r} cannot be read by pyarrow ({error!s:.200}): expected a "
-                "complete file. Copy or download it again."
-            ) from error
+            raise self._damaged(error) from error
 
     @functools.cached_property
     def features(self) -> dict[str, Any]:
@@ -241,11 +236,21 @@ class _Table:
         return named, classes.get(named, ())
 
     def values(self, column: str) -> list[Any]:
-        """Return a column of labels."""
-        if self.path.endswith(".arrow"):
-            return _arrow_table(self.path, _stamp(self.path))[column].to_pylist()
-        with _parquet(self.path) as file:
-            return file.read(columns=[column], use_threads=False)[column].to_pylist()
+        """Return a column of labels; raises UserError for damage."""
+        try:
+            if self.path.endswith(".arrow"):
+                return _arrow_column(self.path, _stamp(self.path), column).to_pylist()
+            with _parquet(self.path) as file:
+                table = file.read(columns=[column], use_threads=False)
+                return table[column].to_pylist()
+        except Exception as error:  # as above
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self.path!r} cannot be read by pyarrow ({error!s:.200}): expected a "
+            "complete file. Copy or download it again."
+        )
 
 
 def _is_list(kind: Any) -> bool:
@@ -326,6 +331,17 @@ def _arrow_table(path: str, stamp: tuple[int, int]) -> Any:
         return pyarrow.ipc.open_stream(mapped).read_all()
 
 
+@functools.lru_cache(_OPEN_FILES)
+def _arrow_column(path: str, stamp: tuple[int, int], column: str) -> Any:
+    """Return a column of an Arrow stream; raises ArrowInvalid where it is damaged.
+
+    pyarrow follows offsets to anywhere unless it is asked to check them.
+    """
+    found = _arrow_table(path, stamp)[column]
+    found.validate(full=True)
+    return found
+
+
 class _Cache:
     """Columns of groups of rows that were read last, of `_CACHED_BYTES` at most."""
 
@@ -364,7 +380,7 @@ def _read_column(path: str, group: int, column: str) -> Any:
     stamp = _stamp(path)
     try:
         if path.endswith(".arrow"):
-            return _arrow_table(path, stamp)[column]
+            return _arrow_column(path, stamp, column)
         return _cache.get((path, stamp, group, column), read)
     except Exception as error:  # Arrow raises exceptions of many types
         if isinstance(error, OSError) and error.errno is not None:
@@ -468,14 +484,19 @@ def _saved_files(folder: str) -> list[str]:
 def _saved_splits(place: str) -> list[str]:
     """Return the names of the splits, [] of a set without."""
     path = os.path.join(place, _DICT)
-    return list(_read_json(path, "splits")) if os.path.exists(path) else []
+    splits = _read_json(path, "splits") if os.path.exists(path) else []
+    for split in splits:
+        is_name = isinstance(split, str) and os.path.basename(split) == split
+        if not is_name or not os.path.isdir(os.path.join(place, split)):
+            raise _damaged(path)
+    return splits
 
 
 def _read_json(path: str, key: str) -> list[Any]:
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)[key]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path) from error
     if not isinstance(found, list):
         raise _damaged(path)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -195,6 +196,26 @@ def test_a_class_without_rows_to_train_on_is_refused_as_for_folders(
     assert lacks in open_source(place, "validation").class_names
     write_parquet(path, range(len(train)), metadata, label=train)
     assert open_source(place, "train").labels[0] == 0
+
+
+@pytest.mark.parametrize("missing", ["train", "train/state.json", "train/DATA"])
+def test_saved_sets_that_were_copied_in_part_are_refused(missing, tmp_path):
+    save_to_disk(tmp_path / "train", range(4), num_shards=1)
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    path = tmp_path / missing.replace("DATA", "data-00000-of-00001.arrow")
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(UserError, match=r"is damaged: expected what|cannot be read by"):
+        open_source(str(tmp_path), "train")
+
+
+def test_damaged_labels_are_refused_with_the_file(tmp_path):
+    path = tmp_path / "set" / "train.parquet"
+    write_parquet(path, range(8), None, label=["ant", "bee"] * 4)
+    whole = path.read_bytes()
+    at = whole.index(b"ant")
+    path.write_bytes(whole[: at - 20] + bytes(20) + whole[at:])
+    with pytest.raises(UserError, match=r"train\.parquet' cannot be read by pyarrow"):
+        open_source(str(tmp_path / "set"), "train")
 
 
 def test_lists_of_labels_are_refused(tmp_path):
