@@ -3,12 +3,13 @@
     git clone https://github.com/microsoft/SimMIM
     python -m benchmarks.step_time --official=SimMIM --torch=PYTHON
 
-ViT-B/16 at 224 pixels and Swin-B at 192, float32, the same batch size, with gradient
-clipping and AdamW. This package's step also flips, normalises and draws the masks. The
-official code's model, optimiser and settings are used unchanged; without --official the
-peer is transformers' masked-image models of the same sizes. PYTHON has torch, timm and
-yacs, or torch and transformers. Each implementation is a process that uses all CPUs;
-they take turns, and ratios are medians over turns. Memory is a process's peak.
+ViT-B/16 at 224 pixels and Swin-B at 192, the same batch size, with gradient clipping
+and AdamW: in float32, and with bfloat16 products (config.dtype="bfloat16_products"
+beside torch.autocast). This package's step also flips, normalises and draws the masks.
+The official code's model, optimiser and settings are used unchanged; without --official
+the peer is transformers' masked-image models of the same sizes. PYTHON has torch, timm
+and yacs, or torch and transformers. Each implementation is a process that uses all
+CPUs; they take turns, and ratios are medians over turns. Memory is a process's peak.
 """
 
 import argparse
@@ -34,7 +35,7 @@ LR, WEIGHT_DECAY, CLIP_NORM = 1e-4, 0.05, 5.0
 # ---- Steps: (model, batch size) -> a function that runs one step ---------------------
 
 
-def ours(model: str, batch: int) -> Callable[[], float]:
+def ours(model: str, batch: int, dtype: str) -> Callable[[], float]:
     """Return the step of configs/<model>.py."""
     import jax
 
@@ -44,7 +45,7 @@ def ours(model: str, batch: int) -> Callable[[], float]:
     from simmim_jax.training import compilation
 
     config = importlib.import_module(f"simmim_jax.configs.{model}").get_config()
-    config.dtype = "float32"
+    config.dtype = dtype
     config.data.batch_size = batch
     mesh = sharding.make_mesh()
     learner = learners.learner(schema.parse(config))
@@ -142,16 +143,20 @@ def torch_step(net, optimizer, loss_of: Callable) -> Callable[[], float]:
 
 
 def work(name: str, model: str, batch: int, code: Path) -> None:
-    """Run one implementation in this process."""
-    if name == "ours":
+    """Run one implementation, with or without bfloat16, in this process."""
+    peer, _, bf16 = name.partition("_")
+    if peer == "ours":
         from simmim_jax.runtime import host_memory
 
+        dtype = "bfloat16_products" if bf16 else "float32"
         with host_memory.kept():
-            take_turns(name, batch, ours(model, batch))
-    elif name == "official":
-        take_turns(name, batch, official(model, batch, code))
-    else:
-        take_turns(name, batch, transformers(model, batch))
+            take_turns(name, batch, ours(model, batch, dtype))
+        return
+    import torch
+
+    step = official(model, batch, code) if code else transformers(model, batch)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bool(bf16)):
+        take_turns(name, batch, step)
 
 
 def take_turns(name: str, batch: int, step: Callable[[], float]) -> None:
@@ -210,24 +215,29 @@ class Implementation:
         self.process.communicate("")
 
 
-def measure(model: str, peer: str, args: argparse.Namespace) -> dict:
-    """Return rates [images/s] and peak memory [bytes] of one model, and ratios."""
-    both = [
-        Implementation("ours", sys.executable, args, model),
-        Implementation(peer, args.torch, args, model),
+def measure(model: str, peer: str, args: argparse.Namespace) -> dict[str, list]:
+    """Return rates [images/s] of each turn, and last the peak memory [GB]."""
+    all_of_them = [
+        Implementation(name, python, args, model)
+        for name, python in [
+            ("ours", sys.executable),
+            ("ours_bf16", sys.executable),
+            (peer, args.torch),
+            (f"{peer}_bf16", args.torch),
+        ]
     ]
-    turns = [[one.turn() for one in both] for _ in range(args.turns)]
-    for one in both:
+    turns = [[one.turn() for one in all_of_them] for _ in range(args.turns)]
+    results = {}
+    for one, column in zip(all_of_them, zip(*turns, strict=True), strict=True):
         one.close()
-    ours_memory, their_memory = (memory for _, memory in turns[-1])
-    return {
-        "ours": statistics.median(a[0] for a, _ in turns),
-        "theirs": statistics.median(b[0] for _, b in turns),
-        "ratio": statistics.median(a[0] / b[0] for a, b in turns),
-        "memory_ours": ours_memory,
-        "memory_theirs": their_memory,
-        "memory_ratio": ours_memory / their_memory,
-    }
+        results[one.name] = [*(rate for rate, _ in column), column[-1][1] / 1e9]
+    return results
+
+
+def ratios(a: list[float], b: list[float]) -> tuple[float, float]:
+    """Return the median of a's rates over b's, and the ratio of memory."""
+    *rates, memory = (x / y for x, y in zip(a, b, strict=True))
+    return round(statistics.median(rates), 2), round(memory, 2)
 
 
 def main() -> None:
@@ -247,21 +257,30 @@ def main() -> None:
         return
 
     peer = "official" if args.official else "transformers"
-    print(f"| model | ours, images/s | {peer} | ours over it | memory, GB | {peer} |")
+    print(
+        "| model, type | ours, images/s | theirs | ours over it | memory, GB | theirs |"
+    )
     print("|---|---|---|---|---|---|")
-    results = {}
+    results: dict[str, object] = {"peer": peer}
     for model in args.models:
-        result = measure(model, peer, args)
-        results[model] = round(result["ratio"], 2)
-        results[f"{model}_memory"] = round(result["memory_ratio"], 2)
-        print(
-            f"| {model} | {result['ours']:.2f} | {result['theirs']:.2f} | "
-            f"{result['ratio']:.2f} | {result['memory_ours'] / 1e9:.2f} | "
-            f"{result['memory_theirs'] / 1e9:.2f} |",
-            flush=True,
+        measured = measure(model, peer, args)
+        for kind in ("", "_bf16"):
+            mine, theirs = measured[f"ours{kind}"], measured[f"{peer}{kind}"]
+            ratio, memory = ratios(mine, theirs)
+            results[f"{model}{kind}"], results[f"{model}{kind}_memory"] = ratio, memory
+            print(
+                f"| {model}{kind} | {statistics.median(mine[:-1]):.2f} | "
+                f"{statistics.median(theirs[:-1]):.2f} | {ratio:.2f} | "
+                f"{mine[-1]:.2f} | {theirs[-1]:.2f} |",
+                flush=True,
+            )
+        name = f"{model}_bf16_over_float32"
+        results[name], results[f"{name}_memory"] = ratios(
+            measured["ours_bf16"], measured["ours"]
         )
+        print(f"{name}: {results[name]}, memory {results[f'{name}_memory']}")
     if args.json:
-        print(json.dumps({"peer": peer, **results}))
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 PIXELS = "height and width in pixels"
+DTYPES = ("auto", "bfloat16", "bfloat16_products", "float32")
 MODES = (
     "pretrain",
     "finetune",
@@ -912,10 +913,13 @@ class Base:
         low=0,
     )
     dtype: str = field(
-        "bfloat16",
+        "auto",
         "Type of activations and matrix products. Parameters, optimiser state, norm "
-        "statistics, softmax and losses are float32 in any case.",
-        choices=("bfloat16", "float32"),
+        'statistics, softmax and losses are float32 in any case. "bfloat16_products" '
+        "rounds the operands of matrix products alone, which is the fast form on CPUs. "
+        '"auto": bfloat16 on TPUs and GPUs, bfloat16_products on CPUs with AVX512-BF16 '
+        "or AMX, float32 on others; a run keeps the type that it began with.",
+        choices=DTYPES,
     )
     init_from: str = field(
         "",

@@ -29,6 +29,22 @@ def build_encoder(name: str, **fields: Any) -> nn.Module:
     return ENCODERS[name](**fields)
 
 
+def dtypes(dtype: str) -> dict[str, Any]:
+    """Return the dtype fields of an encoder for config.dtype.
+
+    dtype: "float32" or "bfloat16", of everything; or "bfloat16_products", of operands
+    of matrix products, while activations are float32.
+    """
+    if dtype == "bfloat16_products":
+        products, activations = "bfloat16", "float32"
+    else:
+        products, activations = dtype, dtype
+    return {
+        "dtype": jnp.dtype(products),
+        "activation_dtype": jnp.dtype(activations),
+    }
+
+
 def plain(model: Model) -> Model:
     """Return the model without rematerialisation, block loops or Pallas kernels."""
     fields = {"remat": "none", "scan_layers": False, "attention": "xla"}
@@ -44,10 +60,10 @@ def build_simmim(
     bins: int = 0,
     **encoder: Any,
 ) -> SimMIM:
-    """Build the pre-training model; dtype: type of the activations."""
+    """Build the pre-training model; dtype: see `dtypes`."""
     return SimMIM(
-        build_encoder(**encoder, dtype=jnp.dtype(dtype)),
-        jnp.dtype(dtype),
+        build_encoder(**encoder, **dtypes(dtype)),
+        dtypes(dtype)["dtype"],
         decoder_kind,
         downsample,
         bins,
@@ -64,7 +80,7 @@ def build_classifier(
     **encoder: Any,
 ) -> Classifier:
     """Build the fine-tuning model."""
-    module = build_encoder(**encoder, dtype=jnp.dtype(dtype))
+    module = build_encoder(**encoder, **dtypes(dtype))
     return Classifier(
         module,
         num_classes,
@@ -77,7 +93,7 @@ def build_classifier(
 
 def build_transcriber(*, num_classes: int, dtype: str, **encoder: Any) -> Transcriber:
     """Build the model of speech to text."""
-    return Transcriber(build_encoder(**encoder, dtype=jnp.dtype(dtype)), num_classes)
+    return Transcriber(build_encoder(**encoder, **dtypes(dtype)), num_classes)
 
 
 def build_segmenter(
@@ -85,9 +101,9 @@ def build_segmenter(
 ) -> Segmenter:
     """Build the segmentation model."""
     return Segmenter(
-        build_encoder(**encoder, dtype=jnp.dtype(dtype)),
+        build_encoder(**encoder, **dtypes(dtype)),
         num_classes,
         head_dim,
         dropout,
-        jnp.dtype(dtype),
+        dtypes(dtype)["activation_dtype"],
     )

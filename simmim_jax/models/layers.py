@@ -54,6 +54,58 @@ def scaled(initializer: Initializer, factor: float) -> Initializer:
     return lambda *args, **kwargs: factor * initializer(*args, **kwargs)
 
 
+def product(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Return x @ kernel in the type of x, of operands rounded to `dtype`.
+
+    x: float[... c]; kernel: float32[c d]. With float32 x and a bfloat16 `dtype` sums,
+    results and gradients are float32, which is the fast form on CPUs.
+    """
+    if x.dtype == dtype:
+        return x @ kernel.astype(dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    return _rounded_product(rows, kernel).reshape(*x.shape[:-1], kernel.shape[1])
+
+
+@jax.custom_vjp
+def _rounded_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _rounded_product_forward(x, kernel)[0]
+
+
+def _rounded_product_forward(x, kernel):
+    x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    return _wide_dot(x, kernel, (1, 0)), (x, kernel)
+
+
+def _rounded_product_backward(residuals, gradient):
+    x, kernel = residuals
+    gradient = gradient.astype(jnp.bfloat16)
+    # XLA has no bfloat16 kernel for CPUs that contracts the rows of both operands.
+    dkernel = _wide_dot(_transposed(x), gradient, (1, 0))
+    return _wide_dot(gradient, kernel, (1, 1)), dkernel
+
+
+def _transposed(x: jax.Array) -> jax.Array:
+    """Transpose a bfloat16 matrix in halves: XLA would fold a whole one into a product.
+
+    As integers: a CPU widens other arrays of two bytes to move them.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16)
+    half = len(x) // 2
+    bits = jnp.concatenate([bits[:half].T, bits[half:].T], axis=1)
+    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+
+_rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
+
+
+def _wide_dot(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    """Contract one axis of each of two matrices; the result is float32."""
+    contracted = ((axes[0],), (axes[1],))
+    return jax.lax.dot_general(
+        a, b, (contracted, ((), ())), preferred_element_type=jnp.float32
+    )
+
+
 class Linear(nn.Module):
     """x @ kernel + bias, with an optional `scale` folded into both.
 
@@ -63,20 +115,23 @@ class Linear(nn.Module):
 
     features: int
     kernel_init: Initializer = truncated_normal()
-    bias_init: Initializer = nn.initializers.zeros
+    bias_init: Initializer | None = nn.initializers.zeros  # None: no bias
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
-        """Map x, float[... c], to dtype[... features]; scale: float[features]."""
+        """Map x, float[... c], to [... features] of its type; scale: [features]."""
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
+        if scale is not None:
+            kernel *= scale
+        x = product(x, kernel, self.dtype)
+        if self.bias_init is None:
+            return x
         bias = self.param("bias", self.bias_init, (self.features,))
         if scale is not None:
-            kernel, bias = kernel * scale, bias * scale
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(
-            self.dtype
-        )
+            bias *= scale
+        return x + bias.astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -140,7 +195,7 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Map float[b h w c] to dtype[b h/p w/q d]; UserError if not divisible."""
+        """Map float[b h w c] to [b h/p w/q d]; UserError if not divisible."""
         height, width, channels = images.shape[1:]
         p, q = self.patch_size
         if height % p or width % q:
@@ -156,14 +211,14 @@ class PatchEmbed(nn.Module):
         bias = self.param("bias", bias_init, (self.features,))
         patches = rearrange(images, "b (h p) (w q) c -> b h w (p q c)", p=p, q=q)
         kernel = rearrange(kernel, "p q c d -> (p q c) d")
-        x = patches.astype(self.dtype) @ kernel.astype(self.dtype)
-        x += bias.astype(self.dtype)
+        x = product(patches, kernel, self.dtype)
+        x += bias.astype(x.dtype)
         if self.norm_eps is None:
             return x
         # Flax's fast variance, E[x²] - E[x]², cancels where the mean is large, as that
         # of projected pixels may be. Later norms see sums of many such terms, near 0.
         return nn.LayerNorm(
-            self.norm_eps, dtype=self.dtype, use_fast_variance=False, name="norm"
+            self.norm_eps, dtype=x.dtype, use_fast_variance=False, name="norm"
         )(x)
 
 

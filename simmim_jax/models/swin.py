@@ -66,7 +66,6 @@ class WindowAttention(nn.Module):
             bias="qkv" if self.qkv_bias else "",
             kernel_init=self.kernel_init,
             query_scale=(width // self.num_heads) ** -0.5,
-            dtype=self.dtype,
         )
         rows = (2 * window - 1) ** 2
         table = self.param(
@@ -78,7 +77,7 @@ class WindowAttention(nn.Module):
         if places is not None:
             bias = bias_at(bias, places)
         x = self_attention(
-            x.astype(self.dtype),
+            x,
             kernel,
             qkv_bias,
             bias,
@@ -87,6 +86,7 @@ class WindowAttention(nn.Module):
             num_heads=self.num_heads,
             tokens=bias.shape[1],
             implementation=self.implementation,
+            dtype=self.dtype,
         )
         return Linear(width, self.kernel_init, dtype=self.dtype, name="proj")(x)
 
@@ -151,7 +151,7 @@ class Block(nn.Module):
             )
             norm = nn.LayerNorm(
                 self.norm_eps,
-                dtype=self.dtype,
+                dtype=x.dtype,
                 scale_init=scale_init,
                 name=f"norm{i + 1}",
             )
@@ -174,13 +174,9 @@ class PatchMerging(nn.Module):
         _, height, width, features = x.shape
         x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
         x = rearrange(x, "b (h p) (w q) d -> b h w (q p d)", p=2, q=2)
-        norm = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")
-        reduction = nn.Dense(
-            2 * features,
-            use_bias=False,
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-            name="reduction",
+        norm = nn.LayerNorm(self.norm_eps, dtype=x.dtype, name="norm")
+        reduction = Linear(
+            2 * features, self.kernel_init, None, self.dtype, name="reduction"
         )
         return norm(reduction(x)) if self.post_norm else reduction(norm(x))
 
@@ -244,7 +240,8 @@ class Swin(nn.Module):
     attention: str = "xla"  # implementation: one of attention.IMPLEMENTATIONS
     remat: str = "none"  # "none" or one of blocks.REMAT_POLICIES, to save memory
     scan_layers: bool = False  # run two blocks in a loop, to compile faster
-    dtype: jnp.dtype = jnp.float32  # of activations; parameters are float32
+    dtype: jnp.dtype = jnp.float32  # of operands of products; parameters are float32
+    activation_dtype: jnp.dtype | None = None  # None: dtype
 
     post_norm: ClassVar[bool] = False
 
@@ -309,7 +306,7 @@ class Swin(nn.Module):
             norm_eps=self.norm_eps if self.patch_norm else None,
             dtype=self.dtype,
             name="patch_embed",
-        )(images)
+        )(images.astype(self.activation_dtype or self.dtype))
         if mask is not None:
             mask_token = self.param("mask_token", kernel_init, (1, 1, self.embed_dim))
             x = replace_masked(x, mask, mask_token)
@@ -350,7 +347,7 @@ class Swin(nn.Module):
                 name=f"layers_{stage}",
             )(x, None if scales is None else scales[before : before + depth])
             outputs.append(features)
-        x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
+        x = nn.LayerNorm(self.norm_eps, dtype=x.dtype, name="norm")(x)
         return Encoded(x, None, (*outputs[:-1], x) if stages else ())
 
 

@@ -16,6 +16,7 @@ from simmim_jax.models.attention import attention, qkv_weights
 from simmim_jax.models.layers import (
     Initializer,
     Linear,
+    product,
     relative_offsets,
     truncated_normal,
 )
@@ -68,11 +69,10 @@ class CosineAttention(nn.Module):
             width,
             bias="qv" if self.qkv_bias else "",
             kernel_init=self.kernel_init,
-            dtype=self.dtype,
         )
-        qkv = x.astype(self.dtype) @ kernel
+        qkv = product(x, kernel, self.dtype)
         if qkv_bias is not None:
-            qkv += qkv_bias.astype(self.dtype)
+            qkv += qkv_bias.astype(qkv.dtype)
         logit_scale = self.param(
             "logit_scale",
             nn.initializers.constant(math.log(10)),

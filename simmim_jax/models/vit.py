@@ -120,13 +120,12 @@ class Attention(nn.Module):
             bias="qv" if self.qkv_bias else "",
             kernel_init=self.kernel_init,
             query_scale=(width // self.num_heads) ** -0.5,
-            dtype=self.dtype,
         )
         if self.rel_pos_bias:
             own = relative_position_bias(self, self.num_heads, grid)
             bias = own if bias is None else bias + own
         x = self_attention(
-            x.astype(self.dtype),
+            x,
             kernel,
             qkv_bias,
             bias,
@@ -135,6 +134,7 @@ class Attention(nn.Module):
             num_heads=self.num_heads,
             tokens=1 + grid[0] * grid[1],
             implementation=self.implementation,
+            dtype=self.dtype,
         )
         return Linear(width, self.out_init, dtype=self.dtype, name="proj")(x, scale)
 
@@ -177,7 +177,7 @@ class Block(nn.Module):
             return self.param(name, init, (width,))
 
         def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(self.norm_eps, dtype=self.dtype, name=name)
+            return nn.LayerNorm(self.norm_eps, dtype=x.dtype, name=name)
 
         attend = Attention(
             num_heads=self.num_heads,
@@ -230,7 +230,8 @@ class ViT(nn.Module):
     attention: str = "xla"  # implementation: one of attention.IMPLEMENTATIONS
     remat: str = "none"  # "none" or one of blocks.REMAT_POLICIES, to save memory
     scan_layers: bool = False  # run one block in a loop, to compile faster
-    dtype: jnp.dtype = jnp.float32  # of activations; parameters are float32
+    dtype: jnp.dtype = jnp.float32  # of operands of products; parameters are float32
+    activation_dtype: jnp.dtype | None = None  # None: dtype
 
     @property
     def stride(self) -> tuple[int, int]:
@@ -280,23 +281,25 @@ class ViT(nn.Module):
             kernel_init,
             dtype=self.dtype,
             name="patch_embed",
-        )(images)
+        )(images.astype(self.activation_dtype or self.dtype))
         batch, height, width, _ = patches.shape
         token_shape = (1, 1, self.embed_dim)
         if mask is not None:
             mask_token = self.param("mask_token", kernel_init, token_shape)
             patches = replace_masked(patches, mask, mask_token)
         tokens = rearrange(patches, "b h w d -> b (h w) d")
-        cls_token = self.param("cls_token", kernel_init, token_shape).astype(self.dtype)
-        cls_token = jnp.broadcast_to(cls_token, (batch, 1, self.embed_dim))
+        cls_token = self.param("cls_token", kernel_init, token_shape)
+        cls_token = jnp.broadcast_to(
+            cls_token.astype(tokens.dtype), (batch, 1, self.embed_dim)
+        )
         tokens = jnp.concatenate([cls_token, tokens], axis=1)
         if self.use_abs_pos_emb:
             pos_shape = (1, tokens.shape[1], self.embed_dim)
             pos_embed = self.param("pos_embed", kernel_init, pos_shape)
-            tokens += pos_embed.astype(self.dtype)
+            tokens += pos_embed.astype(tokens.dtype)
         if self.use_sincos_pos_emb:
             fixed = sincos_positions(height, width, self.embed_dim)
-            tokens = tokens.at[:, 1:].add(fixed.astype(self.dtype))
+            tokens = tokens.at[:, 1:].add(fixed.astype(tokens.dtype))
         padding_mask = None
         if valid is not None:
             valid = jnp.pad(
@@ -347,7 +350,7 @@ class ViT(nn.Module):
             )
             outputs.append(x)
         if self.final_norm:
-            x = nn.LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")(x)
+            x = nn.LayerNorm(self.norm_eps, dtype=x.dtype, name="norm")(x)
 
         def on_grid(x: jax.Array) -> jax.Array:
             tokens = rearrange(x, "(b n) d -> b n d", b=batch)

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from simmim_jax.errors import UserError
 from simmim_jax.monitoring.profile import Profile
 from simmim_jax.monitoring.writer import write_json
 from simmim_jax.runtime import distributed, host_memory, sharding
+from simmim_jax.tasks import precision
 from simmim_jax.tasks.learners import learner
 from simmim_jax.training import compilation, resume, steps
 from simmim_jax.training.run import Learner
@@ -36,6 +38,7 @@ def bench(config: RunConfig, workdir: Path) -> dict[str, Any]:
     raises: UserError where `config` makes no sense.
     """
     say = print if jax.process_index() == 0 else lambda *args, **kwargs: None
+    config = dataclasses.replace(config, dtype=precision.of_machine(config.dtype))
     learns = learner(config, num_classes=config.bench.num_classes)
     if config.bench.checkpoint and jax.process_count() > 1:
         raise UserError(

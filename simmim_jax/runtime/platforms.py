@@ -7,6 +7,9 @@ from pathlib import Path
 
 _GOOGLE = "0x1ae0"  # PCI vendor of TPUs, and of network cards of Google Cloud
 _PCI_VENDORS = "/sys/bus/pci/devices/*/vendor"
+# Flags of CPUs that multiply bfloat16 numbers, and the names of the instructions.
+_BFLOAT16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}
+CPU_FLAGS = Path("/proc/cpuinfo")  # of Linux
 _TPU_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 
 
@@ -26,3 +29,12 @@ def leave_out_absent_tpu() -> None:
 def _may_have_tpu() -> bool:
     vendors = (Path(file).read_text().strip() for file in glob.glob(_PCI_VENDORS))
     return any(map(glob.glob, _TPU_DEVICES)) or _GOOGLE in vendors
+
+
+def bfloat16_feature() -> str:
+    """Return the instructions by which this CPU multiplies bfloat16, "" if none."""
+    try:
+        flags = set(CPU_FLAGS.read_text().split())
+    except OSError:  # not Linux
+        return ""
+    return next((name for flag, name in _BFLOAT16.items() if flag in flags), "")

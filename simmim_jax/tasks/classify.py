@@ -26,7 +26,7 @@ from simmim_jax.models import build_classifier, plain
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.monitoring import pictures
 from simmim_jax.runtime import sharding
-from simmim_jax.tasks import inputs, pretrained, values
+from simmim_jax.tasks import inputs, precision, pretrained, values
 from simmim_jax.tasks.classify_step import finetune_loss, finetune_prepare
 from simmim_jax.tasks.display import displayed
 from simmim_jax.tasks.optimizer import notices, optimizer
@@ -47,7 +47,9 @@ def learner(
     raises: UserError where `config` makes no sense.
     """
     model = build_classifier(
-        num_classes=num_classes, dtype=config.dtype, **schema.to_dict(config.model)
+        num_classes=num_classes,
+        dtype=precision.of_machine(config.dtype),
+        **schema.to_dict(config.model),
     )
     images = jnp.zeros((1, *config.data.image_size, config.data.channels))
     frozen = ("encoder",) if config.freeze_encoder else ()

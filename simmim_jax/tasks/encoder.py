@@ -20,7 +20,7 @@ from simmim_jax.data.views.base import View
 from simmim_jax.errors import UserError
 from simmim_jax.models import Encoded, build_simmim, plain
 from simmim_jax.models.vit import ViT
-from simmim_jax.tasks import examples, values
+from simmim_jax.tasks import examples, precision, values
 from simmim_jax.tasks.views import content, unmasked_view
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Encoder:
         fields = schema.encoder_fields(config.model)
         # Devices other than CPUs compute in the run's type.
         on_cpu = jax.default_backend() == "cpu"
-        dtype = "float32" if on_cpu else config.dtype
+        dtype = "float32" if on_cpu else precision.of_machine(config.dtype)
         model = plain(build_simmim(dtype=dtype, **fields))
         module, head_norm = model.encoder, params.get("fc_norm")
         if pool not in POOLS or (pool == "cls" and not isinstance(module, ViT)):

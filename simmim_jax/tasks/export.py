@@ -164,8 +164,11 @@ def _any_batch(like: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 def _in_float32(model: Encoder | Predictor) -> Encoder | Predictor:
     """Return the model with float32 activations, which every runtime has."""
     if isinstance(model, Encoder):
-        return dataclasses.replace(model, module=model.module.clone(dtype=jnp.float32))
-    encoder = model.model.encoder.clone(dtype=jnp.float32)
+        return dataclasses.replace(
+            model,
+            module=model.module.clone(dtype=jnp.float32, activation_dtype=jnp.float32),
+        )
+    encoder = model.model.encoder.clone(dtype=jnp.float32, activation_dtype=jnp.float32)
     return dataclasses.replace(model, model=model.model.clone(encoder=encoder))
 
 

@@ -25,7 +25,7 @@ from simmim_jax.data.sources.remote import read_file
 from simmim_jax.errors import UserError
 from simmim_jax.models import build_classifier, plain
 from simmim_jax.models.classifier import Classifier
-from simmim_jax.tasks import calibration, examples, values
+from simmim_jax.tasks import calibration, examples, precision, values
 from simmim_jax.tasks.calibration import Calibration, probabilities_of
 from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.tasks.parts import (
@@ -102,7 +102,7 @@ class Predictor:
         """Return the classifier of a run with these parameters."""
         model = build_classifier(
             num_classes=len(class_names),
-            dtype=config.dtype,
+            dtype=precision.of_machine(config.dtype),
             **schema.to_dict(config.model),
         )
         # Without what saves memory in training: a few images are classified anywhere.

@@ -17,7 +17,7 @@ from simmim_jax.models import build_simmim, plain
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.monitoring import pictures
 from simmim_jax.runtime import sharding
-from simmim_jax.tasks import inputs, pretrained, values
+from simmim_jax.tasks import inputs, precision, pretrained, values
 from simmim_jax.tasks.display import displayed, displayed_masks
 from simmim_jax.tasks.optimizer import notices, optimizer
 from simmim_jax.tasks.pretrain_probe import probe
@@ -150,7 +150,7 @@ def objective_of(config: Pretrain) -> Objective:
 def model_of(config: Pretrain) -> SimMIM:
     """Return the encoder of config.model, and a decoder of what is predicted."""
     return build_simmim(
-        dtype=config.dtype,
+        dtype=precision.of_machine(config.dtype),
         decoder_kind=config.decoder.kind,
         downsample=config.target.downsample,
         bins=config.loss.bins if config.loss.kind == "bins" else 0,

@@ -25,7 +25,7 @@ from simmim_jax.data.views.utterance import spectrogram
 from simmim_jax.errors import UserError
 from simmim_jax.models import build_transcriber, plain
 from simmim_jax.models.transcriber import Transcriber
-from simmim_jax.tasks import values
+from simmim_jax.tasks import precision, values
 from simmim_jax.tasks.ctc_decoding import align
 from simmim_jax.tasks.parts import Split
 from simmim_jax.tasks.transcribe import bucket, decode
@@ -117,7 +117,7 @@ class Recognizer:
         vocabulary = Vocabulary(meta["vocabulary"])
         model = build_transcriber(
             num_classes=vocabulary.num_classes,
-            dtype=config.dtype,
+            dtype=precision.of_machine(config.dtype),
             **schema.to_dict(config.model),
         )
         return cls(plain(model), params, config, vocabulary, meta["step"])

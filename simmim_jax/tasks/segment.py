@@ -26,7 +26,7 @@ from simmim_jax.models import build_segmenter, plain
 from simmim_jax.models.segmenter import Segmenter, resized
 from simmim_jax.monitoring import pictures
 from simmim_jax.runtime import distributed, sharding
-from simmim_jax.tasks import inputs, pretrained, values
+from simmim_jax.tasks import inputs, precision, pretrained, values
 from simmim_jax.tasks.display import displayed
 from simmim_jax.tasks.optimizer import notices, optimizer
 from simmim_jax.tasks.resumed import changes_of
@@ -86,7 +86,9 @@ def learner(
 def model_of(config: Segment, num_classes: int) -> Segmenter:
     """Return the encoder and the heads of config.model."""
     return build_segmenter(
-        num_classes=num_classes, dtype=config.dtype, **schema.to_dict(config.model)
+        num_classes=num_classes,
+        dtype=precision.of_machine(config.dtype),
+        **schema.to_dict(config.model),
     )
 
 

@@ -23,6 +23,7 @@ from simmim_jax.tasks import (
     ctc_decoding,
     error_rates,
     inputs,
+    precision,
     pretrained,
     utterances,
     values,
@@ -52,7 +53,7 @@ def learner(
     """
     model = build_transcriber(
         num_classes=vocabulary.num_classes,
-        dtype=config.dtype,
+        dtype=precision.of_machine(config.dtype),
         **schema.to_dict(config.model),
     )
     images = jnp.zeros((1, *config.data.image_size, 1))

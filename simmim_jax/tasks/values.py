@@ -29,6 +29,7 @@ from simmim_jax.data.survey.sample import sample
 from simmim_jax.data.survey.stats import Accumulator, Statistics
 from simmim_jax.errors import UserError
 from simmim_jax.runtime import distributed
+from simmim_jax.tasks import precision
 from simmim_jax.tasks.views import values_of
 
 # Images of a sample: this many, or fewer if they are large, but at least the second.
@@ -62,8 +63,10 @@ def normalization(data: Data) -> Normalization:
 def assume(config: Any) -> Any:
     """Return a config for measurements without data: of photographs, or like them.
 
-    What is measured depends on neither.
+    What is measured depends on neither. A dtype that is left open is an accelerator's.
     """
+    if config.dtype == "auto":
+        config = dataclasses.replace(config, dtype="bfloat16")
     data = config.data
     changes: dict[str, Any] = {}
     if data.dtype == "auto":
@@ -78,16 +81,18 @@ def assume(config: Any) -> Any:
 def resolve(
     config: Any, source: Source, workdir: Path | None = None, path: str = "config"
 ) -> tuple[Any, tuple[str, ...]]:
-    """Return a run's config with type and statistics of its values, and what to say.
+    """Return a run's config with its dtype and its values' statistics, and what to say.
 
     source: the training split; workdir: whose run is resumed, if it has one; path: of
     the config in messages.
     raises: UserError if images have another number of channels than the config, no
     valid value, or a type that contradicts the config.
     """
+    dtype, chosen = precision.resolve(config, workdir)
+    config = dataclasses.replace(config, dtype=dtype)
     begun = _begun(workdir)
     if begun is not None:
-        return _with(config, _taken(config.data, begun)), ()
+        return _with(config, _taken(config.data, begun)), chosen
     if config.init_from:
         learned = _recorded(layout.read_meta(config.init_from)).data
         # Pre-training may continue with other images.
@@ -104,7 +109,7 @@ def resolve(
     lists = {name: tuple(v) for name, v in changes.items() if isinstance(v, list)}
     config = _with(config, changes | lists)
     schema.check(config, path)
-    return config, (said,)
+    return config, (*chosen, said)
 
 
 # ---- What a checkpoint knows ---------------------------------------------------------

@@ -30,6 +30,8 @@ def _count_equation(equation: core.JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     if name in ("dot_general", "conv_general_dilated"):
         left, right = (_shape(operand) for operand in equation.invars)
+        if min(len(left), len(right)) == 1:
+            return 0  # a sum, written as the product with a vector
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
             terms = math.prod(left[axis] for axis in contracted)

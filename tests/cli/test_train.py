@@ -43,7 +43,7 @@ FINETUNE = "--config=tests/tiny_config.py:finetune"
             ["--config=configs/climate.py", "--config.mode=pretrain"],
             "this config is a comparison",
         ),
-        ([PRETRAIN, "--config.dtype=float16"], "expected one of ('bfloat16'"),
+        ([PRETRAIN, "--config.dtype=float16"], "expected one of ('auto'"),
         ([PRETRAIN, "--config.data.eval_crop=1.2"], "expected 0 to 1"),
         ([PRETRAIN, "--config.data.max_bad_fraction=5"], "expected 0 to 1"),
         ([PRETRAIN, "--config.data.num_threads=0"], "expected 1 or more, or -1"),

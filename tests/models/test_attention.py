@@ -38,6 +38,7 @@ def test_the_tpu_formulation_gives_the_same_result(with_bias, masks, monkeypatch
             num_heads=heads,
             tokens=tokens,
             implementation="xla",
+            dtype=jnp.dtype("float32"),
         )
 
     def run(*args):

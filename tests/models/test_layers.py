@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from simmim_jax.models.layers import PatchEmbed, gelu
+from simmim_jax.models.layers import PatchEmbed, gelu, product
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -38,3 +38,27 @@ def test_patches_far_from_zero_are_normalised_exactly():
     np.testing.assert_allclose(found.ravel(), expected, atol=1e-3)
     cancelled = nn.LayerNorm(use_scale=False, use_bias=False).apply({}, values)
     assert np.abs(cancelled - expected).max() > 0.1  # what Flax does by default
+
+
+# One row and odd numbers: half of the rows is transposed at a time.
+@pytest.mark.parametrize(("rows", "width", "features"), [(1, 8, 3), (7, 5, 16)])
+def test_products_of_rounded_operands_have_float32_sums(rows, width, features):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, rows, width)), rng.normal(size=(width, features))
+    gradient = rng.normal(size=(2, rows, features))
+    arrays = [jnp.asarray(a, jnp.float32) for a in (x, kernel, gradient)]
+
+    def run(x, kernel, gradient):
+        half = jnp.dtype("bfloat16")
+        out, pullback = jax.vjp(lambda *args: product(*args, half), x, kernel)
+        return out, *pullback(gradient)
+
+    found = jax.jit(run)(*arrays)
+    x, kernel, gradient = (
+        np.asarray(a.astype("bfloat16")).astype(np.float64) for a in arrays
+    )
+    flat = np.tensordot(x, gradient, ((0, 1), (0, 1)))
+    expected = (x @ kernel, gradient @ kernel.T, flat)
+    for ours, exact in zip(found, expected, strict=True):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=2e-6)

@@ -68,7 +68,7 @@ def load(name):
 def build(config):
     """Return the model and the shapes of its parameters."""
     images = jnp.zeros((1, *config.data.image_size, 3))
-    fields = {"dtype": config.dtype, **config.model}
+    fields = {"dtype": "float32", **config.model}
     if config.mode == "pretrain":
         model = build_simmim(**fields)
         sides = np.divide(config.data.image_size, config.model.patch_size).astype(int)

@@ -170,7 +170,9 @@ def test_models_match_xla(variant, fields):
 
 
 def test_vit_base_matches_a_count_by_hand():
-    forward, gradient, args = forward_and_gradient(common.pretrain("vit_base"))
+    config = common.pretrain("vit_base")
+    config.dtype = "bfloat16"
+    forward, gradient, args = forward_and_gradient(config)
     tokens, patches, width, depth = 197, 196, 768, 12
     block = 12 * tokens * width**2 + 2 * tokens**2 * width
     ends = 2 * patches * width * (16 * 16 * 3)  # patch embedding and prediction head

@@ -62,7 +62,7 @@ def model_defaults(encoder: str) -> dict[str, Any]:
     return {
         field.name: field.default
         for field in dataclasses.fields(ENCODERS[encoder])
-        if field.name not in ("parent", "name", "dtype")
+        if field.name not in ("parent", "name", "dtype", "activation_dtype")
     }
 
 

@@ -175,6 +175,17 @@ class Batches(abc.ABC):
         return found
 
 
+class _Key(np.random.bit_generator.ISeedSequence):
+    """A key of Philox. `Philox(key=...)` first asks the system for entropy, 12 us."""
+
+    def __init__(self, seed: int, position: int):
+        self.key = seed, position
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        """Return the key; n_words: 2."""
+        return np.array(self.key, dtype)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamBatches(Batches):
     """Batches of the endless stream of shuffled epochs, from its example `first` on."""
@@ -211,7 +222,8 @@ class StreamBatches(Batches):
             yield int(rng.integers(len(self.source)))
 
     def _rng(self, position: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=[self.seed, position]))
+        key: Any = _Key(self.seed, position)  # NumPy types a subclass alone
+        return np.random.Generator(np.random.Philox(key))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,42 @@
+"""Type of activations and matrix products, chosen by the machine once a run."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from simmim_jax.checkpoints import layout
+from simmim_jax.config.schema import DTYPES
+from simmim_jax.runtime import distributed, platforms
+
+
+def of_machine(dtype: str) -> str:
+    """Return a dtype of the config with "auto" replaced by what is fast here."""
+    return _chosen()[0] if dtype == "auto" else dtype
+
+
+def resolve(config: Any, workdir: Path | None) -> tuple[str, tuple[str, ...]]:
+    """Return the dtype of a run, and what to say of it.
+
+    A run that is resumed keeps the one that it began with, on any machine.
+    """
+    if config.dtype != "auto":
+        return config.dtype, ()
+    if workdir is not None and (workdir / "config.json").exists():
+        begun = layout.read_record(workdir)["config"].get("dtype")
+        if begun in DTYPES and begun != "auto":
+            return begun, ()
+    dtype, reason = _chosen()
+    if jax.process_count() > 1:
+        dtype, reason = distributed.of_first_process((dtype, reason))
+    return dtype, (f"dtype: {dtype}, since {reason}",)
+
+
+def _chosen() -> tuple[str, str]:
+    backend = jax.default_backend()
+    if backend != "cpu":
+        return "bfloat16", f"this is a {backend.upper()}"
+    feature = platforms.bfloat16_feature()
+    if feature:
+        return "bfloat16_products", f"this CPU has {feature}"
+    return "float32", "this CPU has no products of bfloat16 numbers"
