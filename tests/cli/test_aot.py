@@ -150,7 +150,10 @@ def test_report_has_the_same_figures(compiled):
         ),
         (("--config", f"{TINY}:pretrain", "--topology=h100"), "expected a TPU slice"),
         (("--config", f"{TINY}:pretrain", "--topology=v9-8"), "is no accelerator"),
-        (("--config", "configs/quickstart.py"), "expected 'pretrain' or 'finetune'"),
+        (
+            ("--config", "configs/quickstart.py"),
+            "expected 'pretrain', 'finetune' or 'segment'",
+        ),
         (("--config", f"{TINY}:pretrain", "--config.depth=3"), "unknown config field"),
     ],
 )
