@@ -6,7 +6,7 @@ Swin V2 needs no interpolation: its MLP computes a bias for any offset.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ def transfer(
     target_grid: Size | None = None,
     first_blocks: bool = False,
     adapt_channels: bool = False,
+    bands: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> tuple[dict[str, Any], str]:
     """Replace the encoder's parameters in `params` by pre-trained ones.
 
@@ -49,7 +50,9 @@ def transfer(
       source_grid: patch grid of the checkpoint; None for a square one.
       target_grid: patch grid of the new model; None for a square one.
       first_blocks: allow a checkpoint with more blocks, and take the first ones.
-      adapt_channels: allow images of other channels: see `adapted_channels`.
+      adapt_channels: allow images of other channels: see `adapted_channels`, and
+        `named_channels` where both have names of bands and share some.
+      bands: names of the checkpoint's channels, and of the new model's; (): none.
 
     Returns: the new parameters, and a report of what was restored, interpolated,
     adapted, new and left out. Raises UserError with both shapes if the encoders differ
@@ -70,11 +73,14 @@ def transfer(
     if adapt_channels and _PATCHES in matching:
         before, channels = (np.shape(p[_PATCHES])[2] for p in (old, new))
         if before != channels:
-            old[_PATCHES] = adapted_channels(old[_PATCHES], channels)
-            how = "averaged" if channels < before else "repeated"
-            adapted = (
-                f"adapted: patch_embed, {how} from {before} to {channels} channels"
-            )
+            if {*bands[0]} & {*bands[1]}:
+                old[_PATCHES] = named_channels(old[_PATCHES], *bands)
+                how = _by_name(*bands)
+            else:
+                old[_PATCHES] = adapted_channels(old[_PATCHES], channels)
+                how = "averaged" if channels < before else "repeated"
+                how += f" from {before} to {channels} channels"
+            adapted = f"adapted: patch_embed, {how}"
     if differences := _differences(old, new, first_blocks):
         raise UserError(
             "the checkpoint's encoder is not that of config.model. Make them the same "
@@ -111,6 +117,34 @@ def adapted_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     source = np.arange(channels) % before
     copies = np.bincount(source)[source].astype(kernel.dtype)
     return kernel[:, :, source] / copies[:, None]
+
+
+def named_channels(
+    kernel: np.ndarray, learned: Sequence[str], bands: Sequence[str]
+) -> np.ndarray:
+    """Return a patch embedding [p q c d] of `learned` bands for images of `bands`.
+
+    Bands of both keep their weights, and new ones start at 0: an image has the tokens
+    that it had with 0, the mean, in what it lacks.
+    """
+    kernel = np.asarray(kernel)
+    height, width, _, dim = kernel.shape
+    taken = np.zeros((height, width, len(bands), dim), kernel.dtype)
+    for place, band in enumerate(bands):
+        if band in learned:
+            taken[:, :, place] = kernel[:, :, list(learned).index(band)]
+    return taken
+
+
+def _by_name(learned: Sequence[str], bands: Sequence[str]) -> str:
+    said = {
+        "restored by name": [band for band in bands if band in learned],
+        "from 0": [band for band in bands if band not in learned],
+        "left out": [band for band in learned if band not in bands],
+    }
+    return "; ".join(
+        f"{what}: {', '.join(names)}" for what, names in said.items() if names
+    )
 
 
 def interpolate_offsets(table: np.ndarray, size: Size) -> np.ndarray:

@@ -4,11 +4,12 @@ It is read before JAX starts, so that a contradiction is an error in the first s
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from simmim_jax.checkpoints import layout
+from simmim_jax.config.parsing import to_dict
 from simmim_jax.config.schema import Compare, Downstream, RunConfig, Segment
 from simmim_jax.errors import UserError
 
@@ -41,21 +42,15 @@ def adopt(
 ) -> tuple[Any, list[str]]:
     """Return the config with the architecture of config.init_from, and what to say.
 
-    config: of a run, or of a comparison, whose pre-training is meant. explicit: names
-    of fields that the command line sets, such as "model.depth"; they are not replaced.
-    workdir: a run that it holds keeps the fields it began with; path: of the config in
-    messages.
+    config: of a run, or of a comparison, both of whose runs take that of
+    config.pretrain.init_from. explicit: names of fields that the command line sets,
+    such as "model.depth"; they are not replaced. workdir: a run that it
+    holds keeps the fields it began with; path: of the config in messages.
     raises: UserError where the checkpoint contradicts them, is of another family or, in
     fine-tuning, has other channels; NotFoundError where there is none.
     """
     if isinstance(config, Compare):
-        taken, lines = adopt(
-            config.pretrain,
-            {name.removeprefix("pretrain.") for name in explicit},
-            workdir=workdir and workdir / "pretrain",
-            path="config.pretrain",
-        )
-        return dataclasses.replace(config, pretrain=taken), lines
+        return _adopt_both(config, explicit, workdir)
     if not config.init_from:
         return config, []
     where = f"{path}.init_from='{config.init_from}'"
@@ -74,9 +69,54 @@ def adopt(
             f"{path}.data.channels={config.data.channels}, but {where} learned from "
             f"images of {channels}: expected --{path}.data.channels={channels}."
         )
-    changes = {}
+    names = _TAKEN + (() if is_finetune else _TAKEN_BY_PRETRAINING)
     begun = _recorded_model(workdir)
-    for name in _TAKEN + (() if is_finetune else _TAKEN_BY_PRETRAINING):
+    changes = _changes(config, model, names, explicit, begun, where, path)
+    return _changed(config, changes, config.init_from)
+
+
+def _adopt_both(
+    config: Compare, explicit: Collection[str], workdir: Path | None
+) -> tuple[Compare, list[str]]:
+    """Return a comparison whose runs have the architecture of pretrain.init_from."""
+    pretrain, lines = adopt(
+        config.pretrain,
+        {name.removeprefix("pretrain.") for name in explicit},
+        workdir=workdir and workdir / "pretrain",
+        path="config.pretrain",
+    )
+    finetune, begins = config.finetune, pretrain.init_from
+    if begins and finetune.model.name == pretrain.model.name:
+        changes = _changes(
+            finetune,
+            to_dict(pretrain.model),
+            _TAKEN,
+            {name.removeprefix("finetune.") for name in explicit},
+            _recorded_model(workdir and workdir / "scratch"),
+            f"config.pretrain.init_from='{begins}'",
+            "config.finetune",
+        )
+        finetune, said = _changed(finetune, changes, f"{begins}, in fine-tuning")
+        lines = [*lines, *said]
+    return dataclasses.replace(config, pretrain=pretrain, finetune=finetune), lines
+
+
+def _changes(
+    config: Any,
+    model: Mapping[str, Any],
+    names: Collection[str],
+    explicit: Collection[str],
+    begun: Mapping[str, Any],
+    where: str,
+    path: str,
+) -> dict[str, Any]:
+    """Return the fields of config.model that are others in a learned `model`.
+
+    names: of fields to take; begun: config.model of the run that is resumed; where: the
+    field that names the checkpoint, and its value.
+    """
+    changes = {}
+    for name in names:
         if name not in model or not hasattr(config.model, name):
             continue
         has, wanted = _plain(model[name]), getattr(config.model, name)
@@ -103,13 +143,20 @@ def adopt(
                 "field out, or start from another checkpoint."
             )
         changes[name] = has
+    return changes
+
+
+def _changed(
+    config: Any, changes: Mapping[str, Any], source: str
+) -> tuple[Any, list[str]]:
+    """Return the config with fields of its model changed, and what to say."""
     if not changes:
         return config, []
     said = ", ".join(f"{name}={value!r}" for name, value in changes.items())
     adopted = dataclasses.replace(config.model, **changes)
     return (
         dataclasses.replace(config, model=adopted),
-        [f"architecture of {config.init_from}: {said}"],
+        [f"architecture of {source}: {said}"],
     )
 
 

@@ -94,4 +94,5 @@ def _transferred(
         target_grid=patch_grid(schema.to_dict(config)),
         first_blocks=config.init_first_blocks,
         adapt_channels=isinstance(config, Pretrain),
+        bands=(meta["config"]["data"].get("bands", ()), config.data.bands),
     )

@@ -90,14 +90,17 @@ def resolve(
     """
     dtype, chosen = precision.resolve(config, workdir)
     config = dataclasses.replace(config, dtype=dtype)
-    begun = _begun(workdir)
+    begun = begun_in(workdir)
     if begun is not None:
-        return _with(config, _taken(config.data, begun)), chosen
+        return _with(config, _taken(config.data, begun.data)), chosen
     if config.init_from:
         learned = _recorded(layout.read_meta(config.init_from)).data
         # Pre-training may continue with other images.
         if learned.channels == config.data.channels:
             _check_bands(config, learned, path)
+        else:
+            learned = _of_bands(learned, config.data.bands)
+        if learned.channels == config.data.channels:
             config = _with(config, _taken(config.data, learned))
     found = None
     if jax.process_index() == 0:
@@ -115,13 +118,13 @@ def resolve(
 # ---- What a checkpoint knows ---------------------------------------------------------
 
 
-def _begun(workdir: Path | None) -> Data | None:
-    """Return config.data of the run that a workdir holds, None if it holds none."""
+def begun_in(workdir: Path | None) -> RunConfig | None:
+    """Return the config of the run that a workdir holds, None if it holds none."""
     if workdir is None or not any((workdir / "checkpoints").glob("*/params")):
         return None
     if not (workdir / "config.json").exists():
         return None
-    return _recorded(layout.read_record(workdir)).data
+    return _recorded(layout.read_record(workdir))
 
 
 def _recorded(record: Any) -> RunConfig:
@@ -150,6 +153,20 @@ def _taken(data: Data, stored: Data) -> dict[str, Any]:
         if not getattr(data, name):
             taken[name] = getattr(stored, name)
     return taken
+
+
+def _of_bands(learned: Data, bands: tuple[str, ...]) -> Data:
+    """Return what a checkpoint knows of some of its bands; all where one is new."""
+    if not {*bands} <= {*learned.bands}:
+        return learned
+    places = [learned.bands.index(band) for band in bands]
+    return dataclasses.replace(
+        learned,
+        channels=len(bands),
+        bands=bands,
+        mean=tuple(learned.mean[place] for place in places),
+        std=tuple(learned.std[place] for place in places),
+    )
 
 
 def _check_bands(config: RunConfig, learned: Data, path: str) -> None:

@@ -15,6 +15,7 @@ from simmim_jax.checkpoints.transfer import (
     geometric_coordinates,
     interpolate_offsets,
     interpolate_positions,
+    named_channels,
     spacing,
     transfer,
 )
@@ -474,6 +475,19 @@ def test_channels_are_repeated_or_averaged():
     ):
         adapted = adapted_channels(kernel, channels)
         np.testing.assert_allclose(adapted.ravel(), expected)
+
+
+def test_named_bands_give_the_tokens_of_images_that_lack_the_others():
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(2, 4, 3, 5)).astype(np.float32)
+    image = rng.normal(size=(2, 4, 4))  # of bands a, b, c and d
+    taken = named_channels(kernel, ("a", "b", "c"), ("c", "d", "a"))
+    assert taken.shape == (2, 4, 3, 5)
+    assert taken.dtype == np.float32
+    found = np.einsum("pqc,pqcd->d", image[..., [2, 3, 0]], taken)
+    without_b = image[..., :3] * [1, 0, 1]
+    expected = np.einsum("pqc,pqcd->d", without_b, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_other_channels_are_adapted_on_request_alone(pretrained):

@@ -15,7 +15,7 @@ from simmim_jax.cli.train import check
 from simmim_jax.config import schema
 from simmim_jax.configs import common
 from simmim_jax.errors import NotFoundError, UserError
-from simmim_jax.tasks import api, classify, pretrain
+from simmim_jax.tasks import api, classify, compare, pretrain
 from simmim_jax.tasks.architecture import adopt
 from simmim_jax.tasks.values import assume
 
@@ -267,3 +267,55 @@ def test_checkpoint_without_a_config_is_damaged(meta, tmp_path):
         UserError, match="is damaged: meta/metadata has no whole config"
     ):
         adopt(finetune(tmp_path))
+
+
+# ---- Comparisons ---------------------------------------------------------------------
+
+
+def comparison(**fields):
+    config = common.comparison(
+        dataset="bundled:fashion_mnist_10k",
+        eval_split="validation",
+        image_size=(28, 28),
+        mean=(0.286,),
+        std=(0.353,),
+        patch_size=(7, 7),
+    )
+    config.pretrain.mask.unit_size = (14, 7)
+    config.pretrain.init_from = str(PRETRAINED)
+    config.update_from_flattened_dict(fields)
+    return schema.parse(config)
+
+
+def test_both_runs_of_a_comparison_adopt_the_architecture(tmp_path):
+    adopted, (first, second) = adopt(comparison())
+    assert first.startswith(f"architecture of {PRETRAINED}: patch_size=(14, 7), ")
+    assert second.startswith(f"architecture of {PRETRAINED}, in fine-tuning: ")
+    for run in (adopted.pretrain, adopted.finetune):
+        assert run.model.patch_size == (14, 7)
+        assert (run.model.embed_dim, run.model.depth, run.model.num_heads) == (16, 2, 2)
+    assert adopted.finetune.init_from == ""
+    assert not adopted.finetune.model.use_shared_rel_pos_bias
+    # What would end fine-tuning is found before pre-training.
+    old = pretrain.build(adopted.pretrain, tmp_path, path="config.pretrain")
+    fresh, _ = compare.arms(adopted.finetune, tmp_path)
+    compare.check(adopted, old, classify.build(fresh, tmp_path))
+    assert adopt(comparison(**{"pretrain.init_from": ""}))[1] == []
+
+
+def test_a_comparison_may_fine_tune_the_first_blocks():
+    fields = {"finetune.init_first_blocks": True, "finetune.model.depth": 1}
+    adopted, _ = adopt(comparison(**fields))
+    assert (adopted.pretrain.model.depth, adopted.finetune.model.depth) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("explicit", "says"),
+    [
+        ("model.depth", "config.pretrain.model.depth=4, but config.pretrain.init_from"),
+        ("finetune.model.depth", "config.finetune.model.depth=4, but config.pretrain"),
+    ],
+)
+def test_explicit_fields_of_a_comparison_are_refused(explicit, says):
+    with pytest.raises(UserError, match=says):
+        adopt(comparison(), {explicit})

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny_config
+from scipy.io import netcdf_file
 
 import simmim_jax
 from simmim_jax.checkpoints import store
@@ -129,6 +130,51 @@ def test_starts_from_converted_weights(tmp_path, capsys):
         trained.params["encoder"]["patch_embed"]["kernel"], adapted_channels(kernel, 1)
     )
     assert "averaged from 3 to 1 channels" in capsys.readouterr().out
+
+
+def write_bands(file, **levels):
+    """A NetCDF file of 40 images, a variable for each band."""
+    rng = np.random.default_rng(0)
+    with netcdf_file(file, "w") as written:
+        for axis, length in (("n", 40), ("y", 28), ("x", 28)):
+            written.createDimension(axis, length)
+        for name, level in levels.items():
+            values = written.createVariable(name, "f4", ("n", "y", "x"))
+            values[:] = rng.normal(level, 1, (40, 28, 28))
+
+
+@pytest.mark.parametrize("bands", [("c", "a"), ("c", "new", "a", "b")])
+def test_named_bands_keep_what_was_learned_of_them(bands, tmp_path, capsys):
+    levels = {"a": 10, "b": 20, "c": 30, "new": 40}
+    file = str(tmp_path / "x.nc")
+    write_bands(file, **levels)
+
+    def of(bands):
+        fields = {"data.dataset": file, "data.dtype": "auto", "data.bands": bands}
+        fields |= {"data.mean": (), "data.std": (), "data.channels": len(bands)}
+        return unchanged(**fields)
+
+    first = simmim_jax.pretrain(of(("a", "b", "c")), tmp_path / "first")
+    capsys.readouterr()
+    second = simmim_jax.pretrain(
+        of(bands), tmp_path / "x", init_from=tmp_path / "first"
+    )
+    said = capsys.readouterr().out
+    old, new = (
+        jax.device_get(run.params["encoder"]["patch_embed"]["kernel"])
+        for run in (first, second)
+    )
+    for place, band in enumerate(bands):
+        expected = 0 if band == "new" else old[:, :, "abc".index(band)]
+        np.testing.assert_array_equal(new[:, :, place], expected, strict=False)
+    data = commands.config(tmp_path / "x")["data"]
+    if "new" in bands:
+        assert "patch_embed, restored by name: c, a, b; from 0: new\n" in said
+    else:
+        assert "patch_embed, restored by name: c, a; left out: b\n" in said
+        learned = commands.config(tmp_path / "first")["data"]
+        assert data["mean"] == [learned["mean"][2], learned["mean"][0]]
+    assert data["mean"] == pytest.approx([levels[band] for band in bands], abs=0.1)
 
 
 @pytest.mark.parametrize(
