@@ -99,10 +99,16 @@ _rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
 
 
 def _wide_dot(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """Contract one axis of each of two matrices; the result is float32."""
+    """Contract one axis of each of two matrices; the result is float32.
+
+    With a barrier, since jaxlib 0.10.2 for CPUs cannot run what it compiles a transpose
+    of the result into.
+    """
     contracted = ((axes[0],), (axes[1],))
-    return jax.lax.dot_general(
-        a, b, (contracted, ((), ())), preferred_element_type=jnp.float32
+    return jax.lax.optimization_barrier(
+        jax.lax.dot_general(
+            a, b, (contracted, ((), ())), preferred_element_type=jnp.float32
+        )
     )
 
 

@@ -1,5 +1,7 @@
 """Layers shared by the encoders."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,3 +64,15 @@ def test_products_of_rounded_operands_have_float32_sums(rows, width, features):
     for ours, exact in zip(found, expected, strict=True):
         assert ours.dtype == jnp.float32
         np.testing.assert_allclose(ours, exact, rtol=0, atol=2e-6)
+
+
+def test_a_transposed_product_runs():
+    x, kernel = jnp.ones((6, 4)), jnp.ones((4, 3))
+
+    def run(x, kernel):
+        product_of = functools.partial(product, dtype=jnp.dtype("bfloat16"))
+        out, pullback = jax.vjp(product_of, x, kernel)
+        return out.T, *(gradient.T for gradient in pullback(out))
+
+    shapes = [gradient.shape for gradient in jax.jit(run)(x, kernel)]
+    assert shapes == [(3, 6), (4, 6), (3, 4)]
