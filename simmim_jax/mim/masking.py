@@ -61,29 +61,45 @@ def block_mask(
     smallest = MIN_BLOCK_SHARE * rows * columns
     y, x = jnp.arange(rows)[:, None], jnp.arange(columns)
 
-    def add_block(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        hidden, step = state
-        left = total - hidden.sum((1, 2), keepdims=True)
-        numbers = jax.random.uniform(jax.random.fold_in(key, step), (4, batch, 1, 1))
-        size, shape, down, across = numbers
-        # BEiT also draws between the two if less than the smallest block is left.
-        area = smallest + size * (left - smallest)
-        aspect = MAX_BLOCK_ASPECT ** (2 * shape - 1)
-        height = jnp.clip(jnp.round(jnp.sqrt(area * aspect)), 1, rows)
-        width = jnp.clip(jnp.round(jnp.sqrt(area / aspect)), 1, columns)
-        top = jnp.floor(down * (rows - height + 1))
-        start = jnp.floor(across * (columns - width + 1))
-        block = (y >= top) & (y < top + height) & (x >= start) & (x < start + width)
-        new = block & ~hidden
-        count = new.reshape(batch, -1).cumsum(1).reshape(new.shape)
-        return hidden | (new & (count <= left)), step + 1
+    def draw(key: jax.Array, samples: jax.Array) -> jax.Array:
+        """Return bool[n rows columns], the masks of n consecutive samples."""
 
-    hidden, _ = jax.lax.while_loop(
-        lambda state: (state[0].sum((1, 2)) < total).any(),
-        add_block,
-        (jnp.zeros((batch, rows, columns), bool), jnp.int32(0)),
-    )
-    return upsample(hidden, *grid)
+        def add_block(
+            state: tuple[jax.Array, jax.Array],
+        ) -> tuple[jax.Array, jax.Array]:
+            hidden, step = state
+            left = total - hidden.sum((1, 2), keepdims=True)
+            numbers = jax.random.uniform(
+                jax.random.fold_in(key, step), (4, batch, 1, 1)
+            )
+            size, shape, down, across = numbers[:, samples]
+            # BEiT also draws between the two if less than the smallest block is left.
+            area = smallest + size * (left - smallest)
+            aspect = MAX_BLOCK_ASPECT ** (2 * shape - 1)
+            height = jnp.clip(jnp.round(jnp.sqrt(area * aspect)), 1, rows)
+            width = jnp.clip(jnp.round(jnp.sqrt(area / aspect)), 1, columns)
+            top = jnp.floor(down * (rows - height + 1))
+            start = jnp.floor(across * (columns - width + 1))
+            block = (y >= top) & (y < top + height) & (x >= start) & (x < start + width)
+            new = block & ~hidden
+            count = new.reshape(len(new), -1).cumsum(1).reshape(new.shape)
+            return hidden | (new & (count <= left)), step + 1
+
+        hidden, _ = jax.lax.while_loop(
+            lambda state: (state[0].sum((1, 2)) < total).any(),
+            add_block,
+            (jnp.zeros((len(samples), rows, columns), bool), jnp.int32(0)),
+        )
+        return hidden
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size > 1 and batch % mesh.size == 0:
+        # Each device stops by itself: otherwise all would ask each other every time.
+        part = jax.P(mesh.axis_names)
+        draw = jax.shard_map(
+            draw, in_specs=(jax.P(), part), out_specs=part, check_vma=False
+        )
+    return upsample(draw(key, jnp.arange(batch)), *grid)
 
 
 def square_mask(
