@@ -128,11 +128,13 @@ def _largest(r: dict[str, Any] | None) -> str:
 
 
 def _speed(r: dict[str, Any]) -> list[str]:
-    kernels = r["kernel_bundles"] / 1e6
+    kernels, prepared = r["kernel_bundles"] / 1e6, r["preparation_cycles"]
     return [
         f"\nA step: {r['cycles_per_step'] / 1e6:.1f} M cycles"
         + (f", {kernels:.1f} M of them bundles of Pallas kernels" if kernels else "")
         + f"; {1e3 * r['seconds_per_step']:.1f} ms at {r['clock'] / 1e9:g} GHz",
+        f"  augmentation  {prepared / r['cycles_per_step']:>10.1%}   of it, and masks: "
+        f"{prepared / 1e6:.2f} M cycles",
         f"  images/s/chip {r['images_per_second_per_chip']:>10,.0f}",
         f"  images/s      {r['images_per_second']:>10,.0f}",
         f"  MFU           {r['mfu']:>10.1%}   at {r['flops_per_image'] / 1e9:.1f} "

@@ -112,6 +112,7 @@ def rates(
         "cycles_per_step": cost.cycles,
         "estimated_cycles": cost.estimated_cycles,
         "kernel_bundles": cost.kernel_bundles,
+        "preparation_cycles": cost.preparation,
         "clock": chip.clock,
         "seconds_per_step": seconds,
         "images_per_second_per_chip": share / seconds,

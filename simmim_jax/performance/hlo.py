@@ -22,6 +22,8 @@ _FREE = {
 _FREE_CALLS = {"AllocateBuffer", "ConcatBitcast"}
 # Custom-call target of Pallas kernels.
 PALLAS = "tpu_custom_call"
+# Function that contains the loops of the sampler.
+_SAMPLER = "jit(_gamma)"
 _BITS = {"pred": 8, "token": 0, "bf16": 16, "s4": 4, "u4": 4, "s2": 2, "u2": 2}
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
 _COMPUTATION = re.compile(r"(ENTRY )?%([\w.\-]+) \(.*\{$")
@@ -145,9 +147,13 @@ class Program:
     def trip_count(self, loop: Instruction, computation: str) -> int:
         """Return the trip count of a `while`.
 
-        Known by annotation, or for an index that counts up by one to a constant.
+        Known by annotation, or for an index that counts up by one to a constant. The
+        rejection sampler of `jax.random.gamma` and `beta` counts once: it nearly always
+        accepts its first draw.
         raises: UserError for other loops.
         """
+        if _SAMPLER in loop.op_name.split("/"):
+            return 1
         known = _number(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known is not None:
             return known

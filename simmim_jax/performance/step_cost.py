@@ -7,6 +7,7 @@ from pathlib import Path
 
 from simmim_jax.performance import traffic
 from simmim_jax.performance.hlo import PALLAS, Instruction, Program
+from simmim_jax.training.steps import PREPARATION
 
 # Instructions without an estimate and with results up to this size are ignored [bytes].
 _SCALARS = 128
@@ -30,6 +31,7 @@ class Cost:
 
     estimated_cycles: int
     kernel_bundles: int  # issued by Pallas kernels, one a cycle
+    preparation: int  # estimated cycles of augmentation and masks
     hbm_bytes: int
     transfers: dict[str, traffic.Transfer]  # sums by kind
     operations: list[Operation]  # costliest first
@@ -50,7 +52,7 @@ def cost(program: Program, bundles: Callable[[Instruction], int | None]) -> Cost
     """
     known: dict[tuple[str, ...], Operation] = {}
     unknown: dict[tuple[str, ...], Operation] = {}
-    estimated = kernels = 0
+    estimated = kernels = preparation = 0
     for instruction, computation, times in program.executed():
         if instruction.is_free or instruction.opcode in traffic.CALLS:
             continue
@@ -64,6 +66,8 @@ def cost(program: Program, bundles: Callable[[Instruction], int | None]) -> Cost
         if cycles is None and size <= _SCALARS:
             continue
         origin = _origin(program, instruction, computation)
+        if PREPARATION in origin.op_name.split("/"):
+            preparation += times * (cycles or 0)
         kind, source = instruction.kind, _place(program.source(origin))
         name = (f"{kind} of " if origin is not instruction else "") + _readable(origin)
         if kind in ("copy-start", "slice-start"):
@@ -78,6 +82,7 @@ def cost(program: Program, bundles: Callable[[Instruction], int | None]) -> Cost
     return Cost(
         estimated_cycles=estimated,
         kernel_bundles=kernels,
+        preparation=preparation,
         hbm_bytes=traffic.hbm_bytes(program),
         transfers=_by_kind(traffic.collectives(program)),
         operations=sorted(known.values(), key=lambda o: -o.cycles),

@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 
+# Scope of what `prepare` does, in the names of operations of a compiled step.
+PREPARATION = "preparation"
+
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 # (batch, key) -> inputs of the loss: draws augmentation and masks.
@@ -68,7 +71,9 @@ def train_step(
     ema_decay * average + (1 - ema_decay) * parameters; 0: there is none.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    inputs, key = prepare(batch, key), purpose(key, "drop_path")
+    with jax.named_scope(PREPARATION):
+        inputs = prepare(batch, key)
+    key = purpose(key, "drop_path")
     learned = learning(state.params, frozen)
 
     def gradients(inputs: Batch, key: jax.Array) -> tuple[Any, Metrics]:

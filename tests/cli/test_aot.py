@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,23 @@ def test_a_small_model_fits_and_has_a_cost(compiled, mode):
     assert 0 < result["mfu"] < 1
     assert sum(o["cycles"] for o in result["operations"]) <= cycles
     assert result["without_estimate"]
+
+
+@needs_libtpu
+def test_augmentation_has_a_line_and_moves_no_image(compiled):
+    options = ("num_ops=2", "erase_prob=0.5", "cutmix_alpha=1", "mix_group=4")
+    out = run(
+        *(f"--config={TINY}:finetune", "--topology=v5e-4", "--json"),
+        *(f"--config.augment.{option}" for option in options),
+    )
+    result = json.loads(out)
+    cycles = result["preparation_cycles"]
+    assert 0 < compiled("finetune")["preparation_cycles"] < cycles
+    assert cycles < result["cycles_per_step"]
+    assert set(result["collectives"]) == {"all-reduce"}
+    share = f"{cycles / result['cycles_per_step']:.1%}"
+    report = aot.report(result | {"assumptions": []})
+    assert re.search(rf"augmentation +{share} .*: {cycles / 1e6:.2f} M cycles", report)
 
 
 @needs_libtpu

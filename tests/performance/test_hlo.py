@@ -157,3 +157,9 @@ def test_an_unknown_trip_count_is_an_error(old, new):
 def test_other_text_is_an_error():
     with pytest.raises(UserError, match="no ENTRY"):
         hlo.parse("module @jit_f {}")
+
+
+def test_a_rejection_sampler_counts_once():
+    name = 'metadata={op_name="jit(step)/vmap(jit(_beta))/jit(_gamma)/vmap()/while"}'
+    loop = hlo.Instruction("while.1", "while", "(s32[])", (), name, is_root=False)
+    assert hlo.Program({}, "", {}).trip_count(loop, "") == 1
