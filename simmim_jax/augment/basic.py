@@ -49,6 +49,7 @@ def mix(
     images: jax.Array,
     targets: jax.Array,
     *,
+    group: int,
     mixup_alpha: float,
     cutmix_alpha: float,
     prob: float,
@@ -56,31 +57,41 @@ def mix(
 ) -> tuple[jax.Array, jax.Array]:
     """Apply Mixup (Zhang et al., 2017) or CutMix (Yun et al., 2019) to a batch.
 
-    Images are mixed with the reversed batch, which moves them between devices. The
-    batch has one choice, one share and one box, as in timm 0.4.12's "batch" mode
-    (timm/data/mixup.py); the official code draws them per GPU.
+    Each group of consecutive images is mixed with itself in reverse. It has one choice,
+    one share and one box, as in timm 0.4.12's "batch" mode (timm/data/mixup.py), which
+    the official code uses on each GPU.
 
-    images: float[b h w c]; targets: float[b k]; prob: probability of mixing a batch;
-    switch_prob: probability of CutMix if both are enabled; mixup_alpha, cutmix_alpha:
-    parameter of the share's distribution Beta(alpha, alpha), 0 to disable that kind.
+    images: float[b h w c]; targets: float[b k]; group: images, divides b; prob:
+    probability of mixing a group; switch_prob: probability of CutMix if both are
+    enabled; mixup_alpha, cutmix_alpha: parameter of the share's distribution
+    Beta(alpha, alpha), 0 to disable that kind.
     """
-    gate, switch, share, box = jax.random.split(key, 4)
-    if mixup_alpha and cutmix_alpha:
-        cut = jax.random.bernoulli(switch, switch_prob)
-    else:
-        cut = jnp.array(bool(cutmix_alpha))
-    alpha = jnp.where(cut, cutmix_alpha, mixup_alpha)
-    share = jax.random.beta(share, alpha, alpha)
-    share = jnp.where(jax.random.bernoulli(gate, prob), share, 1.0)
-    # Weight of the image itself in each pixel.
-    own = jnp.where(cut, ~_cutmix_box(box, images.shape, share), share)[..., None]
+    groups = len(images) // group
+    keys = key[None] if groups == 1 else jax.random.split(key, groups)
+
+    def own_weights(key: jax.Array) -> jax.Array:
+        """Return the weight of the image itself in each pixel, float[h w 1]."""
+        gate, switch, share, box = jax.random.split(key, 4)
+        if mixup_alpha and cutmix_alpha:
+            cut = jax.random.bernoulli(switch, switch_prob)
+        else:
+            cut = jnp.array(bool(cutmix_alpha))
+        alpha = jnp.where(cut, cutmix_alpha, mixup_alpha)
+        share = jax.random.beta(share, alpha, alpha)
+        share = jnp.where(jax.random.bernoulli(gate, prob), share, 1.0)
+        own = jnp.where(cut, ~_cutmix_box(box, images.shape, share), share)
+        return own[..., None]
+
+    own = jax.vmap(own_weights)(keys)[:, None]  # [groups 1 h w 1]
+
+    def mixed(values: jax.Array, own: jax.Array) -> jax.Array:
+        grouped = values.reshape(groups, group, *values.shape[1:])
+        return (grouped * own + grouped[:, ::-1] * (1 - own)).reshape(values.shape)
+
     # A branch: otherwise XLA would compute whatever produces `images` twice.
-    images = jax.lax.cond(
-        share < 1, lambda x: x * own + x[::-1] * (1 - own), lambda x: x, images
-    )
+    images = jax.lax.cond((own < 1).any(), lambda x: mixed(x, own), lambda x: x, images)
     # Only the part of the box inside the image counts.
-    share = own.mean()
-    return images, targets * share + targets[::-1] * (1 - share)
+    return images, mixed(targets, own.mean((2, 3)))
 
 
 def _cutmix_box(key: jax.Array, shape: tuple[int, ...], share: jax.Array) -> jax.Array:

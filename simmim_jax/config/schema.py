@@ -444,15 +444,23 @@ class Augment:
     )
     mix_prob: float = field(
         1.0,
-        "Share of batches that are mixed; labels are mixed with the images.",
+        "Share of groups that are mixed; labels are mixed with the images.",
         low=0,
         high=1,
     )
     mix_switch_prob: float = field(
         0.5,
-        "Share of mixed batches that use CutMix, if Mixup is on as well.",
+        "Share of mixed groups that use CutMix, if Mixup is on as well.",
         low=0,
         high=1,
+    )
+    mix_group: int = field(
+        128,
+        "Mixup and CutMix pair the images of consecutive groups of this size, which "
+        "share a weight or a box. It divides the images of each device, so that none "
+        "moves; a smaller batch is one group. 0: the whole batch, across devices.",
+        unit="images",
+        low=0,
     )
 
 

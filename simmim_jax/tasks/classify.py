@@ -53,6 +53,7 @@ def learner(
     )
     images = jnp.zeros((1, *config.data.image_size, config.data.channels))
     frozen = ("encoder",) if config.freeze_encoder else ()
+    mixes = config.augment.mixup_alpha or config.augment.cutmix_alpha
     return (
         Learner(
             init=lambda key: model.init(key, images)["params"],
@@ -76,6 +77,7 @@ def learner(
             seed=config.seed,
             frozen=frozen,
             accumulation=config.optim.accumulation,
+            mix_group=config.augment.mix_group if mixes else 0,
             ema_decay=config.ema_decay,
         ),
         model,

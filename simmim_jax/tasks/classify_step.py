@@ -65,6 +65,7 @@ def finetune_prepare(
                 purpose(key, "mix"),
                 images,
                 targets,
+                group=min(augment.mix_group or len(images), len(images)),
                 mixup_alpha=augment.mixup_alpha,
                 cutmix_alpha=augment.cutmix_alpha,
                 prob=augment.mix_prob,

@@ -107,6 +107,7 @@ def check(learner: Learner, mesh: Mesh) -> Any:
     raises: UserError for what would end a run later.
     """
     check_batch(learner.batch_size, learner.accumulation, mesh)
+    check_groups(learner.mix_group, learner.batch_size, mesh)
     key = jax.random.key(learner.seed)
     params = jax.eval_shape(learner.init, key)
     learner.optimizer(params)
@@ -169,6 +170,17 @@ def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
         raise UserError(
             f"config.data.batch_size={batch_size} must be a multiple of {parts}: "
             f"{mesh.size} devices times config.optim.accumulation={accumulation}."
+        )
+
+
+def check_groups(mix_group: int, batch_size: int, mesh: Mesh) -> None:
+    """Raise UserError where images would be mixed with those of other devices."""
+    part = batch_size // mesh.size
+    if mix_group and part % min(mix_group, batch_size):
+        raise UserError(
+            f"config.augment.mix_group={mix_group} with {part} images on each of "
+            f"{mesh.size} devices: expected a divisor of {part}, or 0, which mixes the "
+            "whole batch across devices."
         )
 
 

@@ -35,6 +35,8 @@ class Learner:
     frozen: tuple[str, ...] = ()
     # Micro-batches of a batch.
     accumulation: int = 1
+    # Consecutive images that are mixed, and so have to be on one device; 0: any may.
+    mix_group: int = 0
     # Decay of the moving average of the parameters; 0: there is none.
     ema_decay: float = 0.0
 

@@ -116,7 +116,7 @@ CUTMIX = MIXUP | {"mixup_alpha": 0.0, "cutmix_alpha": 1.0}
 BOTH = MIXUP | {"cutmix_alpha": 1.0}
 
 
-@functools.partial(jax.jit, static_argnames=("mixup_alpha", "cutmix_alpha"))
+@functools.partial(jax.jit, static_argnames=("group", "mixup_alpha", "cutmix_alpha"))
 def mix_many(keys, images, targets, **options):
     return jax.vmap(lambda key: mix(key, images, targets, **options))(keys)
 
@@ -127,6 +127,7 @@ def mixed(batch_size=4, draws=4000, **options):
     colours = jnp.arange(1.0, batch_size + 1)[:, None, None, None]
     images = jnp.broadcast_to(colours, (batch_size, 6, 8, 1))
     keys = jax.random.split(jax.random.key(0), draws)
+    options = {"group": batch_size} | options
     out = mix_many(keys, images, jnp.eye(batch_size), **options)
     return jax.device_get(out)
 
@@ -214,3 +215,15 @@ def test_middle_image_of_an_odd_batch_is_unchanged():
     images, targets = mixed(batch_size=5, draws=20, **BOTH)
     np.testing.assert_allclose(images[:, 2], 3, rtol=1e-6)
     np.testing.assert_allclose(targets[:, 2, 2], 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [MIXUP, CUTMIX], ids=["mixup", "cutmix"])
+def test_groups_mix_by_themselves_with_draws_of_their_own(kind):
+    images, targets = mixed(batch_size=6, draws=400, group=2, **kind)
+    for first in (0, 2, 4):
+        alone = images[:, first], images[:, first + 1]
+        np.testing.assert_allclose(alone[0] + alone[1], 2 * first + 3, atol=1e-5)
+        others = np.delete(targets[:, first : first + 2], (first, first + 1), axis=2)
+        assert not others.any()
+    shares = np.stack([targets[:, i, i] for i in (0, 2, 4)])
+    assert np.abs(np.corrcoef(shares) - np.eye(3)).max() < 0.25

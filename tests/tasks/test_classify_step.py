@@ -23,7 +23,7 @@ from simmim_jax.models.classifier import Classifier
 from simmim_jax.tasks.classify_step import finetune_loss, finetune_prepare
 from simmim_jax.training.steps import purpose
 
-AUGMENT = Augment(erase_prob=0.5)
+AUGMENT = Augment(erase_prob=0.5, mix_group=4)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,7 @@ def test_augmentation_follows_the_official_order_with_a_key_for_each_part(batch)
             purpose(key, "mix"),
             images,
             losses.smooth_labels(batch["label"], 3, 0.3),
+            group=4,
             mixup_alpha=0.8,
             cutmix_alpha=1.0,
             prob=1.0,
@@ -116,6 +117,17 @@ def test_each_augmentation_is_off_at_zero_and_changes_images_when_on(field, batc
     np.testing.assert_array_equal(none["image"], plain["image"])
     np.testing.assert_array_equal(none["target"], plain["target"])
     assert (one["image"] != plain["image"]).any()
+
+
+@pytest.mark.parametrize("group", [0, 8, 128])
+def test_a_batch_is_one_group_if_it_is_not_larger(group, batch):
+    prepare = finetune_prepare(
+        dataclasses.replace(PLAIN, cutmix_alpha=1.0, mix_group=group), **FINETUNE
+    )
+    whole = dataclasses.replace(PLAIN, cutmix_alpha=1.0)
+    expected = finetune_prepare(whole, **FINETUNE)(batch, jax.random.key(0))
+    found = prepare(batch, jax.random.key(0))
+    np.testing.assert_array_equal(found["image"], expected["image"])
 
 
 def test_randaugment_of_images_with_five_channels_is_refused():

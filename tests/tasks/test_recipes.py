@@ -44,6 +44,7 @@ AUGMENT = {
     "cutmix_alpha": 1.0,
     "mix_prob": 1.0,
     "mix_switch_prob": 0.5,
+    "mix_group": 128,  # the official batch of a GPU
 }
 # Parameters: pre-training, fine-tuning.
 SIZES = {

@@ -47,3 +47,18 @@ def test_a_run_asks_before_it_compiles(monkeypatch):
     _, learns, _ = bytes_kept()
     with pytest.raises(UserError, match=r"there are 0\.0 GB of memory"):
         compilation.plan(learns, sharding.make_mesh())
+
+
+def test_groups_that_are_mixed_divide_the_images_of_a_device():
+    def mesh(devices):
+        axes = (jax.sharding.AxisType.Auto,) * 2
+        return jax.sharding.AbstractMesh((devices, 1), ("data", "fsdp"), axes)
+
+    compilation.check_groups(16, 128, mesh(8))
+    compilation.check_groups(0, 128, mesh(8))
+    compilation.check_groups(128, 64, mesh(1))  # a smaller batch is one group
+    message = "mix_group=32 with 16 images on each of 8 devices"
+    with pytest.raises(UserError, match=message):
+        compilation.check_groups(32, 128, mesh(8))
+    with pytest.raises(UserError, match="mix_group=128 with 32 images on each of 2"):
+        compilation.check_groups(128, 64, mesh(2))
