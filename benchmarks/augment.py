@@ -32,7 +32,11 @@ from simmim_jax.config import schema
 from simmim_jax.configs import common
 from simmim_jax.data.sources.registry import open_source
 from simmim_jax.models import build_classifier
-from simmim_jax.tasks.classify_step import finetune_loss, finetune_prepare
+from simmim_jax.tasks.classify_step import (
+    class_targets,
+    finetune_loss,
+    finetune_prepare,
+)
 from simmim_jax.training import steps
 
 SIZE = 224
@@ -54,8 +58,7 @@ def prepare(augmented: bool) -> steps.Prepare:
         common.only_crop_and_flip(config)
     return finetune_prepare(
         schema.Augment(**config.augment),
-        num_classes=CLASSES,
-        label_smoothing=config.label_smoothing,
+        targets=class_targets(CLASSES, config.label_smoothing),
         normalization=Normalization(schema.IMAGENET_MEAN, schema.IMAGENET_STD),
         flip=True,
     )

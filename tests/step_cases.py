@@ -11,7 +11,7 @@ from simmim_jax.config.schema import Augment
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.models.simmim import SimMIM
 from simmim_jax.models.vit import ViT
-from simmim_jax.tasks.classify_step import finetune_prepare
+from simmim_jax.tasks.classify_step import class_targets, finetune_prepare
 from simmim_jax.tasks.pretrain_step import pretrain_prepare
 
 MODEL = SimMIM(ViT(patch_size=(4, 4), embed_dim=16, depth=1, num_heads=2))
@@ -32,8 +32,7 @@ PLAIN = Augment(num_ops=0, erase_prob=0, mixup_alpha=0, cutmix_alpha=0)
 prepare_finetune = functools.partial(
     finetune_prepare,
     PLAIN,
-    num_classes=3,
-    label_smoothing=0.1,
+    targets=class_targets(3, 0.1),
     normalization=PREPARE["normalization"],
 )
 

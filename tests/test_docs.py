@@ -385,6 +385,7 @@ def outcomes(tmp_path_factory):
 def fill(folder: Path) -> None:
     """Write the images and files that commands take."""
     source = open_source("bundled:climate", "train")
+    tags = ["path,steppe,cold"]
     for index in range(80):
         example = source[50 * index]
         image = Image.fromarray(example["image"])
@@ -395,6 +396,9 @@ def fill(folder: Path) -> None:
         ):
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
+        truths = name == "steppe", name in ("continental", "polar")
+        tags.append(f"photos/{index}.jpg," + ",".join(str(int(t)) for t in truths))
+    (folder / "tags.csv").write_text("\n".join(tags) + "\n")
     image.save(folder / "photo.jpg")
     bands = np.random.default_rng(0).normal((0.1, 25), (0.05, 8), (40, 64, 64, 2))
     np.save(folder / "bands.npy", bands.astype(np.float32))

@@ -8,12 +8,13 @@
 
 IMAGES are files, and whatever config.data.dataset may name: folders, archives, lists,
 arrays; runs on text take lines and files of them. Prints the most probable classes of
-each image; of segmentation runs, the classes that cover most of it, whose mask goes
+each image, or those above --threshold if it may have several; the numbers of runs that
+learned these; of segmentation runs, the classes that cover most of it, whose mask goes
 into --masks as a PNG with a palette; of runs that learned speech to text, what is said
-in each sound, and how sure that is. --table writes classes or transcripts to a .csv,
-.parquet or .jsonl file in place of that, with progress. An interrupted command that
-writes masks or a table resumes when it is run again. What is not an image or a sound is
-reported and left out; the exit status is then 1.
+in each sound, and how sure that is. --table writes this to a .csv, .parquet or .jsonl
+file in place of that, with progress. An interrupted command that writes masks or a
+table resumes when it is run again. What is not an image or a sound is reported and left
+out; the exit status is then 1.
 """
 
 import itertools
@@ -36,7 +37,7 @@ if TYPE_CHECKING:  # they import JAX
 _DRAWN = 64  # images of a picture
 # Flags that not every kind of run takes, and what a run learned.
 _OWN_FLAGS = {
-    "classes": ("table", "every_class", "picture"),
+    "classes": ("table", "every_class", "threshold", "picture"),
     "masks": ("masks",),
     "speech to text": ("table", "picture", "srt"),
 }
@@ -56,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--every_class",
         action="store_true",
         help="of a table: a column with the probability of each class, too",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="of several classes an image: the least probability (0.5)",
     )
     parser.add_argument(
         "--picture",
@@ -123,12 +130,15 @@ def _check_flags(args: Any, kind: str) -> None:
 def _classify(args: Any) -> tuple[int, int]:
     """Return the numbers of images that are classified and left out."""
     from simmim_jax.tasks.predict import Predictor, open_images, write_predictions
+    from simmim_jax.tasks.target_scores import THRESHOLD
 
     predictor = Predictor.load(args.checkpoint)
     print(f"{args.checkpoint}: {predictor.describe()}")
     if predictor.calibration:
         print(f"calibrated: {predictor.calibration.describe()}")
     data = predictor.config.data
+    _check_answers(args, predictor)
+    threshold = THRESHOLD if args.threshold is None else args.threshold
     splits = open_images(data, args.images, args.split or (), args.data_dir)
     if args.table:
         done, left_out = write_predictions(
@@ -138,10 +148,11 @@ def _classify(args: Any) -> tuple[int, int]:
             plan={"checkpoint": args.checkpoint, "images": args.images},
             top=args.top,
             every_class=args.every_class,
+            threshold=threshold,
         )
         print(f"table: {args.table}, {done:,} images")
     else:
-        done, left_out = _print(predictor, splits, args.top)
+        done, left_out = _print(predictor, splits, args.top, threshold)
     if args.picture and done:
         print(f"picture: {args.picture}, {_draw(predictor, splits, args.picture)}")
     return done, left_out
@@ -183,29 +194,65 @@ def _transcribe(args: Any) -> tuple[int, int]:
     return done, left_out
 
 
+def _check_answers(args: Any, predictor: "Predictor") -> None:
+    """Raise UserError for flags that mean nothing of what a run learned."""
+    if args.threshold is not None and not predictor.has_several:
+        raise UserError(
+            f"--threshold={args.threshold}: '{args.checkpoint}' did not learn several "
+            "classes an image (config.loss='sigmoid'). Leave it out."
+        )
+    for name in ("every_class", "picture"):
+        if getattr(args, name) and predictor.has_numbers:
+            raise UserError(
+                f"--{name}: '{args.checkpoint}' learned numbers, which have no "
+                "probabilities. Leave it out."
+            )
+
+
+def _answers(
+    predictor: "Predictor", logits: np.ndarray, top: int, threshold: float
+) -> Iterator[str]:
+    """Yield what is said of each image."""
+    if predictor.has_numbers:
+        for row in predictor.answers(logits):
+            yield ", ".join(
+                f"{name} {value:.6g}"
+                for name, value in zip(predictor.class_names, row, strict=True)
+            )
+        return
+    if predictor.has_several:
+        for classes in predictor.above(logits, threshold):
+            yield (
+                ", ".join(f"{name} {share:.1%}" for name, share in classes)
+                or f"no class of {threshold:.0%} or more"
+            )
+        return
+    shown = [predictor.probabilities(logits)]
+    if predictor.calibration:
+        shown.append(predictor.probabilities(logits, calibrated=True))
+    order = np.argsort(-logits, kind="stable")[:, :top]
+    for row, ranked in enumerate(order):
+        yield ", ".join(
+            f"{predictor.class_names[place]} "
+            + " / ".join(f"{each[row, place]:.1%}" for each in shown)
+            for place in ranked
+        )
+
+
 def _print(
-    predictor: "Predictor", splits: Sequence["Split"], top: int
+    predictor: "Predictor", splits: Sequence["Split"], top: int, threshold: float
 ) -> tuple[int, int]:
     """Print a line for each image; return the numbers of images and of bad ones."""
     done, left_out = 0, 0
     for split, found in _classified(predictor, splits):
-        raw = predictor.probabilities(found.logits)
-        shown = [raw]
-        if predictor.calibration:
-            shown.append(predictor.probabilities(found.logits, calibrated=True))
         names = [
             printable(path or f"{split.dataset} {split.name}[{index}]")
             for path, index in zip(found.paths, found.indices, strict=True)
         ]
         width = max(map(len, names), default=0)
-        order = np.argsort(-found.logits, kind="stable")[:, :top]
-        for row, name in enumerate(names):
-            ranked = ", ".join(
-                f"{predictor.class_names[place]} "
-                + " / ".join(f"{each[row, place]:.1%}" for each in shown)
-                for place in order[row]
-            )
-            print(f"{name:<{width}}  {ranked}")
+        said = _answers(predictor, found.logits, top, threshold)
+        for name, answer in zip(names, said, strict=True):
+            print(f"{name:<{width}}  {answer}")
         for index, path, error in found.bad:
             name = printable(path or f"{split.dataset} {split.name}[{index}]")
             reason = getattr(error, "strerror", None) or error

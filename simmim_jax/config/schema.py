@@ -38,6 +38,9 @@ MODES = (
     "bench",
     "bench_input",
 )
+# Of fine-tuning: of one class an image, of several, and of numbers.
+REGRESSION = ("l1", "l2")
+LOSSES = ("softmax", "sigmoid", *REGRESSION)
 
 
 # ---- What goes in --------------------------------------------------------------------
@@ -295,6 +298,30 @@ class FinetuneData(Data):
         0,
         "Train on this many examples, equally many a class; 0: on all.",
         unit="examples",
+        low=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What fine-tuning learns of lists and .npz files, with loss sigmoid, l1 or l2."""
+
+    columns: tuple[str, ...] = field(
+        (),
+        "Columns of a list, or arrays of an .npz file, of numbers; of classes with "
+        'loss="sigmoid", 1 or 0. What is empty is not known. (): the column labels or '
+        'label, with "cat;dog" for several classes; or the array labels [n] or [n, m].',
+    )
+    mean: tuple[float, ...] = field(
+        (),
+        "Mean of each number: the model learns (number - mean) / std; (): that of the "
+        "training split.",
+        unit="as the numbers",
+    )
+    std: tuple[float, ...] = field(
+        (),
+        "Standard deviation of each number; (): as mean.",
+        unit="as the numbers",
         low=0,
     )
 
@@ -1025,17 +1052,18 @@ class Finetune(Downstream):
     )
     label_smoothing: float = field(
         0.1,
-        "Share of each target that is spread over all classes.",
+        'Share of each target that is spread over all classes; with loss="sigmoid" '
+        "over both answers.",
         low=0,
         high=1,
     )
-    probabilities: str = field(
+    loss: str = field(
         "softmax",
-        'How predictions are computed from logits: "softmax", or "sigmoid" in '
-        "converted models where an image may have several classes. Training has one.",
-        choices=("softmax", "sigmoid"),
-        harmless=True,
+        'What is learned: "softmax", one class an image; "sigmoid", any number of '
+        'classes; "l1" or "l2", numbers, by their absolute or squared errors.',
+        choices=LOSSES,
     )
+    targets: Targets = section(Targets, "What is learned but one class an image.")
     pictures: int = field(
         8,
         "Augmented training images drawn at the start, beside their originals.",
@@ -1151,7 +1179,7 @@ def parse(config: Mapping[str, Any] | ConfigDict, *, stored: bool = False) -> Co
             f"config.mode={mode!r}: this config is {kind}. Leave its mode as it is."
         )
     if "pretrain" in values:
-        return Compare(
+        compare = Compare(
             mode=mode,
             pretrain=_parse_run(
                 Pretrain, values["pretrain"], "config.pretrain", stored
@@ -1160,6 +1188,12 @@ def parse(config: Mapping[str, Any] | ConfigDict, *, stored: bool = False) -> Co
                 Finetune, values["finetune"], "config.finetune", stored
             ),
         )
+        if compare.finetune.loss != "softmax":
+            raise UserError(
+                f"config.finetune.loss={compare.finetune.loss!r}: a comparison is one "
+                "of top-1 accuracies. Expected 'softmax'."
+            )
+        return compare
     kinds = [cls for cls, marks in _MARKS.items() if marks & values.keys()]
     named = {cls().mode: cls for cls in _MARKS}
     if len(kinds) == 1 and mode in named and kinds[0] is not named[mode]:
@@ -1174,7 +1208,7 @@ def parse(config: Mapping[str, Any] | ConfigDict, *, stored: bool = False) -> Co
 # Fields that a config of one kind alone has.
 _MARKS: dict[type, set[str]] = {
     Pretrain: {"mask", "target"},
-    Finetune: {"label_smoothing", "probabilities"},
+    Finetune: {"label_smoothing", "probabilities"},  # the second one of old runs
     Segment: {"auxiliary_weight"},
     Transcribe: {"text", "beam_width"},
 }
@@ -1199,6 +1233,8 @@ def with_batch_size(config: Any, batch_size: int) -> Any:
 
 def _parse_run(cls: type, values: Mapping[str, Any], path: str, stored: bool) -> Any:
     rest = dict(values)
+    if stored and "probabilities" in rest:  # its name until 2026-11
+        rest.setdefault("loss", rest["probabilities"])
     model = rest.pop("model", {})
     if not isinstance(model, Mapping):
         raise UserError(f"{path}.model={model!r}: expected fields, not a value.")
@@ -1234,8 +1270,9 @@ def check(run: RunConfig, path: str) -> None:
             f"{path}.mask.span={mask.span!r}: expected shortest and longest length."
         )
     if (
-        data.dtype not in ("auto", "uint8")
-        and getattr(run, "loss", Loss()).kind == "bins"
+        isinstance(run, Pretrain)
+        and data.dtype not in ("auto", "uint8")
+        and run.loss.kind == "bins"
     ):
         raise UserError(
             f"{path}.loss.kind='bins' sorts values 0..255: expected data.dtype='uint8'."
@@ -1246,15 +1283,39 @@ def check(run: RunConfig, path: str) -> None:
             f"{path}.model.pool={model.pool!r}: a Swin has no class token, expected "
             "'mean'."
         )
-    if isinstance(run, Finetune) and run.probabilities != "softmax":
-        raise UserError(
-            f"{path}.probabilities={run.probabilities!r}: fine-tuning learns one class "
-            "an image. Expected 'softmax'; only converted models have others."
-        )
+    if isinstance(run, Finetune):
+        _check_targets(run, path)
     if isinstance(run, Pretrain) and run.probe.temperature == 0:
         raise UserError(f"{path}.probe.temperature=0: expected more than 0.")
     if isinstance(run, Transcribe):
         _check_tokens(run, path)
+
+
+def _check_targets(run: Finetune, path: str) -> None:
+    """Raise UserError where what is learned and how do not go together."""
+    targets = run.targets
+    if run.loss == "softmax" and targets != Targets():
+        raise UserError(
+            f"{path}.targets is of several classes or numbers, but {path}.loss="
+            "'softmax' learns one class an image: expected loss='sigmoid', 'l1' or "
+            "'l2', or no targets."
+        )
+    if len(targets.mean) != len(targets.std) or 0 in targets.std:
+        raise UserError(
+            f"{path}.targets.mean={targets.mean} and std={targets.std}: expected one "
+            "number of each for every target, std above 0, or () to measure them."
+        )
+    of_classes = {
+        "label_smoothing": run.label_smoothing,
+        "augment.mixup_alpha": run.augment.mixup_alpha,
+        "augment.cutmix_alpha": run.augment.cutmix_alpha,
+    }
+    if run.loss in REGRESSION and any(of_classes.values()):
+        flags = " ".join(f"--{path}.{name}=0" for name in of_classes)
+        raise UserError(
+            f"{path}.loss={run.loss!r} learns numbers, which cannot be smoothed or "
+            f"mixed as classes are: expected {flags}."
+        )
 
 
 def _check_data(data: Data, path: str) -> None:

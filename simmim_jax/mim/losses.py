@@ -88,3 +88,40 @@ def smooth_labels(labels: jax.Array, num_classes: int, smoothing: float) -> jax.
     return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + (
         smoothing / num_classes
     )
+
+
+def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return float[b], the mean binary cross-entropy of the classes that are known.
+
+    logits, targets: float[b k], targets in 0..1 or NaN where they are not known.
+    """
+    x = logits.astype(jnp.float32)
+    # -t log σ(x) - (1 - t) log(1 - σ(x))
+    return _known_mean(lambda t: jax.nn.softplus(x) - t * x, targets)
+
+
+def absolute_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return float[b], the mean |x - t| of the numbers that are not NaN."""
+    return _known_mean(lambda t: jnp.abs(outputs.astype(jnp.float32) - t), targets)
+
+
+def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return float[b], the mean (x - t)² of the numbers that are not NaN."""
+    return _known_mean(lambda t: jnp.square(outputs.astype(jnp.float32) - t), targets)
+
+
+def _known_mean(
+    error: Callable[[jax.Array], jax.Array], targets: jax.Array
+) -> jax.Array:
+    known = ~jnp.isnan(targets)
+    errors = jnp.where(known, error(jnp.where(known, targets, 0)), 0)
+    return errors.sum(-1) / jnp.maximum(known.sum(-1), 1)
+
+
+# (outputs, targets), float[b k] both, -> float[b]. Keys are config.loss of fine-tuning.
+HEAD_LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "softmax": cross_entropy,
+    "sigmoid": sigmoid_cross_entropy,
+    "l1": absolute_error,
+    "l2": squared_error,
+}

@@ -21,7 +21,7 @@ from simmim_jax.errors import UserError
 from simmim_jax.monitoring.writer import write_json
 from simmim_jax.runtime import sharding
 from simmim_jax.runtime.accelerators import Accelerator, accelerator
-from simmim_jax.tasks import inputs, values
+from simmim_jax.tasks import inputs, targets, values
 from simmim_jax.tasks.learners import learner, num_classes
 from simmim_jax.tasks.segment import with_masks
 from simmim_jax.tasks.views import decoding_of, train_view
@@ -71,7 +71,8 @@ def bench_input(config: RunConfig, workdir: Path) -> dict[str, Any]:
     accelerators = [accelerator(name) for name in names]
     mesh = sharding.make_mesh()
     compilation.check_batch(config.data.batch_size, config.optim.accumulation, mesh)
-    source = inputs.open_split(config.data, config.data.train_split)
+    wanted = targets.wanted(config)
+    source = inputs.open_split(config.data, config.data.train_split, wanted)
     if isinstance(config, Finetune):
         source = labelled(source)
         if config.data.num_labels:

@@ -27,7 +27,7 @@ from simmim_jax.data.sources.registry import check_source
 from simmim_jax.performance import hlo, kernels, schedule, slices, step_cost
 from simmim_jax.runtime import sharding
 from simmim_jax.runtime.accelerators import CHIPS, Accelerator
-from simmim_jax.tasks import inputs
+from simmim_jax.tasks import inputs, targets
 from simmim_jax.tasks.learners import NUM_CLASSES, NUM_EXAMPLES, learner, num_classes
 from simmim_jax.tasks.segment import with_masks
 from simmim_jax.training import compilation
@@ -138,7 +138,7 @@ def learner_of(config: RunConfig) -> tuple[Learner, list[str]]:
     data, assumed = config.data, []
     try:
         check_source(data.dataset, data.train_split, data_dir=data.data_dir)
-        source = inputs.open_split(data, data.train_split)
+        source = inputs.open_split(data, data.train_split, targets.wanted(config))
         if isinstance(config, Finetune):
             source = labelled(source)
         elif isinstance(config, Segment):

@@ -19,7 +19,7 @@ from simmim_jax.config.schema import (
     Segment,
     Transcribe,
 )
-from simmim_jax.data.sources import base
+from simmim_jax.data.sources import base, targets
 from simmim_jax.data.sources.base import Source, SubsetSource
 from simmim_jax.data.sources.paths import hashed_split
 from simmim_jax.errors import UserError
@@ -96,7 +96,9 @@ def finetune(
 ) -> Trained:
     """Fine-tune as a config says, or resume the run in `workdir`; see `pretrain`.
 
-    data, held_out: with labels; a pair (images, labels) will do.
+    data, held_out: with labels; a pair (images, labels) will do. Labels int [n] are
+    classes; with config.loss of "sigmoid" [n, m] of 1 and 0, of "l1" or "l2" float [n]
+    or [n, m].
     """
     parsed = _parse(config, Finetune, init_from)
     sources = _sources(data, held_out)
@@ -243,7 +245,7 @@ def _sources(data: Any, held_out: Any) -> dict[str, Any]:
 
 def _source(data: Any) -> Source:
     is_pair = isinstance(data, tuple) and len(data) == 2
-    source = base.as_source(*data) if is_pair else base.as_source(data)
+    source = targets.as_source(*data) if is_pair else base.as_source(data)
     if not len(source):
         raise UserError("data is empty: expected at least one example.")
     return source

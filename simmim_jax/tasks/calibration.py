@@ -64,7 +64,7 @@ def probabilities_of(
 ) -> np.ndarray:
     """Return float32 [n, classes] of logits [n, classes].
 
-    kind: config.probabilities, "softmax" or "sigmoid".
+    kind: config.loss, "softmax" or "sigmoid".
     """
     from scipy import special  # 0.1 s to import
 

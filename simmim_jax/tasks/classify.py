@@ -20,23 +20,35 @@ from simmim_jax.data.sources.base import (
     labelled,
     subset,
 )
+from simmim_jax.data.sources.targets import targets_of
+from simmim_jax.data.views.base import View
+from simmim_jax.data.views.targets import TargetView
 from simmim_jax.errors import UserError
 from simmim_jax.mim import losses
 from simmim_jax.models import build_classifier, plain
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.monitoring import pictures
 from simmim_jax.runtime import sharding
-from simmim_jax.tasks import inputs, precision, pretrained, values
-from simmim_jax.tasks.classify_step import finetune_loss, finetune_prepare
+from simmim_jax.tasks import inputs, precision, pretrained, targets, values
+from simmim_jax.tasks.classify_step import (
+    class_targets,
+    finetune_loss,
+    finetune_prepare,
+    number_targets,
+    several_targets,
+)
 from simmim_jax.tasks.display import displayed
 from simmim_jax.tasks.optimizer import notices, optimizer
 from simmim_jax.tasks.resumed import changes_of
+from simmim_jax.tasks.views import eval_view, train_view
 from simmim_jax.training import steps
 from simmim_jax.training.inputs import results_of_pass
 from simmim_jax.training.run import Evaluate, Learner, Run
 
 # Names of classes in a notice.
 _NAMES_SHOWN = 6
+# Metric that the best checkpoint is chosen by, by config.loss; others: the least loss.
+_BEST = {"softmax": ("top1", "max"), "sigmoid": ("mAP", "max")}
 
 
 def learner(
@@ -52,6 +64,15 @@ def learner(
         **schema.to_dict(config.model),
     )
     images = jnp.zeros((1, *config.data.image_size, config.data.channels))
+    smoothing = config.label_smoothing
+    if config.loss == "softmax":
+        made = class_targets(num_classes, smoothing)
+    elif config.loss == "sigmoid":
+        made = several_targets(smoothing)
+    else:
+        # Measurements without data do not know the numbers.
+        scale = config.targets
+        made = number_targets(scale.mean or (0.0,), scale.std or (1.0,))
     frozen = ("encoder",) if config.freeze_encoder else ()
     mixes = config.augment.mixup_alpha or config.augment.cutmix_alpha
     return (
@@ -59,14 +80,15 @@ def learner(
             init=lambda key: model.init(key, images)["params"],
             prepare=finetune_prepare(
                 config.augment,
-                num_classes=num_classes,
-                label_smoothing=config.label_smoothing,
+                targets=made,
                 normalization=values.normalization(config.data),
                 flip=config.data.flip,
             ),
-            loss=finetune_loss(model, drop_paths=not config.freeze_encoder),
-            plain_loss=finetune_loss(plain(model), drop_paths=False),
-            batch=inputs.batch_like(config.data),
+            loss=finetune_loss(
+                model, config.loss, drop_paths=not config.freeze_encoder
+            ),
+            plain_loss=finetune_loss(plain(model), config.loss, drop_paths=False),
+            batch=inputs.batch_like(config.data, train_view_of(config, num_classes)),
             optimizer=optimizer(
                 config,
                 num_examples,
@@ -84,6 +106,17 @@ def learner(
     )
 
 
+def train_view_of(config: Finetune, num_targets: int) -> View:
+    """Return the view of training batches, with targets if there are any."""
+    return _with_targets(config, train_view(config.data), num_targets)
+
+
+def _with_targets(config: Finetune, view: View, num_targets: int) -> View:
+    if config.loss == "softmax":
+        return view
+    return TargetView(view=view, num_targets=num_targets)
+
+
 def build(
     config: Finetune,
     workdir: Path,
@@ -99,15 +132,24 @@ def build(
     """
     data = config.data
     # `or` would replace an empty source in silence.
-    source = inputs.open_split(data, data.train_split) if train is None else train
-    class_names = _check_classes(data, source)
+    wanted = targets.wanted(config)
+    if train is None:
+        source = inputs.open_split(data, data.train_split, wanted)
+    else:
+        source = train
+    class_names = _check_classes(config, source)
     config, said = values.resolve(config, source, workdir, path)
     data = config.data
     if held_out is None:
-        held_out = inputs.open_split(data, data.eval_split)
+        held_out = inputs.open_split(data, data.eval_split, wanted)
     source, held_out, left_out = _leave_out_unlabelled(source, held_out, path)
     if data.num_labels:
         source = subset(source, data.num_labels, config.seed)
+    if config.loss != "softmax":
+        learned = targets.check(config, source, data.train_split)
+        targets.check(config, held_out, data.eval_split)
+        begun: Any = values.begun_in(workdir)
+        config = targets.standardised(config, learned, class_names, begun)
     if held_out.class_names != class_names:
         raise UserError(
             f"config.data.eval_split={data.eval_split!r} has the classes "
@@ -122,25 +164,47 @@ def build(
     learns, model = learner(config, len(source), len(class_names))
     record |= pretrained.record(config, learns)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    passes = inputs.eval_pass(data, held_out, workdir)
+    view = _with_targets(config, eval_view(data), len(class_names))
+    passes = inputs.eval_pass(data, held_out, workdir, view=view)
+    if config.loss == "softmax":
+        evaluate = evaluation(config, model, passes, mesh)
+    else:
+        evaluate = targets.evaluation(config, model, class_names, passes, mesh)
+    best, mode = _BEST.get(config.loss, ("eval_loss", "min"))
     return Run(
         title="finetune",
         workdir=workdir,
         learner=learns,
         mesh=mesh,
         lengths=inputs.lengths(config, len(source)),
-        description=inputs.describe(data, source, held_out, class_names),
-        stream=functools.partial(inputs.train_batches, config, source, workdir),
-        evaluate=evaluation(config, model, passes, mesh),
-        best="top1",
-        mode="max",
+        description=inputs.describe(
+            data,
+            source,
+            held_out,
+            class_names,
+            "numbers" if config.loss in schema.REGRESSION else "classes",
+        ),
+        stream=functools.partial(
+            inputs.train_batches,
+            config,
+            source,
+            workdir,
+            view=train_view_of(config, len(class_names)),
+        ),
+        evaluate=evaluate,
+        best=best,
+        mode=mode,
         record=record,
         changes=changes_of(workdir, config, record, len(source)),
         notices=(
             *said,
             *left_out,
             *notices(config, len(source), path),
-            *class_notices(source, held_out, path),
+            *(
+                ()
+                if config.loss in schema.REGRESSION
+                else class_notices(source, held_out, path)
+            ),
         ),
         preview=functools.partial(
             draw_augmented, config, workdir, source, learns.prepare
@@ -156,14 +220,25 @@ def build(
     )
 
 
-def _check_classes(data: schema.Data, source: Source) -> tuple[str, ...]:
-    """Return the names of the classes; UserError where there are none to learn."""
+def _check_classes(config: Finetune, source: Source) -> tuple[str, ...]:
+    """Return the names of what is learned; UserError where there is nothing."""
+    data = config.data
+    if config.loss != "softmax":
+        targets.check(config, source, data.train_split)
+        return source.class_names
+    if targets_of(source) is not None:
+        raise UserError(
+            "config.loss='softmax' learns one class an image, but labels are of type "
+            "float, or several for each image. Expected int [n]; loss='sigmoid' learns "
+            "any number of classes, loss='l2' numbers."
+        )
     if len(source.class_names) < 2:
         raise UserError(
             f"config.data.dataset={data.dataset!r} has classes "
             f"{list(source.class_names)}: fine-tuning needs labelled images of at "
             "least two classes, such as a folder with a sub-folder for each and no "
-            f"image beside them. {getattr(source, 'unlabelled', '')}".rstrip()
+            "image beside them. (config.loss='sigmoid' learns several classes an "
+            f"image, 'l2' numbers.) {getattr(source, 'unlabelled', '')}".rstrip()
         )
     return source.class_names
 
@@ -185,12 +260,15 @@ def _leave_out_unlabelled(
 
 def class_notices(source: Source, held_out: Source, path: str) -> tuple[str, ...]:
     """Return what is not learned or not measured, for lack of examples of a class."""
+    several = targets_of(source) is not None
+    absent_in = targets.absent if several else absent_classes
+    metric = "mAP" if several else "top1"
     said = []
     for split, each, effect in (
         ("train_split", source, "are not learned"),
-        ("eval_split", held_out, "do not count in top1"),
+        ("eval_split", held_out, f"do not count in {metric}"),
     ):
-        if absent := absent_classes(each):
+        if absent := absent_in(each):
             names = ", ".join(absent[:_NAMES_SHOWN])
             names += ", ..." if len(absent) > _NAMES_SHOWN else ""
             said.append(
@@ -213,7 +291,13 @@ def draw_augmented(
     shown = SubsetSource(source, chosen.astype(int))
     size = len(chosen) * jax.process_count()
     with contextlib.closing(
-        inputs.train_batches(config, shown, batch_size=size, num_workers=0)
+        inputs.train_batches(
+            config,
+            shown,
+            view=train_view_of(config, len(source.class_names)),
+            batch_size=size,
+            num_workers=0,
+        )
     ) as batches:
         batch = next(batches)
     key = steps.purpose(jax.random.key(config.seed), "preview")

@@ -1,8 +1,10 @@
 """Pure functions of a fine-tuning step: its augmentation and its loss."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from simmim_jax.augment import basic, randaugment
 from simmim_jax.augment.normalization import Normalization
@@ -12,18 +14,35 @@ from simmim_jax.mim import losses
 from simmim_jax.models.classifier import Classifier
 from simmim_jax.training.steps import Batch, Loss, Metrics, Prepare, purpose
 
+Targets = Callable[[Batch], jax.Array]
+
+
+def class_targets(num_classes: int, smoothing: float) -> Targets:
+    """Return what makes soft targets of labels: one class an image."""
+    return lambda batch: losses.smooth_labels(batch["label"], num_classes, smoothing)
+
+
+def several_targets(smoothing: float) -> Targets:
+    """Return what makes soft targets of any number of classes: 1 is 1 - smoothing/2."""
+    return lambda batch: batch["target"] * (1 - smoothing) + smoothing / 2
+
+
+def number_targets(mean: Sequence[float], std: Sequence[float]) -> Targets:
+    """Return what standardises numbers."""
+    return lambda batch: (batch["target"] - jnp.array(mean)) / jnp.array(std)
+
 
 def finetune_prepare(
     augment: Augment,
     *,
-    num_classes: int,
-    label_smoothing: float,
+    targets: Targets,
     normalization: Normalization,
     flip: bool,
 ) -> Prepare:
-    """Return the augmentation, in the order of the official code, with soft targets.
+    """Return the augmentation, in the order of the official code.
 
-    Flip, RandAugment, normalisation, erasing, mixing; see `randaugment` and `basic`.
+    targets: of a batch, float[b k], which are mixed with its images. Flip, RandAugment,
+    normalisation, erasing, mixing; see `randaugment` and `basic`.
     raises: UserError for images that RandAugment is not defined for.
     """
     channels = len(normalization.mean)
@@ -59,31 +78,34 @@ def finetune_prepare(
             images = basic.random_erase(
                 purpose(key, "erase"), images, augment.erase_prob
             )
-        targets = losses.smooth_labels(batch["label"], num_classes, label_smoothing)
+        target = targets(batch)
         if augment.mixup_alpha or augment.cutmix_alpha:
-            images, targets = basic.mix(
+            images, target = basic.mix(
                 purpose(key, "mix"),
                 images,
-                targets,
+                target,
                 group=min(augment.mix_group or len(images), len(images)),
                 mixup_alpha=augment.mixup_alpha,
                 cutmix_alpha=augment.cutmix_alpha,
                 prob=augment.mix_prob,
                 switch_prob=augment.mix_switch_prob,
             )
-        return {"image": images, "target": targets}
+        return {"image": images, "target": target}
 
     return prepare
 
 
-def finetune_loss(model: Classifier, *, drop_paths: bool = True) -> Loss:
-    """Cross-entropy with soft targets; drop_paths: stochastic depth in the encoder."""
+def finetune_loss(
+    model: Classifier, kind: str = "softmax", *, drop_paths: bool = True
+) -> Loss:
+    """Return the loss of one of `HEAD_LOSSES`; drop_paths: in the encoder."""
+    error = losses.HEAD_LOSSES[kind]
 
     def loss(params: Any, inputs: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         logits = model.apply(
             {"params": params}, inputs["image"], drop_paths, rngs={"drop_path": key}
         )
-        value = losses.cross_entropy(logits, inputs["target"]).mean()
+        value = error(logits, inputs["target"]).mean()
         return value, {"loss": value}
 
     return loss

@@ -2,20 +2,22 @@
 
 import csv
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from simmim_jax.data.sources.base import NO_LABEL
+from simmim_jax.data.sources.base import NO_LABEL, Source
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring import charts
 from simmim_jax.monitoring.progress import make_progress, say
 from simmim_jax.monitoring.writer import write_json
+from simmim_jax.tasks import target_scores, targets
 from simmim_jax.tasks.accuracy import Accuracy
 from simmim_jax.tasks.calibration import Calibration, reliability
 from simmim_jax.tasks.parts import Split
-from simmim_jax.tasks.predict import Predictor
+from simmim_jax.tasks.predict import Classified, Predictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,57 @@ class Evaluation:
         return summary
 
 
+@dataclasses.dataclass(frozen=True)
+class TargetEvaluation:
+    """What a run says of images with several classes, or with numbers.
+
+    answers, targets: float32 [n, k], probabilities or numbers, and 1 and 0 or numbers,
+    NaN where they are not known; left_out: number of bad images.
+    """
+
+    predictor: Predictor
+    answers: np.ndarray
+    targets: np.ndarray
+    left_out: int
+
+    @functools.cached_property
+    def scores(self) -> list[Any]:
+        """A `SeveralScore` for each class, or a `NumberScore` for each number."""
+        of = (
+            target_scores.number_scores
+            if self.predictor.has_numbers
+            else target_scores.several_scores
+        )
+        return of(self.answers, self.targets, self.predictor.class_names)
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write evaluation.json and a table; return the first one."""
+        folder.mkdir(parents=True, exist_ok=True)
+        summary: dict[str, Any] = {
+            "step": self.predictor.step,
+            "images": len(self.targets),
+            "left_out": self.left_out,
+        }
+        name = "numbers"
+        if not self.predictor.has_numbers:
+            name = "classes"
+            exact, interval = target_scores.share(
+                target_scores.exact_matches(self.answers, self.targets)
+            )
+            summary |= {
+                "mAP": target_scores.mean_average_precision(self.scores),
+                "f1": target_scores.mean_f1(self.scores),
+                "exact_match": exact,
+                "exact_match_interval": interval,
+            }
+        rows = [dataclasses.asdict(score) for score in self.scores]
+        summary[name] = rows
+        write_json(folder / "evaluation.json", summary)
+        fields = [*rows[0]]
+        _write_csv(folder / f"{name}.csv", [fields, *(row.values() for row in rows)])
+        return summary
+
+
 def evaluate(predictor: Predictor, split: Split) -> Evaluation:
     """Classify the labelled examples of a split, with progress.
 
@@ -115,27 +168,51 @@ def evaluate(predictor: Predictor, split: Split) -> Evaluation:
             f"class folders, or a list with a column label. {why}".rstrip()
         )
     numbers = _numbers(predictor, split)
+    said, left_out = _classified(predictor, source)
+    given = np.concatenate([found.labels for found in said])
+    known = given != NO_LABEL
+    _say_unlabelled(known)
+    logits = np.concatenate([found.logits for found in said])
+    return Evaluation(predictor, logits[known], numbers[given[known]], left_out)
+
+
+def evaluate_targets(predictor: Predictor, split: Split) -> TargetEvaluation:
+    """Compare answers with the targets of a split, with progress; as `evaluate`.
+
+    raises: UserError for a split without targets, or with others than the run learned.
+    """
+    targets.check(predictor.config, split.source, split.name)
+    given = targets.columns_of(predictor.class_names, split.source, split.dataset)
+    said, left_out = _classified(predictor, split.source)
+    given = given[np.concatenate([found.indices for found in said])]
+    known = ~np.isnan(given).all(1)
+    _say_unlabelled(known)
+    logits = np.concatenate([found.logits for found in said])
+    answers = predictor.answers(logits[known])
+    return TargetEvaluation(predictor, answers, given[known], left_out)
+
+
+def _classified(predictor: Predictor, source: Source) -> tuple[list[Classified], int]:
+    """Return what is said of a source, without its images, and the number of bad ones.
+
+    raises: UserError where all are bad.
+    """
     progress = make_progress(len(source), title="evaluating")
-    logits, labels, bad, done = [], [], [], 0
+    said, bad, done = [], [], 0
     for found in predictor.classify(source):
-        logits.append(found.logits)
-        labels.append(found.labels)
+        said.append(found._replace(images=found.images[:0]))
         bad += found.bad
-        done += len(found.labels) + len(found.bad)
+        done += len(found.indices) + len(found.bad)
         progress.show(done, {})
     progress.close()
     if len(bad) == len(source):
         raise UserError(f"none of {len(bad):,} images can be read: {bad[0][2]}")
-    given = np.concatenate(labels)
-    known = given != NO_LABEL
+    return said, len(bad)
+
+
+def _say_unlabelled(known: np.ndarray) -> None:
     if unlabelled := int((~known).sum()):
         say(f"{unlabelled:,} images have no label and are left out")
-    return Evaluation(
-        predictor,
-        np.concatenate(logits)[known],
-        numbers[given[known]],
-        len(bad),
-    )
 
 
 def _numbers(predictor: Predictor, split: Split) -> np.ndarray:

@@ -44,9 +44,9 @@ def export(
     """Write a model to a file, read it back and compare.
 
     format: "stablehlo", for CPUs, CUDA and TPUs through jax.export; "onnx"; both map
-    images [b, h, w, c] of any batch size to probabilities, or to vectors without a
-    classifier. "safetensors": parameters by name, and the config beside them. "": what
-    the ending of `path` says.
+    images [b, h, w, c] of any batch size to probabilities or numbers, or to vectors
+    without a classifier. "safetensors": parameters by name, and the config beside them.
+    "": what the ending of `path` says.
     returns: what was written, in a line.
     raises: UserError where a package is missing, the file gives other results, or the
     model returns masks or text.
@@ -102,7 +102,7 @@ def _onnx(model: Encoder | Predictor, file: Path, path: Path) -> str:
         apply,
         inputs=[_any_batch(like)],
         input_names=["images"],
-        output_names=["probabilities" if isinstance(model, Predictor) else "vectors"],
+        output_names=[_output(model)],
     )
     onnx.save(proto, str(file))
     session = onnxruntime.InferenceSession(
@@ -204,9 +204,11 @@ def _compare(
 
 def _signature(model: Encoder | Predictor, like: jax.ShapeDtypeStruct) -> str:
     shape = ", ".join(map(str, like.shape))
-    result = (
-        f"probabilities [b, {len(model.class_names)}]"
-        if isinstance(model, Predictor)
-        else f"vectors [b, {model.dim}]"
-    )
-    return f"{like.dtype.name} [b, {shape}] -> {result}"
+    size = len(model.class_names) if isinstance(model, Predictor) else model.dim
+    return f"{like.dtype.name} [b, {shape}] -> {_output(model)} [b, {size}]"
+
+
+def _output(model: Encoder | Predictor) -> str:
+    if isinstance(model, Encoder):
+        return "vectors"
+    return "numbers" if model.has_numbers else "probabilities"

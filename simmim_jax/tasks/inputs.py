@@ -22,6 +22,7 @@ from simmim_jax.data.sources.base import (
     SubsetSource,
 )
 from simmim_jax.data.sources.registry import open_source
+from simmim_jax.data.sources.targets import TargetSource, Wanted
 from simmim_jax.data.views.base import View
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.progress import say
@@ -34,8 +35,11 @@ from simmim_jax.training.run import Lengths
 _NAMES_SHOWN = 6
 
 
-def open_split(data: schema.Data, split: str) -> Source:
-    """Open one split of the data set that config.data names."""
+def open_split(data: schema.Data, split: str, wanted: Wanted | None = None) -> Source:
+    """Open one split of the data set that config.data names.
+
+    wanted: targets that a run learns, if that is not one class an image.
+    """
     max_bytes = data.max_file_mb * 10**6
     return open_source(
         data.dataset,
@@ -43,6 +47,7 @@ def open_split(data: schema.Data, split: str) -> Source:
         data_dir=data.data_dir,
         max_bytes=max_bytes,
         formats=views.formats(data),
+        wanted=wanted,
     )
 
 
@@ -51,12 +56,13 @@ def describe(
     source: Source,
     held_out: Source,
     class_names: tuple[str, ...] = (),
+    what: str = "classes",
 ) -> str:
-    """Return what a run sees: data set, numbers and kind of images, classes."""
+    """Return what a run sees: data set, numbers and kind of images, what is learned."""
     text = f"{data.dataset}: {len(source):,} images to train on"
     notes = []
-    if what := views.describe(data, source):
-        notes.append(what)
+    if kind := views.describe(data, source):
+        notes.append(kind)
     if len(source) < data.batch_size:
         times = data.batch_size / len(source)
         notes.append(f"each {times:.1f} times in a batch of {data.batch_size:,}")
@@ -67,7 +73,7 @@ def describe(
         return text
     first = ", ".join(class_names[:_NAMES_SHOWN])
     more = ", ..." if len(class_names) > _NAMES_SHOWN else ""
-    return f"{text}, {len(class_names):,} classes: {first}{more}"
+    return f"{text}, {len(class_names):,} {what}: {first}{more}"
 
 
 def batch_like(
@@ -142,7 +148,7 @@ def eval_pass(
 def decoders(data: schema.Data, source: Source) -> tuple[int, int]:
     """Return processes, and threads in each, as config.data or the machine says."""
     workers, threads = data.num_workers, data.num_threads
-    while isinstance(source, SubsetSource):
+    while isinstance(source, SubsetSource | TargetSource):
         source = source.source
     in_memory = isinstance(source, ArraySource) or (
         isinstance(source, SequenceSource) and isinstance(source.data, list | tuple)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow
 
@@ -22,10 +23,11 @@ from simmim_jax.data.sources.folders import FolderSource
 from simmim_jax.data.sources.paths import Paths, is_array, is_image, printable
 from simmim_jax.data.sources.registry import is_dataset, open_all
 from simmim_jax.data.sources.remote import read_file
+from simmim_jax.data.sources.targets import SEPARATOR
 from simmim_jax.errors import UserError
 from simmim_jax.models import build_classifier, plain
 from simmim_jax.models.classifier import Classifier
-from simmim_jax.tasks import calibration, examples, precision, values
+from simmim_jax.tasks import calibration, examples, precision, targets, values
 from simmim_jax.tasks.calibration import Calibration, probabilities_of
 from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.tasks.parts import (
@@ -36,6 +38,7 @@ from simmim_jax.tasks.parts import (
     to_parquet,
     write_table,
 )
+from simmim_jax.tasks.target_scores import THRESHOLD
 from simmim_jax.tasks.views import TEXT, content, eval_view, formats, unmasked_view
 
 TOP = 5  # classes shown
@@ -114,7 +117,8 @@ class Predictor:
         size = sum(np.size(p) for p in jax.tree.leaves(self.params))
         return (
             f"{self.config.model.name}, {size:,} parameters, step {self.step}, images "
-            f"of {height}x{width}, {len(self.class_names):,} classes"
+            f"of {height}x{width}, {len(self.class_names):,} "
+            + ("numbers" if self.has_numbers else "classes")
         )
 
     def prepare(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
@@ -133,11 +137,13 @@ class Predictor:
         return eval_view(self.config.data)
 
     def apply(self, params: Any, images: jax.Array | np.ndarray) -> jax.Array:
-        """Return float32[n classes] of prepared images [n h w c], for JAX to trace."""
+        """Return what `__call__` does, for JAX to trace; images: [n h w c]."""
         logits = self._logits(params, images)
-        if self.config.probabilities == "sigmoid":
-            return jax.nn.sigmoid(logits)
-        return jax.nn.softmax(logits)
+        if self.has_numbers:
+            scale = self.config.targets
+            return logits * jnp.array(scale.std) + jnp.array(scale.mean)
+        function = jax.nn.sigmoid if self.has_several else jax.nn.softmax
+        return function(logits)
 
     def _logits(self, params: Any, images: jax.Array | np.ndarray) -> jax.Array:
         pixels = values.normalization(self.config.data)(images)
@@ -148,13 +154,16 @@ class Predictor:
         return jax.jit(self._logits)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return float32[n classes], the probabilities of prepared images [n h w c]."""
+        """Return float32[n classes], probabilities or numbers of images [n h w c].
+
+        images: prepared.
+        """
         batch = _batch_for(len(images))
         logits = [
             self._logits_of(images[i : i + batch], batch)
             for i in range(0, len(images), batch)
         ]
-        return self.probabilities(np.concatenate(logits))
+        return self.answers(np.concatenate(logits))
 
     def _logits_of(self, images: np.ndarray, batch: int) -> np.ndarray:
         """Return float32 [n, classes] of at most `batch` images, compiled once."""
@@ -170,7 +179,21 @@ class Predictor:
         if calibrated:
             assert self.calibration is not None
             temperature = self.calibration.temperature
-        return probabilities_of(logits, self.config.probabilities, temperature)
+        return probabilities_of(logits, self.config.loss, temperature)
+
+    def answers(self, logits: np.ndarray) -> np.ndarray:
+        """Return float32 [n, classes] of logits: probabilities, or numbers."""
+        return targets.answers(self.config, logits)
+
+    @property
+    def has_several(self) -> bool:
+        """Whether an image may have any number of classes."""
+        return self.config.loss == "sigmoid"
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether numbers were learned, rather than classes; class_names names them."""
+        return self.config.loss in schema.REGRESSION
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -198,6 +221,21 @@ class Predictor:
             )
             yield Classified(*found[:4], logits, found.bad)
 
+    def above(
+        self, logits: np.ndarray, threshold: float
+    ) -> list[list[tuple[str, float]]]:
+        """Return the classes of each image from `threshold` on, in order."""
+        found = self.probabilities(logits)
+        order = np.argsort(-found, axis=1, kind="stable")
+        return [
+            [
+                (self.class_names[i], float(row[i]))
+                for i in ranked
+                if row[i] >= threshold
+            ]
+            for row, ranked in zip(found, order, strict=True)
+        ]
+
     def top(
         self, probabilities: np.ndarray
     ) -> tuple[list[list[str]], list[list[float]]]:
@@ -211,20 +249,20 @@ class Predictor:
     ) -> list[dict[str, float]]:
         """Return the probability of each class, most probable first, for each image.
 
+        Of a run that learned numbers, each of them.
+
         images: paths, encoded images or arrays [h w c] of any size; with
         config.data.view="text", lines.
         raises: UserError or OSError for what is not an image.
         """
         prepared = [self.prepare(image) for image in images]
-        return [
-            dict(
-                sorted(
-                    zip(self.class_names, map(float, row), strict=True),
-                    key=lambda item: -item[1],
-                )
-            )
+        found = [
+            dict(zip(self.class_names, map(float, row), strict=True))
             for row in self(np.stack(prepared))
         ]
+        if self.has_numbers:
+            return found
+        return [dict(sorted(row.items(), key=lambda item: -item[1])) for row in found]
 
 
 def _batch_for(images: int) -> int:
@@ -302,6 +340,7 @@ def write_predictions(
     plan: dict[str, Any],
     top: int = TOP,
     every_class: bool = False,
+    threshold: float = THRESHOLD,
 ) -> tuple[int, int]:
     """Write the most probable classes of each image, or resume writing.
 
@@ -309,14 +348,26 @@ def write_predictions(
     name of a data set without files), split, index, true_class (where there is a
     label), class and probability, calibrated (of a calibrated run), then class_2,
     probability_2 … of the next ones. top: number of classes; every_class: a column
-    "probability of NAME" for each.
+    "probability of NAME" for each. threshold: of several classes an image, the lowest
+    probability of those in a further column, classes. A run that learned numbers
+    writes a column "predicted NAME" for each in place of all this.
     returns: numbers of images written and left out; see `write_table`.
     """
     top = min(top, len(predictor.class_names))
 
     def rows(split: Split, span: range) -> Iterator[Rows]:
         for found in predictor.classify(split.source, span):
-            yield Rows(_table(predictor, split, found, top, every_class), found.bad)
+            columns = _examples(split, found)
+            if predictor.has_numbers:
+                columns |= _numbers(predictor, found)
+            else:
+                columns |= _classes(predictor, split, found, top, every_class)
+            if predictor.has_several:
+                columns["classes"] = [
+                    SEPARATOR.join(name for name, _ in row)
+                    for row in predictor.above(found.logits, threshold)
+                ]
+            yield Rows(pyarrow.table(columns), found.bad)
 
     fitted = predictor.calibration
     return write_table(
@@ -330,22 +381,37 @@ def write_predictions(
             "temperature": fitted.temperature if fitted else None,
             "top": top,
             "every_class": every_class,
+            "threshold": threshold,
         },
         title="predicting",
     )
 
 
-def _table(
-    predictor: Predictor, split: Split, found: Classified, top: int, every_class: bool
-) -> pyarrow.Table:
-    known = found.labels != NO_LABEL
-    true_names = np.array([*split.source.class_names, None], object)
-    columns: dict[str, Any] = {
+def _examples(split: Split, found: Classified) -> dict[str, Any]:
+    """Return the columns that say which image a row is of."""
+    return {
         "path": pyarrow.array(
             [printable(path or split.dataset) for path in found.paths], "string"
         ),
-        "split": pyarrow.array([split.name] * len(known), "string"),
+        "split": pyarrow.array([split.name] * len(found.paths), "string"),
         "index": found.indices,
+    }
+
+
+def _numbers(predictor: Predictor, found: Classified) -> dict[str, Any]:
+    answers = predictor.answers(found.logits)
+    return {
+        f"predicted {name}": answers[:, number]
+        for number, name in enumerate(predictor.class_names)
+    }
+
+
+def _classes(
+    predictor: Predictor, split: Split, found: Classified, top: int, every_class: bool
+) -> dict[str, Any]:
+    known = found.labels != NO_LABEL
+    true_names = np.array([*split.source.class_names, None], object)
+    columns: dict[str, Any] = {
         "true_class": pyarrow.array(
             [true_names[label] for label in np.where(known, found.labels, -1)],
             "string",
@@ -366,4 +432,4 @@ def _table(
     if every_class:
         for number, name in enumerate(predictor.class_names):
             columns[f"probability of {name}"] = every["probability"][:, number]
-    return pyarrow.table(columns)
+    return columns

@@ -12,7 +12,7 @@ from simmim_jax.errors import UserError
 from simmim_jax.tasks.optimizer import learning_rate
 
 # Fields that change what the parameters are, or what they have learned to predict.
-_MODEL = ("decoder.", "loss.", "model.", "target.")
+_MODEL = ("decoder.", "loss", "model.", "target")
 # Fields that decide which arrays a state has by being 0 or False, or not.
 _KINDS = ("ema_decay", "freeze_encoder")
 

@@ -163,7 +163,7 @@ from simmim_jax.augment.normalization import Normalization
 from simmim_jax.config.schema import Augment
 from simmim_jax.mim.masking import block_mask
 from simmim_jax.runtime import sharding
-from simmim_jax.tasks.classify_step import finetune_prepare
+from simmim_jax.tasks.classify_step import class_targets, finetune_prepare
 
 batch = {
     "image": np.random.default_rng(0).integers(0, 256, (8, 12, 16, 3), np.uint8),
@@ -174,7 +174,7 @@ augment = Augment(
     cutmix_alpha=1.0, mix_prob=1.0, mix_switch_prob=0.5, mix_group=2,
 )
 prepare = finetune_prepare(
-    augment, num_classes=3, label_smoothing=0.1, flip=True,
+    augment, targets=class_targets(3, 0.1), flip=True,
     normalization=Normalization((0.5,) * 3, (0.2,) * 3),
 )
 mesh = sharding.make_mesh()

@@ -20,7 +20,11 @@ from simmim_jax.augment.normalization import Normalization
 from simmim_jax.config.schema import Augment
 from simmim_jax.mim import losses
 from simmim_jax.models.classifier import Classifier
-from simmim_jax.tasks.classify_step import finetune_loss, finetune_prepare
+from simmim_jax.tasks.classify_step import (
+    class_targets,
+    finetune_loss,
+    finetune_prepare,
+)
 from simmim_jax.training.steps import purpose
 
 AUGMENT = Augment(erase_prob=0.5, mix_group=4)
@@ -33,7 +37,7 @@ def batch():
 
 def test_fine_tuning_loss_is_cross_entropy_with_smoothed_labels(batch):
     model = Classifier(MODEL.encoder, num_classes=3)
-    prepare = prepare_finetune(label_smoothing=0.3, flip=False)
+    prepare = prepare_finetune(targets=class_targets(3, 0.3), flip=False)
     inputs = prepare(batch, jax.random.key(0))
     expected = np.full((8, 3), 0.1)
     expected[np.arange(8), batch["label"]] = 0.8
@@ -62,8 +66,7 @@ def test_fine_tuning_flips_some_images_of_a_batch(batch):
 
 
 FINETUNE = {
-    "num_classes": 3,
-    "label_smoothing": 0.3,
+    "targets": class_targets(3, 0.3),
     "normalization": Normalization((0.485, 0.456, 0.999), (0.25, 0.25, 0.25)),
     "flip": True,
 }

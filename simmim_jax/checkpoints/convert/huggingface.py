@@ -92,7 +92,7 @@ def read(path: Path, overrides: Overrides) -> Model:
     image_size = config.take("image_size", settings.pair, (224, 224))
     names = config.take("id2label", _class_names, ())
     kinds = settings.one_of(_PROBABILITIES)
-    probabilities = config.take("problem_type", kinds, "softmax")
+    loss = config.take("problem_type", kinds, "softmax")
     for name in _OFF:
         config.expect(name, False, {}, [], reason="our models have no such variant")
     config.ignore(_IGNORED)
@@ -114,7 +114,7 @@ def read(path: Path, overrides: Overrides) -> Model:
         model=fields,
         data={"image_size": image_size} | data,
         class_names=names if classes else (),
-        probabilities="sigmoid" if classes == 1 else probabilities,
+        loss="sigmoid" if classes == 1 else loss,
         notes=notes,
     )
     if kind == "swinv2":
@@ -308,7 +308,7 @@ def _config(model: Model, kind: str) -> dict[str, Any]:
         "qkv_bias": fields["qkv_bias"],
     }
     config |= (_vit_config if kind in ("vit", "beit") else _swin_config)(model, kind)
-    if model.probabilities == "sigmoid":
+    if model.loss == "sigmoid":
         config["problem_type"] = "multi_label_classification"
     if model.class_names:
         config["id2label"] = dict(enumerate(model.class_names))

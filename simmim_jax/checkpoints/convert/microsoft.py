@@ -94,10 +94,10 @@ def read(path: Path, overrides: Overrides) -> Model:
     fields: dict[str, Any] = {}
     data: dict[str, Any] = {}
     objective: dict[str, Any] = {}
-    probabilities = "softmax"
+    loss = "softmax"
     if "MODEL" in config:
         section = config.section("MODEL")
-        probabilities = section.take("PROBABILITIES", PROBABILITIES, "softmax")
+        loss = section.take("PROBABILITIES", PROBABILITIES, "softmax")
         objective["target"] = _target_fields(section.section("SIMMIM"))
         fields = _model_fields(section)
     if "DATA" in config:
@@ -118,7 +118,7 @@ def read(path: Path, overrides: Overrides) -> Model:
         model=fields,
         data=data,
         class_names=names,
-        probabilities=probabilities,
+        loss=loss,
         objective=objective,
         unread=(*left_out, *files.tensor_groups(rest)),
         notes=notes,
@@ -330,7 +330,7 @@ def _config(model: Model) -> dict[str, Any]:
             "TYPE": kind.lower(),
             "NUM_CLASSES": len(model.class_names),
             "DROP_PATH_RATE": fields["drop_path_rate"],
-            "PROBABILITIES": model.probabilities,
+            "PROBABILITIES": model.loss,
             "SIMMIM": {"NORM_TARGET": normalized},
             kind: section,
         },

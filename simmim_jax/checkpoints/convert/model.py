@@ -54,7 +54,7 @@ class Model:
 
     state: tensors in official names and layouts; in a pre-training model the names of
     the encoder start with `encoder.`. model, data: fields of config.model and
-    config.data. probabilities: field of the config, "softmax" or "sigmoid". objective:
+    config.data. loss: field of the config, "softmax" or "sigmoid". objective:
     fields of config.mask and config.target, by group. left_out: names of tensors in the
     file, but not in `state`. notes: what was assumed.
     """
@@ -63,7 +63,7 @@ class Model:
     model: dict[str, Any]
     data: dict[str, Any]
     class_names: tuple[str, ...] = ()
-    probabilities: str = "softmax"
+    loss: str = "softmax"
     objective: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class Model:
         model: Mapping[str, Any],
         data: Mapping[str, Any],
         class_names: Sequence[str] = (),
-        probabilities: str = "softmax",
+        loss: str = "softmax",
         objective: Mapping[str, Mapping[str, Any]] | None = None,
         unread: Sequence[str] = (),
         notes: Sequence[str] = (),
@@ -116,7 +116,7 @@ class Model:
             fields,
             data,
             tuple(names),
-            probabilities,
+            loss,
             objective or {},
             (*unread, *left_out),
             tuple(notes),
@@ -132,6 +132,13 @@ class Model:
         """
         params, meta = store.load(path)
         config, left_out = meta["config"], tuple[str, ...]()
+        # A section in pre-training; "probabilities" until 2026-11.
+        loss = config.get("loss", config.get("probabilities"))
+        if loss in ("l1", "l2"):
+            raise UserError(
+                f"'{path}' learned numbers (config.loss={loss!r}), which other formats "
+                "have no setting for: `simmim export` writes a program that gives them."
+            )
         if "decoder" in params and not _has_official_decoder(config):
             left_out = tuple(n for n in to_official(params) if n.startswith("decoder"))
             params = {"encoder": params["encoder"]}
@@ -140,7 +147,7 @@ class Model:
             with_tuples(config["model"]),
             with_tuples(config["data"]),
             tuple(meta.get("class_names", ())),
-            config.get("probabilities", "softmax"),
+            loss if isinstance(loss, str) else "softmax",
             {
                 name: with_tuples(config[name])
                 for name in ("mask", "target")
@@ -175,7 +182,7 @@ class Model:
             meta["config"] |= self.objective
         if self.class_names:
             meta["class_names"] = list(self.class_names)
-            meta["config"]["probabilities"] = self.probabilities
+            meta["config"]["loss"] = self.loss
         return meta
 
     @property

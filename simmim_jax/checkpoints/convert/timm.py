@@ -167,8 +167,8 @@ def write(model: Model, path: Path) -> list[str]:
 def notes(model: Model) -> list[str]:
     """Return what timm's config.json cannot hold."""
     lost = []
-    if model.probabilities != "softmax":
-        lost.append(f"timm has no setting for probabilities={model.probabilities!r}")
+    if model.loss != "softmax":
+        lost.append(f"timm has no setting for loss={model.loss!r}")
     if model.data.get("eval_center", "round") == "floor":
         lost.append(
             "timm rounds where a crop begins, data.eval_center='floor' does not: some "

@@ -19,7 +19,8 @@ class Format:
     open(place, split): returns one split as a source, and raises UserError;
     prefix: of names such as "tfds:NAME", for suggestions after a typo;
     takes_data_dir: whether `check` and `open` also take `data_dir`;
-    takes_max_bytes: whether `open` also takes `max_bytes` of an image's file.
+    takes_max_bytes: whether `open` also takes `max_bytes` of an image's file;
+    takes_wanted: whether `open` also takes `wanted`, the targets that a run learns.
     """
 
     name: str
@@ -29,3 +30,4 @@ class Format:
     prefix: str = ""
     takes_data_dir: bool = False
     takes_max_bytes: bool = False
+    takes_wanted: bool = False

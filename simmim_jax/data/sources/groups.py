@@ -15,6 +15,7 @@ from simmim_jax.data.sources.paths import (
     nothing_to_learn_from,
 )
 from simmim_jax.data.sources.planes import Selection
+from simmim_jax.data.sources.targets import Wanted, numbered
 from simmim_jax.errors import UserError, did_you_mean
 
 _LABELS = ("labels", "label")
@@ -125,6 +126,48 @@ def classes_of(
         listed = list(map(str, lacking))
         return Classes(unlabelled=nothing_to_learn_from(listed, place))
     return Classes(mine, numbered_classes(every))
+
+
+def targets_of(
+    arrays: Mapping[str, Any], prefix: str, name: str, wanted: Wanted, place: str
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the targets of a split's images, float32 [n, m], and their names.
+
+    arrays, prefix: as in `classes_of`.
+    raises: UserError for arrays that are not there, or not numbers of each image.
+    """
+    count = len(arrays[prefix + name])
+    names = [*wanted.columns] or [
+        each for each in (f"{name}_labels", *_LABELS) if prefix + each in arrays
+    ][:1]
+    tables = []
+    for each in names:
+        if prefix + each not in arrays:
+            raise UserError(
+                f"config.targets.columns={wanted.columns}: {place!r} has no array "
+                f"{each!r}, but {', '.join(arrays)}."
+            )
+        array = arrays[prefix + each]
+        where = f"{prefix + each!r} of {place!r}"
+        shape, kind = tuple(array.shape), np.dtype(array.dtype).kind
+        is_table = len(shape) == 2 and not wanted.columns
+        if shape[:1] != (count,) or not (len(shape) == 1 or is_table):
+            expected = f"[{count}]" if wanted.columns else f"[{count}] or [{count}, m]"
+            raise UserError(
+                f"{where} has shape {list(shape)}: expected {expected}, numbers for "
+                "each image."
+            )
+        if kind not in "biuf":
+            raise UserError(f"{where} is {array.dtype}: expected numbers.")
+        check_chunks(array, shape, where)
+        tables.append(np.asarray(array[...], np.float32).reshape(count, -1))
+    if not tables:
+        raise UserError(
+            f"dataset={place!r} has no labels: expected an array {name}_labels or "
+            "labels, or those that config.targets.columns names."
+        )
+    table = np.concatenate(tables, axis=1)
+    return table, wanted.columns or numbered(table)
 
 
 def check_chunks(array: Any, shape: Sequence[int], where: str) -> None:

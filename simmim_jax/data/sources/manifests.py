@@ -2,6 +2,7 @@
 
 Those of sounds may also have the columns text, what is said, and start and end, the
 part of a long recording in seconds. Relative paths start at the manifest's folder.
+Other columns are targets where a run learns several classes an image, or numbers.
 """
 
 import csv
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simmim_jax.data.sources import targets
 from simmim_jax.data.sources.base import MAX_CLASSES, NO_LABEL
 from simmim_jax.data.sources.folders import FolderSource
 from simmim_jax.data.sources.format import Format
@@ -34,6 +36,7 @@ from simmim_jax.data.sources.paths import (
 )
 from simmim_jax.data.sources.recordings import RecordingSource
 from simmim_jax.data.sources.remote import MAX_BYTES, check_url, is_url, open_file
+from simmim_jax.data.sources.targets import TargetSource, Wanted
 from simmim_jax.errors import NotFoundError, UserError
 
 MANIFEST_ENDINGS = (".txt", ".csv", ".tsv", ".parquet")
@@ -51,7 +54,8 @@ COLUMNS = {
 class Row(NamedTuple):
     """A row of a manifest.
 
-    text: what is said; start, end: of a part of a sound file [seconds].
+    text: what is said; start, end: of a part of a sound file [seconds]; targets: cells
+    of the columns that a run learns.
     """
 
     line: int
@@ -61,11 +65,16 @@ class Row(NamedTuple):
     text: str = ""
     start: float = 0.0
     end: float = math.inf
+    targets: tuple[str, ...] = ()
 
 
 def open_manifest(
-    file: str, split: str, *, max_bytes: int = MAX_BYTES
-) -> FolderSource | RecordingSource | TableSource:
+    file: str,
+    split: str,
+    *,
+    max_bytes: int = MAX_BYTES,
+    wanted: Wanted | None = None,
+) -> FolderSource | RecordingSource | TableSource | TargetSource:
     """Open one split of a manifest; see `open_source` for its content.
 
     Images keep the order of the list. Labels that are all whole numbers are kept; names
@@ -76,13 +85,26 @@ def open_manifest(
     file = _located(file)
     if is_parquet_of_images(file):
         return open_parquet(file, split, max_bytes=max_bytes)
-    return open_rows(file, list(_rows(file)), split, max_bytes=max_bytes)
+    rows = list(_rows(file, wanted))
+    source, chosen = _open_rows(file, rows, split, max_bytes, is_labelled=not wanted)
+    if wanted is None:
+        return source
+    texts = [row.targets or (row.label,) for row in rows]
+    table, names = targets.parse(texts, [row.line for row in rows], wanted, file)
+    return TargetSource(source, table[chosen], names)
 
 
 def open_rows(
     file: str, rows: list[Row], split: str, *, max_bytes: int = MAX_BYTES
 ) -> FolderSource | RecordingSource:
     """Open one split of the rows of a file; as `open_manifest`."""
+    return _open_rows(file, rows, split, max_bytes, is_labelled=True)[0]
+
+
+def _open_rows(
+    file: str, rows: list[Row], split: str, max_bytes: int, *, is_labelled: bool
+) -> tuple[FolderSource | RecordingSource, np.ndarray]:
+    """Return one split of the rows of a file, and which of them it has."""
     check_first(file, rows[0] if rows else None)
     for row in rows:
         if not row.path or "\0" in row.path:
@@ -103,14 +125,17 @@ def open_rows(
         chosen = hashed_split(paths, split, file)
     else:
         chosen = np.array([i for i, row in enumerate(rows) if row.split == name])
-    labels = [row.label for row in rows]
-    classes = label_classes(file, [labels[i] for i in chosen], labels, name)
+    classes = Classes()
+    if is_labelled:
+        labels = [row.label for row in rows]
+        classes = label_classes(file, [labels[i] for i in chosen], labels, name)
     root, chosen_paths = os.path.dirname(file), Paths([paths[i] for i in chosen])
     files = FolderSource(root, chosen_paths, *classes, max_bytes)
     if not is_audio(paths[0]):
-        return files
+        return files, chosen
     spans = np.array([(rows[i].start, rows[i].end) for i in chosen])
-    return RecordingSource(files, tuple(rows[i].text for i in chosen), spans)
+    texts = tuple(rows[i].text for i in chosen)
+    return RecordingSource(files, texts, spans), chosen
 
 
 def check_manifest(file: str, split: str) -> None:
@@ -118,7 +143,7 @@ def check_manifest(file: str, split: str) -> None:
     del split
     file = _located(file)
     if not file.lower().endswith(".parquet"):
-        check_first(file, next(_rows(file), None))
+        check_first(file, next(_rows(file, None), None))
         return
     with open_file(file) as opened:
         if opened.read(4) != b"PAR1":
@@ -153,10 +178,11 @@ def check_first(file: str, row: Row | None) -> None:
         )
 
 
-def _rows(file: str) -> Iterator[Row]:
+def _rows(file: str, wanted: Wanted | None) -> Iterator[Row]:
     if file.lower().endswith(".parquet"):
-        return _parquet_rows(file)
-    return _text_rows(file) if file.lower().endswith(".txt") else _csv_rows(file)
+        return _parquet_rows(file, wanted)
+    is_text = file.lower().endswith(".txt")
+    return _text_rows(file) if is_text else _csv_rows(file, wanted)
 
 
 def _text_rows(file: str) -> Iterator[Row]:
@@ -187,7 +213,7 @@ def _open_text(file: str) -> io.TextIOWrapper:
     )
 
 
-def _csv_rows(file: str) -> Iterator[Row]:
+def _csv_rows(file: str, wanted: Wanted | None) -> Iterator[Row]:
     delimiter = "\t" if file.lower().endswith(".tsv") else ","
     between = "tabs" if delimiter == "\t" else "commas"
     with _open_text(file) as text:
@@ -195,6 +221,7 @@ def _csv_rows(file: str) -> Iterator[Row]:
         try:
             header = next(reader, [])
             columns = _columns(file, header)
+            learned = targets.places_of(wanted, header, file) if wanted else []
             for row in filter(None, reader):
                 if len(row) != len(header):
                     raise csv.Error(f"{len(row)} fields, expected {len(header)}")
@@ -202,7 +229,8 @@ def _csv_rows(file: str) -> Iterator[Row]:
                 if not cells["path"]:
                     name = header[columns["path"]]
                     raise csv.Error(f"no {name}, expected the path of an image")
-                yield _row(file, reader.line_num, cells)
+                texts = tuple(row[place].strip() for place in learned)
+                yield _row(file, reader.line_num, cells, texts)
         except csv.Error as error:
             raise UserError(
                 f"{file!r}, line {reader.line_num}: {error}. Expected "
@@ -211,7 +239,7 @@ def _csv_rows(file: str) -> Iterator[Row]:
             ) from error
 
 
-def _parquet_rows(file: str) -> Iterator[Row]:
+def _parquet_rows(file: str, wanted: Wanted | None) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -231,9 +259,10 @@ def _parquet_rows(file: str) -> Iterator[Row]:
                     f"{file!r} holds images, not their paths: expected a local file, "
                     "of which groups of rows are read. Download it first."
                 )
-            wanted = [names[place] for place in columns.values()]
-            values = table.read(columns=wanted).to_pydict()
-            lists = [values[name] for name in wanted]
+            learned = targets.places_of(wanted, names, file) if wanted else []
+            read = [names[place] for place in (*columns.values(), *learned)]
+            values = table.read(columns=[*dict.fromkeys(read)]).to_pydict()
+            lists = [values[name] for name in read]
         except UserError:
             raise
         except Exception as error:  # Arrow raises exceptions of many types
@@ -242,13 +271,18 @@ def _parquet_rows(file: str) -> Iterator[Row]:
                 "list of images. Write it again, for example with pandas, or as a .csv."
             ) from error
     for number, cells in enumerate(zip(*lists, strict=True), start=1):
-        yield _row(
-            file, number, dict(zip(columns, map(column_text, cells), strict=True))
-        )
+        texts = tuple(map(column_text, cells))
+        fields = dict(zip(columns, texts, strict=False))
+        yield _row(file, number, fields, texts[len(columns) :])
 
 
 def column_text(value: Any) -> str:
-    """Return a value of a column; pandas stores integers with gaps as 1.0 and NaN."""
+    """Return a value of a column; pandas stores integers with gaps as 1.0 and NaN.
+
+    The values of a list are separated as several classes of an image are.
+    """
+    if isinstance(value, list):
+        return targets.SEPARATOR.join(map(column_text, value))
     if value is None or value != value:
         return ""
     whole = isinstance(value, float) and value.is_integer()
@@ -275,8 +309,11 @@ def _columns(file: str, header: list[str]) -> dict[str, int]:
     return places
 
 
-def _row(file: str, line: int, cells: dict[str, str]) -> Row:
-    """Return a row; raises UserError for times that are no numbers, or in disorder."""
+def _row(file: str, line: int, cells: dict[str, str], texts: tuple[str, ...]) -> Row:
+    """Return a row; raises UserError for times that are no numbers, or in disorder.
+
+    texts: cells of the columns that a run learns.
+    """
     start, end = cells.pop("start", "") or "0", cells.pop("end", "") or "inf"
     try:
         span = float(start), float(end)
@@ -287,7 +324,7 @@ def _row(file: str, line: int, cells: dict[str, str]) -> Row:
             f"{file!r}, line {line}: start={start!r}, end={end!r}. Expected seconds, "
             "0 or more, and the end behind the start. Mend the row."
         )
-    return Row(line, start=span[0], end=span[1], **cells)
+    return Row(line, start=span[0], end=span[1], targets=texts, **cells)
 
 
 def label_classes(
@@ -300,6 +337,11 @@ def label_classes(
     if not any(labels):
         return Classes()
     every = {*all_labels} - {""}
+    if number := targets.fractions(sorted(every)):
+        return Classes(
+            unlabelled=f"{place!r} has numbers such as {number} for labels, rather "
+            "than classes: --config.loss=l2 learns them."
+        )
     are_numbers = all(label.isascii() and label.isdigit() for label in every)
 
     def same(label: str) -> str:  # 01 is 1
@@ -339,4 +381,5 @@ FORMAT = Format(
     check_manifest,
     open_manifest,
     takes_max_bytes=True,
+    takes_wanted=True,
 )

@@ -20,7 +20,13 @@ from simmim_jax.data.sources import cache
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.sources.folders import Files
 from simmim_jax.data.sources.format import Format
-from simmim_jax.data.sources.groups import choose_images, choose_split, classes_of
+from simmim_jax.data.sources.groups import (
+    choose_images,
+    choose_split,
+    classes_of,
+    targets_of,
+)
+from simmim_jax.data.sources.paths import Classes
 from simmim_jax.data.sources.planes import (
     ArrayPlanes,
     PlaneSource,
@@ -31,6 +37,7 @@ from simmim_jax.data.sources.planes import (
 )
 from simmim_jax.data.sources.remote import MAX_BYTES
 from simmim_jax.data.sources.stacks import check_stack, has_files, open_stack
+from simmim_jax.data.sources.targets import TargetSource, Wanted
 
 _ENDINGS = (".npz",)
 # By the number of axes of a file that is a data set, and of one of a folder.
@@ -189,22 +196,30 @@ def is_npz(place: str) -> bool:
     return path.lower().endswith(_ENDINGS) and os.path.isfile(path)
 
 
-def open_npz(place: str, split: str) -> PlaneSource:
+def open_npz(
+    place: str, split: str, *, wanted: Wanted | None = None
+) -> PlaneSource | TargetSource:
     """Open one split of an .npz file; see `open_source`.
 
     raises: UserError for a damaged file, or one without or with several sets of images.
     """
     arrays, prefix, name = _find(place, split)
     selection = parse_selection(place)
-    axes = _AXES[arrays[prefix + name].ndim]
-    return open_planes(
+    opened = functools.partial(
+        open_planes,
         place,
         split,
         functools.partial(_planes, arrays[prefix + name]),
         window=selection.window,
         is_split=bool(prefix),
-        classes=classes_of(arrays, prefix, name, axes, place),
     )
+    if wanted is None:
+        axes = _AXES[arrays[prefix + name].ndim]
+        return opened(classes=classes_of(arrays, prefix, name, axes, place))
+    table, names = targets_of(arrays, prefix, name, wanted, place)
+    # The number of its image, to find the targets of a window.
+    source = opened(classes=Classes(np.arange(len(table))))
+    return TargetSource(source, table[source.labels], names)
 
 
 def check_npz(place: str, split: str) -> None:
@@ -291,7 +306,11 @@ def check_npz_folder(place: str, split: str) -> None:
 
 
 FILE = Format(
-    "an .npz file, or FILE:NAME of one of its arrays", is_npz, check_npz, open_npz
+    "an .npz file, or FILE:NAME of one of its arrays",
+    is_npz,
+    check_npz,
+    open_npz,
+    takes_wanted=True,
 )
 FOLDER = Format(
     "a folder of .npz files", is_npz_folder, check_npz_folder, open_npz_folder

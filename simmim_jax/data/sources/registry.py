@@ -42,6 +42,7 @@ from simmim_jax.data.sources.format import Format
 from simmim_jax.data.sources.mixtures import Names, mix, parse_names
 from simmim_jax.data.sources.paths import ALL, TRAIN, VALIDATION
 from simmim_jax.data.sources.remote import MAX_BYTES, is_url
+from simmim_jax.data.sources.targets import Wanted
 from simmim_jax.errors import NotFoundError, UserError
 
 # The first match opens a data set: special folders stand before folders of images.
@@ -93,6 +94,7 @@ def open_source(
     data_dir: str = "",
     max_bytes: int = MAX_BYTES,
     formats: tuple[Format, ...] = (),
+    wanted: Wanted | None = None,
 ) -> Source:
     """Open one split of a data set.
 
@@ -170,7 +172,8 @@ def open_source(
 
     data_dir: folder of TFDS data sets; default $TFDS_DATA_DIR or ~/tensorflow_datasets;
     max_bytes: of an image's file; larger ones are bad images; formats: tried before
-    all others, such as those of `text`.
+    all others, such as those of `text`; wanted: several classes or numbers of an image,
+    of manifests and .npz files; other sets, and several as one, have none.
     raises: UserError for an unknown name or split and for files that are not of their
     format, NotFoundError for data that does not exist.
     """
@@ -193,6 +196,8 @@ def open_source(
     options: dict[str, Any] = {"data_dir": data_dir} if format.takes_data_dir else {}
     if format.takes_max_bytes:
         options["max_bytes"] = max_bytes
+    if format.takes_wanted:
+        options["wanted"] = wanted
     return format.open(place, split, **options)
 
 

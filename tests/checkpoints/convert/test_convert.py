@@ -606,12 +606,12 @@ def test_mutated_descriptions_are_read_or_refused_in_a_sentence(to, name, tmp_pa
 def test_official_files_keep_how_evaluation_fits_images(data, tmp_path):
     make(tmp_path / "ours", SWIN | SWIN_HEAD, **data)
     params, meta = store.load(tmp_path / "ours")
-    meta["config"]["probabilities"] = "sigmoid"
+    meta["config"]["loss"] = "sigmoid"
     store.write(tmp_path / "sigmoid", params, meta)
     file = convert(tmp_path / "sigmoid", tmp_path / "x.safetensors", "--to=official")
     config = store.load(convert(file, tmp_path / "back"))[1]["config"]
     assert config["data"] == meta["config"]["data"]
-    assert config["probabilities"] == "sigmoid"
+    assert config["loss"] == "sigmoid"
 
 
 @pytest.mark.parametrize(

@@ -528,11 +528,11 @@ def test_from_a_file_to_probabilities(data, tmp_path):
 def test_what_timm_cannot_hold_is_said(tmp_path, capsys):
     make(tmp_path / "ours", SWIN | SWIN_HEAD, eval_center="floor")
     params, meta = store.load(tmp_path / "ours")
-    meta["config"]["probabilities"] = "sigmoid"
+    meta["config"]["loss"] = "sigmoid"
     store.write(tmp_path / "sigmoid", params, meta)
     convert(tmp_path / "sigmoid", tmp_path / "timm", "--to=timm")
     notes = capsys.readouterr().out
-    assert "note: timm has no setting for probabilities='sigmoid'" in notes
+    assert "note: timm has no setting for loss='sigmoid'" in notes
     assert "note: timm rounds where a crop begins" in notes
 
 
