@@ -1,12 +1,13 @@
-"""Draw what an encoder sees: the features of patches, and a map of a data set.
+"""Draw what an encoder sees: features of patches, attention, a map of a data set.
 
     simmim look runs/mine /my/images
     simmim look runs/mine /my/images --images=32 --split=validation
 
 features.png has images beside their patches: the first three principal components of
 the features of all patches together are red, green and blue, so that alike patches have
-alike colours in all images. map.png places the images of the data set by the first two
-components of their vectors, with some of them as thumbnails.
+alike colours in all images. attention.png has what the last
+block of a ViT attends to, or that of --block. map.png places the images of the data set
+by the first two components of their vectors, with some of them as thumbnails.
 """
 
 import sys
@@ -28,7 +29,7 @@ _MAX_IMAGES = 2000  # of a map
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw two pictures."""
+    """Draw the pictures."""
     parser = arguments.parser("look", __doc__)
     parser.add_argument("run", help="workdir of a run, or a checkpoint")
     parser.add_argument("dataset", help="images to look at")
@@ -60,25 +61,42 @@ def main(argv: Sequence[str] | None = None) -> None:
             data_dir=args.data_dir,
             formats=formats(encoder.config.data),
         )
-        _draw_features(encoder, source, args.images, args.out / "features.png")
+        images = encoder.read(source, _spread(len(source), args.images))
+        _draw_features(encoder, images, args.out / "features.png")
+        _draw_attention(encoder, images, args.out / "attention.png")
         _draw_map(encoder, source, args.out / "map.png")
 
 
-def _draw_features(
-    encoder: "Encoder", source: "Source", count: int, path: Path
-) -> None:
+def _draw_features(encoder: "Encoder", images: np.ndarray, path: Path) -> None:
     """Draw images beside the principal components of their patches."""
     from simmim_jax.monitoring.pictures import feature_grid
     from simmim_jax.tasks import components
     from simmim_jax.tasks.display import displayed
 
-    images = encoder.read(source, _spread(len(source), count))
-    levels, shares = components.colours(encoder.features(images))
+    levels, shares = components.colours(encoder.features(images, prepared=True))
     feature_grid(displayed(encoder.config.data, images), levels, path)
     print(
         f"picture: {path}, {len(images)} images; red, green and blue hold "
         f"{', '.join(f'{share:.0%}' for share in shares)} of the variance of "
         f"{levels.shape[1]}x{levels.shape[2]} patches each"
+    )
+
+
+def _draw_attention(encoder: "Encoder", images: np.ndarray, path: Path) -> None:
+    """Draw images beside what the last block attends to, or say why not."""
+    from simmim_jax.monitoring.pictures import attention_grid
+    from simmim_jax.tasks.display import displayed
+
+    try:
+        attention = encoder.attention(images, prepared=True)
+    except UserError as error:
+        print(f"no {path.name}: {error}")
+        return
+    attention_grid(displayed(encoder.config.data, images), attention, path)
+    share = attention.sum((1, 2)).mean()
+    print(
+        f"picture: {path}, {len(images)} images; {share:.0%} of the attention goes to "
+        "patches, the rest to the class token"
     )
 
 

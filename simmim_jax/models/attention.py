@@ -69,6 +69,31 @@ def attention(
     return rearrange(out, "b heads n d -> (b n) (heads d)")
 
 
+def mean_weights(
+    x: jax.Array,
+    kernel: jax.Array,
+    qkv_bias: jax.Array | None,
+    bias: jax.Array | None,
+    mask: np.ndarray | jax.Array | None = None,
+    *,
+    batch: int,
+    num_heads: int,
+) -> jax.Array:
+    """Return the weights of `self_attention`, the mean over heads, float32[b n n].
+
+    A row is a token that attends, and sums to 1. Other arguments as there; there is no
+    padding.
+    """
+    qkv = x @ kernel
+    if qkv_bias is not None:
+        qkv += qkv_bias.astype(qkv.dtype)
+    q, k, _ = rearrange(
+        qkv, "(b n) (three h d) -> three b h n d", b=batch, three=3, h=num_heads
+    )
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(_biased(logits, bias, mask)).mean(1)
+
+
 def _biased(logits, bias, mask):
     if bias is not None:
         logits = _add_bias(logits, bias)

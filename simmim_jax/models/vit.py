@@ -9,7 +9,12 @@ import numpy as np
 from einops import rearrange
 
 from simmim_jax.errors import UserError
-from simmim_jax.models.attention import chosen, qkv_weights, self_attention
+from simmim_jax.models.attention import (
+    chosen,
+    mean_weights,
+    qkv_weights,
+    self_attention,
+)
 from simmim_jax.models.blocks import drop_path, drop_path_scales, run_blocks
 from simmim_jax.models.layers import (
     Encoded,
@@ -111,7 +116,8 @@ class Attention(nn.Module):
 
         bias: float[heads n n]; mask: float[b 1 n], added to the logits of each sample;
         scale: float[d], LayerScale. The rows of a sample are the class token, the
-        tokens of its grid and any padding.
+        tokens of its grid and any padding. Where the collection "intermediates" is
+        mutable it gets the weights, "attention", as `mean_weights`; without padding.
         """
         width = x.shape[-1]
         kernel, qkv_bias = qkv_weights(
@@ -124,6 +130,11 @@ class Attention(nn.Module):
         if self.rel_pos_bias:
             own = relative_position_bias(self, self.num_heads, grid)
             bias = own if bias is None else bias + own
+        if self.is_mutable_collection("intermediates"):
+            weights = mean_weights(
+                x, kernel, qkv_bias, bias, mask, batch=batch, num_heads=self.num_heads
+            )
+            self.sow("intermediates", "attention", weights)
         x = self_attention(
             x,
             kernel,

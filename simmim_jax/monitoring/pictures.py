@@ -147,14 +147,34 @@ def feature_grid(images: np.ndarray, features: np.ndarray, path: str | Path) -> 
     [n, gh, gw, 3] uint8. Returns: the path.
     """
     images = to_rgb(_check_images(images))
-    height, width = images.shape[1:3]
-    patches = [
-        np.asarray(
-            Image.fromarray(each).resize((width, height), Image.Resampling.NEAREST)
-        )
-        for each in features
-    ]
-    return _draw_panels({"image": images, "features": np.stack(patches)}, path)
+    patches = _enlarged(features, images.shape[1:3])
+    return _draw_panels({"image": images, "features": patches}, path)
+
+
+def attention_grid(images: np.ndarray, attention: np.ndarray, path: str | Path) -> Path:
+    """Draw images beside what is attended to, bright where that is most in an image.
+
+    images: as in `feature_grid`; attention: [n, gh, gw], 0 or more. Returns: the path.
+    """
+    images = to_rgb(_check_images(images))
+    shares = attention / attention.max((1, 2), keepdims=True)
+    levels = np.rint(255 * shares).astype(np.uint8)
+    patches = _enlarged(levels, images.shape[1:3])[..., None]
+    lit = np.rint(images * (patches / 255)).astype(np.uint8)
+    shown = {"image": images, "attention": to_rgb(patches), "attended": lit}
+    return _draw_panels(shown, path)
+
+
+def _enlarged(patches: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return uint8 [n, gh, gw, ...] as a square for each patch of images of `size`."""
+    return np.stack(
+        [
+            np.asarray(
+                Image.fromarray(each).resize(size[::-1], Image.Resampling.NEAREST)
+            )
+            for each in patches
+        ]
+    )
 
 
 def curves(

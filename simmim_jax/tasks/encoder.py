@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from simmim_jax.checkpoints import store
 from simmim_jax.config import schema
@@ -139,13 +140,34 @@ class Encoder:
         ]
         return np.concatenate(parts)
 
-    def features(self, images: Sequence[Any] | np.ndarray) -> np.ndarray:
+    def features(
+        self, images: Sequence[Any] | np.ndarray, *, prepared: bool = False
+    ) -> np.ndarray:
         """Return the last map of features of each image, float32 [n, h, w, d].
 
-        images: as in `embed`, as many as fit into memory at once.
+        images: as in `embed`, as many as fit into memory at once; prepared: they are
+        what `prepare` or `read` returned.
         """
-        prepared = self.prepare(images)
-        return np.asarray(self._encode(self.params, prepared).grid, np.float32)
+        pixels = np.asarray(images) if prepared else self.prepare(images)
+        return np.asarray(self._encode(self.params, pixels).grid, np.float32)
+
+    def attention(
+        self, images: Sequence[Any] | np.ndarray, *, prepared: bool = False
+    ) -> np.ndarray:
+        """Return what the last block of a ViT attends to, float32 [n, h, w].
+
+        It is the mean over heads, and over the tokens that vectors are made of: all
+        patches, or with pool="cls" the class token. A map sums to 1 less what goes to
+        the class token. images, prepared: as in `features`.
+        raises: UserError for a Swin, which attends within windows.
+        """
+        if not isinstance(self.module, ViT):
+            raise UserError(
+                "a Swin attends within windows, of which no map of an image follows: "
+                "expected a ViT."
+            )
+        pixels = np.asarray(images) if prepared else self.prepare(images)
+        return np.asarray(self._attend(self.params, pixels))
 
     def stages(self, images: Sequence[Any] | np.ndarray) -> list[np.ndarray]:
         """Return the maps of every stage, float32 [n, h, w, d] each, finest first.
@@ -255,6 +277,22 @@ class Encoder:
     @functools.cached_property
     def _encode(self) -> Callable[[Any, np.ndarray], Encoded]:
         return jax.jit(self._encoded)
+
+    @functools.cached_property
+    def _attend(self) -> Callable[[Any, np.ndarray], jax.Array]:
+        last = f"blocks_{self.module.depth - 1}"
+        height = self.config.data.image_size[0] // self.module.stride[0]
+
+        def attend(params: Any, images: jax.Array | np.ndarray) -> jax.Array:
+            pixels = values.normalization(self.config.data)(images)
+            _, found = self.module.apply(
+                {"params": params}, pixels, mutable=["intermediates"]
+            )
+            (weights,) = found["intermediates"][last]["attn"]["attention"]
+            rows = weights[:, 0] if self.pool == "cls" else weights[:, 1:].mean(1)
+            return rearrange(rows[:, 1:], "n (h w) -> n h w", h=height)
+
+        return jax.jit(attend)
 
     @functools.cached_property
     def _encode_stages(self) -> Callable[[Any, np.ndarray], Encoded]:

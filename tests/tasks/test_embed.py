@@ -1,6 +1,7 @@
 """Vectors of features: of images, of data sets, in files."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ from simmim_jax.cli.probe import main as probe
 from simmim_jax.config import schema
 from simmim_jax.data.sources.registry import open_source
 from simmim_jax.errors import UserError
+from simmim_jax.models.vit import relative_position_index
 from simmim_jax.tasks import classify, embed, parts, pretrain
 from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.training import loop
@@ -291,9 +293,73 @@ def test_look_draws_patches_and_a_map(pretrained, folder, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"picture: {out}/features.png, 3 images; red, green and blue" in printed
     assert f"picture: {out}/map.png, 7 of 8 images; its axes hold" in printed
-    for name in ("features.png", "map.png"):
+    assert f"picture: {out}/attention.png, 3 images; " in printed
+    for name in ("features.png", "attention.png", "map.png"):
         with Image.open(out / name) as picture:
             assert min(picture.size) > 200
+
+
+def test_attention_is_computed_by_hand(images):
+    """One block of two heads, whose weights NumPy computes again."""
+    fields = {"model.depth": 1, "model.layer_scale": 0.1}
+    config = tiny_config.typed("pretrain", **fields)
+    model = pretrain.model_of(config)
+    shapes = jax.eval_shape(
+        model.init,
+        jax.random.key(0),
+        np.zeros((1, 28, 28, 1)),
+        np.zeros((1, 2, 4), bool),
+    )["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype("f4"), shapes)
+    encoder = params["encoder"]
+    pixels = (images[:3] / 255 - 0.286) / 0.353
+    patches = pixels.reshape(3, 2, 14, 4, 7).transpose(0, 1, 3, 2, 4).reshape(3, 8, 98)
+    embed = encoder["patch_embed"]
+    patches = patches @ embed["kernel"].reshape(98, 16) + embed["bias"]
+    cls = np.broadcast_to(encoder["cls_token"], (3, 1, 16))
+    tokens = np.concatenate([cls, patches], 1)
+    block = encoder["blocks_0"]
+    tokens = tokens - tokens.mean(-1, keepdims=True)
+    tokens /= np.sqrt((tokens**2).mean(-1, keepdims=True) + 1e-6)
+    tokens = tokens * block["norm1"]["scale"] + block["norm1"]["bias"]
+    kernel = block["attn"]["qkv_kernel"]
+    queries = tokens @ kernel[:, :16] + block["attn"]["q_bias"]
+    keys = tokens @ kernel[:, 16:32]
+    table = encoder["rel_pos_bias"]["relative_position_bias_table"]
+    biases = table[relative_position_index(2, 4)]
+    maps = []
+    for head in range(2):
+        part = slice(8 * head, 8 * head + 8)
+        logits = queries[..., part] @ keys[..., part].swapaxes(1, 2) / 8**0.5
+        weights = np.exp(logits + biases[..., head])
+        maps.append(weights / weights.sum(-1, keepdims=True))
+    expected = np.mean(maps, 0)
+    for pool, rows in (("mean", expected[:, 1:].mean(1)), ("cls", expected[:, 0])):
+        built = Encoder.of(params, config, 0, pool=pool)
+        found = built.attention(images[:3])
+        assert found.shape == (3, 2, 4)
+        np.testing.assert_allclose(found.reshape(3, 8), rows[:, 1:], rtol=1e-4)
+
+
+def test_a_swin_has_no_map_of_attention(images):
+    config = tiny_config.get_config("pretrain")
+    config.model = schema.config_dict(
+        schema.Swin(
+            patch_size=(7, 7), embed_dim=8, depths=(1,), num_heads=(1,), window_size=2
+        )
+    )
+    config.mask.unit_size = (14, 14)
+    config = schema.parse(config)
+    model = pretrain.model_of(config)
+    shapes = jax.eval_shape(
+        model.init,
+        jax.random.key(0),
+        np.zeros((1, 28, 28, 1)),
+        np.zeros((1, 4, 4), bool),
+    )["params"]
+    with pytest.raises(UserError, match="a Swin attends within windows"):
+        Encoder.of(shapes, config, 0).attention(images[:1])
 
 
 def test_reconstructions_are_those_of_the_model(pretrained, images):
@@ -357,3 +423,17 @@ def test_what_foreign_weights_lack_is_said(tmp_path):
         simmim_jax.load(tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"has no config\.json and no checkpoint"):
         simmim_jax.load(tmp_path)
+
+
+def test_prepared_images_are_not_cropped_again(pretrained, images):
+    params, meta = store.load(pretrained)
+    config = schema.parse(meta["config"], stored=True)
+    data = dataclasses.replace(config.data, eval_crop=0.5)
+    encoder = Encoder.of(params, dataclasses.replace(config, data=data), 0)
+    cropped = encoder.prepare(images[:2])
+    assert (cropped != images[:2]).any()
+    for function in (encoder.features, encoder.attention):
+        np.testing.assert_array_equal(
+            function(images[:2]), function(cropped, prepared=True)
+        )
+        assert (function(cropped) != function(cropped, prepared=True)).any()
