@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, on the smoke settings."""
+"""The notebooks run from top to bottom, on the smoke settings."""
 
 import importlib.util
 import shutil
@@ -11,13 +11,14 @@ from nbclient import NotebookClient
 
 pytestmark = pytest.mark.slow
 
-NOTEBOOK = Path(__file__).parents[1] / "colab" / "simmim_quickstart.ipynb"
+COLAB = Path(__file__).parents[1] / "colab"
+QUICK_START, OWN_IMAGES = "simmim_quickstart.ipynb", "own_images.ipynb"
+NOTEBOOKS = pytest.mark.parametrize("name", [QUICK_START, OWN_IMAGES])
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("notebook")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+def execute(name, folder):
+    """Run a notebook in a folder; returns its cells by their ids."""
+    notebook = nbformat.read(COLAB / name, as_version=4)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("SIMMIM_SMOKE", "1")
         NotebookClient(
@@ -26,14 +27,20 @@ def executed(tmp_path_factory):
             kernel_name="python3",
             resources={"metadata": {"path": str(folder)}},
         ).execute()
-    return folder, {cell.id: cell for cell in notebook.cells}
+    return {cell.id: cell for cell in notebook.cells}
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notebook")
+    return folder, execute(QUICK_START, folder)
 
 
 @pytest.fixture
 def install(monkeypatch):
     """Run the first cell where the package is missing; returns what pip would get."""
 
-    def run(folder: Path, status: int = 0) -> str:
+    def run(name: str, folder: Path, status: int = 0) -> str:
         calls = []
 
         def pip(command):
@@ -45,7 +52,7 @@ def install(monkeypatch):
         monkeypatch.setattr(subprocess, "run", pip)
         (cell,) = (
             cell
-            for cell in nbformat.read(NOTEBOOK, as_version=4).cells
+            for cell in nbformat.read(COLAB / name, as_version=4).cells
             if cell.id == "install"
         )
         exec(cell.source, {})
@@ -72,29 +79,36 @@ def test_nothing_is_installed_where_the_package_is(executed):
     assert [path.name for path in folder.iterdir()] == ["runs"]
 
 
-def test_it_installs_the_clone_that_it_is_in(install, monkeypatch):
+@NOTEBOOKS
+def test_it_installs_the_clone_that_it_is_in(name, install, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert install(NOTEBOOK.parent).startswith(str(NOTEBOOK.parents[1]))
+    assert install(name, COLAB).startswith(str(COLAB.parent))
 
 
-def test_it_installs_the_clone_beside_it(install, monkeypatch, tmp_path):
+@NOTEBOOKS
+def test_it_installs_the_clone_beside_it(name, install, monkeypatch, tmp_path):
     """As in Colab, where the repository was unzipped into the working folder."""
     monkeypatch.setattr(shutil, "which", lambda name: None)
     (tmp_path / "data").mkdir()
     (tmp_path / "unzipped" / "simmim_jax").mkdir(parents=True)
     (tmp_path / "unzipped" / "pyproject.toml").touch()
-    assert install(tmp_path).startswith(str(tmp_path / "unzipped"))
+    assert install(name, tmp_path).startswith(str(tmp_path / "unzipped"))
 
 
-def test_elsewhere_it_installs_from_pypi(install, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [(QUICK_START, "simmim_jax[gpu]"), (OWN_IMAGES, "simmim_jax[export,gpu]")],
+)
+def test_elsewhere_it_installs_from_pypi(name, package, install, monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(Path, "exists", lambda path: False)
-    assert install(tmp_path) == "simmim_jax[gpu]"
+    assert install(name, tmp_path) == package
 
 
-def test_it_says_what_to_do_where_pip_fails(install, tmp_path):
+@NOTEBOOKS
+def test_it_says_what_to_do_where_pip_fails(name, install, tmp_path):
     with pytest.raises(RuntimeError, match="clone the repository"):
-        install(tmp_path, status=1)
+        install(name, tmp_path, status=1)
 
 
 def test_fine_tuning_starts_from_the_pre_trained_encoder(executed):
@@ -103,8 +117,25 @@ def test_fine_tuning_starts_from_the_pre_trained_encoder(executed):
     assert "top-1 on held-out images" in text_of(cells["finetune"])
 
 
-def test_no_outputs_are_committed():
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+def test_own_images_go_all_the_way(tmp_path):
+    pytest.importorskip("flatbuffers")
+    cells = execute(OWN_IMAGES, tmp_path)
+    for cell in ("reconstruct", "embed", "features", "attention"):
+        (result,) = (o for o in cells[cell].outputs if "data" in o)
+        assert "image/png" in result.data
+    assert text_of(cells["images"]) == "116 images\n"
+    assert "vit, " in text_of(cells["pretrain"])
+    assert text_of(cells["embed"]) == "116 vectors of 128\n"
+    assert "restored" in text_of(cells["finetune"])
+    assert text_of(cells["predict"]).count("images/") == 6
+    said = text_of(cells["export"])
+    assert "StableHLO for cpu, cuda, tpu, uint8 [b, 64, 64, 3] -> probabilities" in said
+    assert float(said.split()[-1]) < 1e-5
+
+
+@NOTEBOOKS
+def test_no_outputs_are_committed(name):
+    cells = nbformat.read(COLAB / name, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code), (
         "clear the outputs before committing: Edit > Clear All Outputs"
