@@ -130,13 +130,13 @@ class Linear(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         if scale is not None:
-            kernel *= scale
+            kernel = kernel * scale  # in place, it would change NumPy parameters
         x = product(x, kernel, self.dtype)
         if self.bias_init is None:
             return x
         bias = self.param("bias", self.bias_init, (self.features,))
         if scale is not None:
-            bias *= scale
+            bias = bias * scale
         return x + bias.astype(x.dtype)
 
 
