@@ -201,6 +201,7 @@ def test_numbers_are_learned(numbers, folder, tmp_path, capsys):
         predict_command.main([f"--checkpoint={workdir}", image, "--every_class"])
 
 
+@pytest.mark.slow
 def test_exports_numbers(numbers, folder, tmp_path):
     pytest.importorskip("flatbuffers")
     predictor = simmim_jax.load(numbers)
@@ -213,6 +214,7 @@ def test_exports_numbers(numbers, folder, tmp_path):
     np.testing.assert_allclose(read.call(pixels), predictor(pixels), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_mean(numbers, folder, tmp_path):
     workdir = numbers
     fields = {"data.dataset": str(folder / "list.csv"), "data.num_labels": 20}
@@ -224,6 +226,7 @@ def test_a_resumed_run_keeps_its_mean(numbers, folder, tmp_path):
     assert list(fresh.record["config"]["targets"]["mean"]) != kept["mean"]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_loss(numbers, folder):
     fields = {"data.dataset": str(folder / "list.csv"), "loss": "l1"}
     config = typed(**NUMBERS | fields, **{"targets.columns": ("left", "right")})
@@ -231,6 +234,7 @@ def test_a_run_keeps_its_loss(numbers, folder):
         classify.build(config, numbers).changes(16)
 
 
+@pytest.mark.slow
 def test_other_formats_have_no_numbers(numbers, tmp_path):
     from simmim_jax.cli import convert
 
