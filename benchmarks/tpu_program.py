@@ -47,7 +47,7 @@ def config_of(args: argparse.Namespace) -> schema.Pretrain:
             config.model[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             config.model[name] = value
-    return schema.parse(config)
+    return values.assume(schema.parse(config))
 
 
 def textbook(config: schema.Pretrain) -> SimMIM:
@@ -70,7 +70,7 @@ def textbook(config: schema.Pretrain) -> SimMIM:
 
 def learner_of(config: schema.Pretrain, is_textbook: bool) -> Learner:
     """Return what learns: the package's model or the textbook's."""
-    parts = pretrain.Parts(values.assume(config))
+    parts = pretrain.Parts(config)
     learner = parts.learner(learners.NUM_EXAMPLES)
     if not is_textbook:
         return learner
