@@ -135,8 +135,8 @@ def test_schedule_is_the_same_under_jit():
 
 
 def test_unknown_decay_raises():
-    schedule = optim.learning_rate(**COSINE | {"decay": "linear"}, schedule="official")
-    with pytest.raises(ValueError, match=r"config\.optim\.decay='linear'.*'cosine'"):
+    schedule = optim.learning_rate(**COSINE | {"decay": "step"}, schedule="official")
+    with pytest.raises(ValueError, match=r"config\.optim\.decay='step'.*'cosine'"):
         schedule(0)
 
 

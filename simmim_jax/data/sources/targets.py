@@ -174,4 +174,5 @@ def fractions(labels: Sequence[str]) -> str:
         values = {text: float(text) for text in labels}
     except ValueError:
         return ""
-    return next((text for text, value in values.items() if value % 1), "")
+    has_fraction = (t for t, v in values.items() if math.isfinite(v) and v % 1)
+    return next(has_fraction, "")
