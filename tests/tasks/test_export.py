@@ -55,7 +55,8 @@ def images(count):
 
 def expected(model, count):
     """Probabilities in float32; the model itself computes in bfloat16."""
-    encoder = model.model.encoder.clone(dtype=jnp.float32)
+    float32 = {"dtype": jnp.float32, "activation_dtype": jnp.float32}
+    encoder = model.model.encoder.clone(**float32)
     logits = model.model.clone(encoder=encoder).apply(
         {"params": model.params},
         (images(count) / 255 - np.array(MEAN)) / np.array(STD),
