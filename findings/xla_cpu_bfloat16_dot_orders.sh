@@ -14,7 +14,7 @@
 #                        stands between product and transpose
 # A CPU without them widens the first five.
 #
-# Output seen (Intel Xeon with AMX, AVX512-BF16):
+# Output seen on 2026-11-29 (Intel Xeon with AMX, AVX512-BF16):
 #   x @ w               bfloat16
 #   g @ w.T             bfloat16
 #   x.T @ g             float32
@@ -32,7 +32,7 @@ fi
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q jax==0.10.2 jaxlib==0.10.2 'numpy<3'
+"$folder/venv/bin/pip" install -q jax==0.10.2 jaxlib==0.10.2 numpy==2.4.6
 JAX_PLATFORMS=cpu "$folder/venv/bin/python" - <<'PYTHON'
 import re
 import sys

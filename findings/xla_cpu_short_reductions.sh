@@ -7,7 +7,7 @@
 # ones @ x are compiled as other code. Twelve such sums that are added, as in a ViT-B,
 # are one fusion that keeps all twelve operands, 180 MB, until the last is there.
 #
-# Output seen (2 cores of an Intel Xeon with AMX; rates differ between machines):
+# Output seen on 2026-11-29 (2 cores of an Intel Xeon with AMX; rates differ between machines):
 #   sum(0)             66.7 ms, ynn_fusion
 #   slices added        0.6 ms
 #   ones @ x            1.3 ms
@@ -17,7 +17,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q jax==0.10.2 jaxlib==0.10.2 'numpy<3'
+"$folder/venv/bin/pip" install -q jax==0.10.2 jaxlib==0.10.2 numpy==2.4.6
 JAX_PLATFORMS=cpu "$folder/venv/bin/python" - <<'PYTHON'
 import statistics
 import sys

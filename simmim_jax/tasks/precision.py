@@ -1,12 +1,8 @@
 """Type of activations and matrix products, chosen by the machine once a run."""
 
-from pathlib import Path
-from typing import Any
-
 import jax
 
-from simmim_jax.checkpoints import layout
-from simmim_jax.config.schema import DTYPES
+from simmim_jax.config.schema import RunConfig
 from simmim_jax.runtime import distributed, platforms
 
 
@@ -15,17 +11,16 @@ def of_machine(dtype: str) -> str:
     return _chosen()[0] if dtype == "auto" else dtype
 
 
-def resolve(config: Any, workdir: Path | None) -> tuple[str, tuple[str, ...]]:
+def resolve(dtype: str, begun: RunConfig | None) -> tuple[str, tuple[str, ...]]:
     """Return the dtype of a run, and what to say of it.
 
-    A run that is resumed keeps the one that it began with, on any machine.
+    dtype: of the config; begun: config of the run that is resumed, which keeps the type
+    that it began with, on any machine.
     """
-    if config.dtype != "auto":
-        return config.dtype, ()
-    if workdir is not None and (workdir / "config.json").exists():
-        begun = layout.read_record(workdir)["config"].get("dtype")
-        if begun in DTYPES and begun != "auto":
-            return begun, ()
+    if dtype == "auto" and begun is not None:
+        dtype = begun.dtype
+    if dtype != "auto":
+        return dtype, ()
     dtype, reason = _chosen()
     if jax.process_count() > 1:
         dtype, reason = distributed.of_first_process((dtype, reason))

@@ -88,9 +88,9 @@ def resolve(
     raises: UserError if images have another number of channels than the config, no
     valid value, or a type that contradicts the config.
     """
-    dtype, chosen = precision.resolve(config, workdir)
-    config = dataclasses.replace(config, dtype=dtype)
     begun = begun_in(workdir)
+    dtype, chosen = precision.resolve(config.dtype, begun)
+    config = dataclasses.replace(config, dtype=dtype)
     if begun is not None:
         return _with(config, _taken(config.data, begun.data)), chosen
     if config.init_from:

@@ -174,5 +174,5 @@ def fractions(labels: Sequence[str]) -> str:
         values = {text: float(text) for text in labels}
     except ValueError:
         return ""
-    has_fraction = (t for t, v in values.items() if math.isfinite(v) and v % 1)
-    return next(has_fraction, "")
+    fractional = (t for t, v in values.items() if math.isfinite(v) and v % 1)
+    return next(fractional, "")
