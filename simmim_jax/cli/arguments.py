@@ -7,6 +7,7 @@ import itertools
 import operator
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -224,9 +225,15 @@ def _executed(config: str) -> ConfigDict:
         values(argv)
         fields = holder.value
     except Exception as error:
-        # The message has the traceback of the config file; its last line is the error.
-        last = str(error).strip().splitlines()[-1].strip()
-        sys.exit(last.removeprefix("ValueError: "))
+        # The message may be a traceback of the config file; its last line is the error.
+        said = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+        said = said.strip().removeprefix("ValueError: ")
+        file = config.partition(":")[0]
+        if Path(file).parent == config_folder():
+            sys.exit(said)
+        traced = "".join(traceback.format_exception(error))
+        lines = re.findall(rf'File "{re.escape(file)}", line (\d+)', traced)
+        sys.exit(f"{':'.join([file, *lines[-1:]])}: {said}")
     if not isinstance(fields, ConfigDict):
         sys.exit(
             f"--config={config} returns {type(fields).__name__}: expected a ConfigDict."

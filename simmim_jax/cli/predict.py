@@ -92,24 +92,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     from simmim_jax.checkpoints import layout
 
     verb, kind, predict = "classified", "classes", _classify
-    try:
+    with arguments.explained():
         learned = layout.read_meta(args.checkpoint)
         if "mask_classes" in learned:
             verb, kind, predict = "segmented", "masks", _segment
         elif "vocabulary" in learned:
             verb, kind, predict = "transcribed", "speech to text", _transcribe
         _check_flags(args, kind)
+    resumes = args.table or kind == "masks"
+    with arguments.explained(arguments.RESUMES if resumes else "Interrupted."):
         done, left_out = predict(args)
-    except UserError as error:
-        sys.exit(str(error))
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        sys.exit(f"cannot read or write {error.filename!r}: {error.strerror}")
-    except KeyboardInterrupt:
-        keeps = args.table or kind == "masks"
-        again = "Run the same command again to resume." if keeps else ""
-        sys.exit(f"Interrupted. {again}".strip())
     if left_out:
         listed = f", see {args.table}.left_out.tsv" if args.table else ""
         print(f"{left_out:,} left out, {done:,} {verb}{listed}", file=sys.stderr)

@@ -117,6 +117,23 @@ def test_a_config_file_that_returns_no_config(tmp_path):
         load(config=str(tmp_path / "mine.py"))
 
 
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import nope\n", "1: ModuleNotFoundError: No module named 'nope'"),
+        ("def get_config(:\n    pass\n", "1: SyntaxError: invalid syntax"),
+        ("\ndef get_config():\n    return {}['a']\n", "3: KeyError: 'a'"),
+        ("def get_config():\n    raise ValueError('no')\n", "2: no"),
+    ],
+)
+def test_an_error_in_a_config_file_names_its_line(code, says, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    with pytest.raises(SystemExit) as stopped:
+        load(config=str(file))
+    assert str(stopped.value) == f"{file}:{says}"
+
+
 def test_a_config_without_its_flag_is_suggested():
     parser = arguments.parser("train", "Train.")
     arguments.add_config(parser, "quickstart")
