@@ -92,8 +92,11 @@ def comparison(
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
     patch_size: tuple[int, int],
+    masks: bool = False,
 ) -> ConfigDict:
     """Pre-training, and fine-tuning with and without it, of a ViT for small images.
+
+    masks: learn to segment in place of fine-tuning.
 
     Without mean and std they are those of colour photographs, or measured.
 
@@ -105,7 +108,7 @@ def comparison(
     config = ConfigDict()
     config.mode = "compare"
     config.pretrain = pretrain()
-    config.finetune = finetune()
+    config.finetune = segment() if masks else finetune()
     for run in (config.pretrain, config.finetune):
         run.dtype = "float32"
         run.data.dataset = dataset
@@ -137,8 +140,9 @@ def comparison(
     config.pretrain.optim.lr = 8e-3  # 2e-3 at this batch size
     config.pretrain.optim.min_lr = 4e-5
     config.pretrain.optim.warmup = "20000 examples"
-    only_crop_and_flip(config.finetune)
-    config.finetune.pictures = 0
+    if not masks:
+        only_crop_and_flip(config.finetune)
+        config.finetune.pictures = 0
     config.finetune.checkpoint_every = "200 steps"
     config.finetune.data.batch_size = 64
     config.finetune.optim.lr = 16e-3  # 2e-3 at this batch size

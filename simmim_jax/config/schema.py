@@ -937,9 +937,9 @@ class Base:
     mode: str = field(
         "pretrain",
         '"pretrain"; "finetune", "segment" or "transcribe", which may start from it; '
-        'or "compare": pre-training, then fine-tuning with and without it. With any '
-        'config "bench" measures how fast a training step is and "bench_input" how '
-        "fast its images come; neither changes anything.",
+        'or "compare": pre-training, then fine-tuning or segmentation with and without '
+        'it. With any config "bench" measures how fast a training step is and '
+        '"bench_input" how fast its images come; neither changes anything.',
         choices=MODES,
     )
     seed: int = field(
@@ -1139,11 +1139,14 @@ class Transcribe(Downstream):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Pre-training, then fine-tuning from scratch and from what was learned."""
+    """Pre-training, then fine-tuning from scratch and from what was learned.
+
+    finetune: classification, or segmentation.
+    """
 
     mode: str
     pretrain: Pretrain
-    finetune: Finetune
+    finetune: Finetune | Segment
 
 
 # One run, and what a config file describes.
@@ -1179,30 +1182,43 @@ def parse(config: Mapping[str, Any] | ConfigDict, *, stored: bool = False) -> Co
             f"config.mode={mode!r}: this config is {kind}. Leave its mode as it is."
         )
     if "pretrain" in values:
-        compare = Compare(
-            mode=mode,
-            pretrain=_parse_run(
-                Pretrain, values["pretrain"], "config.pretrain", stored
-            ),
-            finetune=_parse_run(
-                Finetune, values["finetune"], "config.finetune", stored
-            ),
+        return _parse_compare(mode, values, stored)
+    return _parse_run(_kind(values, "config"), values, "config", stored)
+
+
+def _parse_compare(mode: str, values: Mapping[str, Any], stored: bool) -> Compare:
+    path = "config.finetune"
+    cls = _kind(values["finetune"], path)
+    if cls not in (Finetune, Segment):
+        raise UserError(
+            f"{path}.mode={cls().mode!r}: a comparison is one of classification or "
+            "segmentation. Expected 'finetune' or 'segment'."
         )
-        if compare.finetune.loss != "softmax":
-            raise UserError(
-                f"config.finetune.loss={compare.finetune.loss!r}: a comparison is one "
-                "of top-1 accuracies. Expected 'softmax'."
-            )
-        return compare
+    compare = Compare(
+        mode=mode,
+        pretrain=_parse_run(Pretrain, values["pretrain"], "config.pretrain", stored),
+        finetune=_parse_run(cls, values["finetune"], path, stored),
+    )
+    loss = getattr(compare.finetune, "loss", "softmax")
+    if loss != "softmax":
+        raise UserError(
+            f"{path}.loss={loss!r}: a comparison of classifiers is one of top-1 "
+            "accuracies. Expected 'softmax'."
+        )
+    return compare
+
+
+def _kind(values: Mapping[str, Any], path: str) -> type:
+    """Return the class of a run's config, by its mode and its fields."""
+    mode = values.get("mode")
     kinds = [cls for cls, marks in _MARKS.items() if marks & values.keys()]
     named = {cls().mode: cls for cls in _MARKS}
     if len(kinds) == 1 and mode in named and kinds[0] is not named[mode]:
         raise UserError(
-            f"config.mode={mode!r}: this config is one of {_KINDS[kinds[0]]}. Leave "
+            f"{path}.mode={mode!r}: this config is one of {_KINDS[kinds[0]]}. Leave "
             "its mode as it is, or choose a config of the other mode."
         )
-    cls = named.get(mode) or next(iter(kinds), Finetune)
-    return _parse_run(cls, values, "config", stored)
+    return named.get(mode) or next(iter(kinds), Finetune)
 
 
 # Fields that a config of one kind alone has.

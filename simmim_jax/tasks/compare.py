@@ -4,117 +4,82 @@ import dataclasses
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
-import numpy as np
 
 from simmim_jax.checkpoints.disk import make_workdir
 from simmim_jax.checkpoints.transfer import transfer
 from simmim_jax.config import schema
-from simmim_jax.config.schema import Compare, Finetune
+from simmim_jax.config.schema import Compare, Downstream
 from simmim_jax.data.loader.bad_examples import count_lists
-from simmim_jax.data.sources.base import labelled
 from simmim_jax.monitoring import pictures
 from simmim_jax.monitoring.writer import read_metrics, write_json
 from simmim_jax.runtime import workdir_lock
-from simmim_jax.tasks import classify, inputs, pretrain
-from simmim_jax.tasks.accuracy import Accuracy, gain, last_and_best
-from simmim_jax.tasks.display import displayed
-from simmim_jax.tasks.predict import Predictor
+from simmim_jax.tasks import compared, pretrain
+from simmim_jax.tasks.compared import ARMS, Kind
 from simmim_jax.tasks.pretrain import picture_path
 from simmim_jax.tasks.pretrained import patch_grid, without_memory
 from simmim_jax.training import compilation, loop
 from simmim_jax.training.run import Run
 
-PREDICTIONS = 8
+Some = TypeVar("Some", bound=Downstream)
+
 # Folders of the runs in the workdir.
-PARTS = ("pretrain", "scratch", "simmim")
+PARTS = ("pretrain", *ARMS.values())
 
 
 def compare(config: Compare, workdir: Path) -> dict[str, Any]:
     """Run config.pretrain, then config.finetune from scratch and from what it learned.
 
     Each resumes what its folder of `workdir` holds. Prints a table and returns what it
-    also writes to <workdir>/summary.json. The accuracies to compare are those of the
-    last step: the best one is chosen by the images that it is tested on. `seconds` are
-    those of this call.
+    also writes to <workdir>/summary.json. The accuracies, or mIoU, to compare are those
+    of the last step: the best one is chosen by the images that it is tested on.
+    `seconds` are those of this call.
     """
     begin = time.perf_counter()
+    kind = compared.kind(config.finetune)
     fresh, restored = arms(config.finetune, workdir / "pretrain")
     runs = {
         "pretrain": pretrain.build(
             config.pretrain, workdir / "pretrain", path="config.pretrain"
         ),
-        "scratch": classify.build(fresh, workdir / "scratch", path="config.finetune"),
+        "scratch": kind.build(fresh, workdir / "scratch", path="config.finetune"),
     }
     check(config, runs["pretrain"], runs["scratch"])
     for notice in runs["scratch"].notices:  # in time to start again with other values
         say(notice)
     with workdir_lock.held(*(make_workdir(workdir / part) for part in PARTS)):
         announce("pre-training, without labels")
-        step = loop.train(runs.pop("pretrain")).step
+        steps = {"pretrain": loop.train(runs.pop("pretrain")).step}
         announce("fine-tuning from scratch")
-        loop.train(runs.pop("scratch"))
+        steps["scratch"] = loop.train(runs.pop("scratch")).step
         announce("fine-tuning with SimMIM")
-        simmim = loop.train(
-            classify.build(restored, workdir / "simmim", path="config.finetune")
-        )
+        simmim = kind.build(restored, workdir / "simmim", path="config.finetune")
+        steps["simmim"] = loop.train(simmim).step
     if jax.process_index():
         return {}
-    images = len(inputs.open_split(restored.data, restored.data.eval_split))
-    both = {run: last_and_best(workdir / run, images) for run in ("scratch", "simmim")}
+    results, table = kind.results(restored, workdir)
     summary = {
-        **{f"{run}_top1": last.top1 for run, (last, _) in both.items()},
-        **{
-            f"{run}_{which}": accuracy.to_dict()
-            for run, pair in both.items()
-            for which, accuracy in zip(("last", "best"), pair, strict=True)
-        },
-        "gain_interval": gain(both["scratch"][0], both["simmim"][0]),
-        "labels": num_labels(config.finetune),
+        **results,
         "seconds": round(time.perf_counter() - begin, 1),
-        "reconstructions": str(picture_path(workdir / "pretrain", step)),
-        "curves": str(draw_curves(workdir)),
-        "predictions": str(draw_predictions(restored, workdir, simmim.step)),
+        "reconstructions": str(picture_path(workdir / "pretrain", steps["pretrain"])),
+        "curves": str(draw_curves(workdir, kind)),
+        "predictions": str(kind.draw(restored, workdir, steps)),
     }
     write_json(workdir / "summary.json", summary)
-    print(f"\n{summary['labels']:,} labels, {table(*both.values())}\n")
+    print(f"\n{table}\n")
     for name in ("reconstructions", "curves", "predictions"):
         print(f"{name:<17}  {summary[name]}")
     print(f"{'summary':<17}  {workdir / 'summary.json'}")
     for part in PARTS:
         for path, count in count_lists(workdir / part).items():
             print(f"{'bad images':<17}  {count:,}, listed in {path}")
-    checkpoint = workdir / "simmim" / "checkpoints" / str(simmim.step)
+    checkpoint = workdir / "simmim" / "checkpoints" / str(steps["simmim"])
     what = "LINES" if config.finetune.data.view == "text" else "IMAGES"
     predict = shlex.join(["simmim", "predict", f"--checkpoint={checkpoint}", what])
-    print(f"{'next: classify':<17}  {predict}")
+    print(f"{f'next: {kind.purpose}':<17}  {predict}")
     return summary
-
-
-def table(scratch: tuple[Accuracy, Accuracy], simmim: tuple[Accuracy, Accuracy]) -> str:
-    """Return the accuracies of both arms, last and best, with what they are worth."""
-    lines = [
-        f"{scratch[0].images:,} held-out images",
-        "                  step     top-1   95 % interval",
-    ]
-    for name, (last, best) in {"from scratch": scratch, "with SimMIM": simmim}.items():
-        for row, accuracy in ((name, last), ("  best step", best)):
-            low, high = (100 * bound for bound in accuracy.interval)
-            lines.append(
-                f"{row:<14}{accuracy.step:>8}{accuracy.top1:>10.2%}"
-                f"   {low:.1f}% to {high:.1f}%"
-            )
-    low, high = (100 * bound for bound in gain(scratch[0], simmim[0]))
-    points = 100 * (simmim[0].top1 - scratch[0].top1)
-    lines.append(
-        f"Difference after the last step: {points:+.2f} points, 95 % interval "
-        f"{low:+.1f} to {high:+.1f}"
-        + (": it may be chance." if low <= 0 <= high else ".")
-    )
-    lines.append("The best steps are chosen by the same images; other seeds vary, too.")
-    return "\n".join(lines)
 
 
 def announce(part: str) -> None:
@@ -139,7 +104,7 @@ def check(config: Compare, old: Run, new: Run) -> None:
     )
 
 
-def arms(config: Finetune, pretrained: Path) -> tuple[Finetune, Finetune]:
+def arms(config: Some, pretrained: Path) -> tuple[Some, Some]:
     """Return the fine-tuning from scratch, and from the run in `pretrained`.
 
     They differ in layer-wise learning-rate decay, too: it protects what lower layers
@@ -154,12 +119,14 @@ def arms(config: Finetune, pretrained: Path) -> tuple[Finetune, Finetune]:
     return fresh, dataclasses.replace(config, init_from=str(pretrained))
 
 
-def draw_curves(workdir: Path) -> Path:
-    """Draw losses of pre-training and both fine-tunings' accuracies in one picture."""
-    return pictures.curves(panels(workdir), workdir / "curves.png")
+def draw_curves(workdir: Path, kind: Kind) -> Path:
+    """Draw losses of pre-training and both fine-tunings' metrics in one picture."""
+    return pictures.curves(panels(workdir, kind), workdir / "curves.png")
 
 
-def panels(workdir: Path) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+def panels(
+    workdir: Path, kind: Kind
+) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
     """Return {title: {name: (steps, values)}}, with those of probes where there are."""
 
     def curve(run: str, metric: str) -> tuple[list[int], list[float]]:
@@ -167,7 +134,6 @@ def panels(workdir: Path) -> dict[str, dict[str, tuple[list[int], list[float]]]]
         points = [(line["step"], line[metric]) for line in lines if metric in line]
         return [step for step, _ in points], [value for _, value in points]
 
-    runs = {"from scratch": "scratch", "with SimMIM": "simmim"}
     probes = {
         "Nearest neighbours' top-1": {"held out": curve("pretrain", "knn_top1")},
         "Effective rank": {"held out": curve("pretrain", "effective_rank")},
@@ -177,33 +143,9 @@ def panels(workdir: Path) -> dict[str, dict[str, tuple[list[int], list[float]]]]
             "training": curve("pretrain", "loss"),
             "held out": curve("pretrain", "eval_loss"),
         },
-        "Fine-tuning loss": {name: curve(run, "loss") for name, run in runs.items()},
-        "Held-out top-1": {name: curve(run, "top1") for name, run in runs.items()},
+        "Fine-tuning loss": {name: curve(run, "loss") for name, run in ARMS.items()},
+        f"Held-out {kind.title}": {
+            name: curve(run, kind.metric) for name, run in ARMS.items()
+        },
         **{title: line for title, line in probes.items() if line["held out"][0]},
     }
-
-
-def num_labels(config: Finetune) -> int:
-    """Return the number of labelled images that fine-tuning learns from."""
-    source = inputs.open_split(config.data, config.data.train_split)
-    return config.data.num_labels or len(labelled(source))
-
-
-def draw_predictions(config: Finetune, workdir: Path, step: int) -> Path:
-    """Draw what the SimMIM classifier predicts for some held-out images."""
-    source = labelled(inputs.open_split(config.data, config.data.eval_split))
-    predictor = Predictor.load(workdir / "simmim" / "checkpoints" / str(step))
-    chosen = np.random.default_rng(config.seed).choice(
-        len(source), min(PREDICTIONS, len(source)), replace=False
-    )
-    examples = [source[int(i)] for i in chosen]
-    images = np.stack([predictor.prepare(example["image"]) for example in examples])
-    names, probabilities = predictor.top(predictor(images))
-    true_names = [predictor.class_names[example["label"]] for example in examples]
-    return pictures.prediction_grid(
-        displayed(predictor.config.data, images),
-        names,
-        probabilities,
-        workdir / "predictions.png",
-        true_names,
-    )

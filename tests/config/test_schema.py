@@ -379,6 +379,18 @@ def test_mode_decides_what_a_config_is():
     assert schema.single(compared.finetune) is compared.finetune
 
 
+def test_mode_of_a_comparison_s_second_part_decides_what_it_is():
+    config = quickstart.get_config()
+    config.finetune = tiny_config.get_config("segment")
+    assert isinstance(schema.parse(config).finetune, schema.Segment)
+    config.finetune.mode = "finetune"
+    with pytest.raises(UserError, match=r"config\.finetune\.mode='finetune': .*is one"):
+        schema.parse(config)
+    config.finetune = schema.config_dict(schema.Transcribe())
+    with pytest.raises(UserError, match="Expected 'finetune' or 'segment'"):
+        schema.parse(config)
+
+
 @pytest.mark.parametrize("mode", ["bench", "bench_input"])
 def test_benchmarks_keep_the_kind_of_run(mode):
     assert isinstance(parse("pretrain", mode=mode), schema.Pretrain)
