@@ -48,9 +48,13 @@ class StepLog:
         self._timed = start  # newest finished step when the clock was last read
 
     def compiled(self, flops_per_image: float, seconds: float) -> None:
-        """Add what compiling found: the work of a step [FLOP], and how long it took."""
+        """Add what compiling found, the work of a step [FLOP]; rates begin now.
+
+        seconds: how long it took.
+        """
         self._flops_per_image = flops_per_image
         self.note("compile_seconds", seconds)
+        self.restart_clock()
 
     def restart_clock(self) -> None:
         """Exclude the time since the last step from the rates."""

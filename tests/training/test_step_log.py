@@ -29,8 +29,9 @@ def parts(tmp_path):
             start=0,
             begin=0.0,
         )
-        log.compiled(flops_per_image=1e9, seconds=3.0)
         log.timer = StepTimer(clock=lambda: now[0])
+        now[0] = 3.0
+        log.compiled(flops_per_image=1e9, seconds=3.0)
         yield log, now, tmp_path / "metrics.jsonl"
 
 
