@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from simmim_jax.checkpoints import layout
@@ -201,10 +202,11 @@ def _converted(path: Path) -> Encoder | Predictor:
         print(f"left out: {', '.join(model.left_out)}")
     meta = model.meta(str(path))
     config = schema.single(schema.parse(meta["config"], stored=True))
+    params = jax.tree.map(jax.numpy.asarray, model.params())  # onto the device, once
     if model.class_names:
         assert isinstance(config, Finetune)
-        return Predictor.of(model.params(), config, model.class_names, meta["step"])
-    return Encoder.of(model.params(), config, meta["step"])
+        return Predictor.of(params, config, model.class_names, meta["step"])
+    return Encoder.of(params, config, meta["step"])
 
 
 def _parse(config: Any, kind: type[Any], init_from: str | Path = "") -> Any:

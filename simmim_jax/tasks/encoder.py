@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from simmim_jax.tasks.reconstruct import Reconstruction
 
 POOLS = ("mean", "cls")
-BATCH = 64  # images encoded at once
 
 
 class Embedded(NamedTuple):
@@ -68,6 +67,7 @@ class Encoder:
     ) -> "Encoder":
         """Load the workdir of a run (its best checkpoint) or a checkpoint; see `of`."""
         params, meta = store.load(path)
+        params = jax.tree.map(jnp.asarray, params)  # onto the device, once
         config = schema.single(schema.parse(meta["config"], stored=True))
         return cls.of(params, config, meta["step"], pool=pool, block=block)
 
@@ -135,8 +135,9 @@ class Encoder:
         """
         if not len(images):
             return np.zeros((0, self.dim), np.float32)
+        size = self._batch_size
         parts = [
-            self._vectors(images[i : i + BATCH]) for i in range(0, len(images), BATCH)
+            self._vectors(images[i : i + size]) for i in range(0, len(images), size)
         ]
         return np.concatenate(parts)
 
@@ -227,7 +228,7 @@ class Encoder:
 
         Threads decode the next batch meanwhile. Bad images are reported, not raised.
         """
-        for found in examples.read(source, indices, self._view, BATCH):
+        for found in examples.read(source, indices, self._view, self._batch_size):
             for index, path, error in found.bad:
                 if not isinstance(error, OSError | BadImage):
                     raise UserError(f"'{path or f'example {index}'}': {error}")
@@ -243,6 +244,10 @@ class Encoder:
             )
 
     # ---- One batch -------------------------------------------------------------------
+
+    @property
+    def _batch_size(self) -> int:
+        return examples.batch_size(self.config.data.image_size)
 
     @functools.cached_property
     def _view(self) -> View:
@@ -266,7 +271,7 @@ class Encoder:
     def _start(self, images: Sequence[np.ndarray] | np.ndarray) -> jax.Array:
         """Start on a batch of prepared images, padded so that it compiles once."""
         first = images[0]
-        padded = np.zeros((BATCH, *first.shape), first.dtype)
+        padded = np.zeros((self._batch_size, *first.shape), first.dtype)
         padded[: len(images)] = images
         return self._jitted(self.params, padded)
 

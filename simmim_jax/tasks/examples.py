@@ -1,15 +1,21 @@
 """Examples of a source as a model sees them, a batch at a time."""
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from simmim_jax.data.loader.workers import num_cpus
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.views.base import View
 from simmim_jax.errors import UserError
+
+BATCH = 64  # most images that a model sees at once
+# Of a batch on a CPU, whose caches then hold the activations [pixels].
+_CPU_PIXELS = 8 * 224 * 224
 
 
 class Examples(NamedTuple):
@@ -24,6 +30,13 @@ class Examples(NamedTuple):
     labels: np.ndarray
     images: np.ndarray
     bad: list[tuple[int, str, UserError | OSError]]
+
+
+def batch_size(image_size: tuple[int, int]) -> int:
+    """Return how many images of this height and width [pixels] a model sees at once."""
+    if jax.default_backend() != "cpu":
+        return BATCH
+    return max(1, min(BATCH, _CPU_PIXELS // math.prod(image_size)))
 
 
 def read(source: Source, indices: range, view: View, batch: int) -> Iterator[Examples]:

@@ -42,7 +42,6 @@ from simmim_jax.tasks.target_scores import THRESHOLD
 from simmim_jax.tasks.views import TEXT, content, eval_view, formats, unmasked_view
 
 TOP = 5  # classes shown
-BATCH = 64  # images classified at once
 TABLES = {".csv": to_csv, ".parquet": to_parquet, ".jsonl": to_jsonl}
 
 
@@ -91,6 +90,7 @@ class Predictor:
         config = schema.single(schema.parse(meta["config"], stored=True))
         assert isinstance(config, Finetune)
         fitted = calibration.load(path, meta["step"])
+        params = jax.tree.map(jnp.asarray, params)  # onto the device, once
         return cls.of(params, config, class_names, meta["step"], fitted)
 
     @classmethod
@@ -158,12 +158,17 @@ class Predictor:
 
         images: prepared.
         """
-        batch = _batch_for(len(images))
+        batch = self._batch_for(len(images))
         logits = [
             self._logits_of(images[i : i + batch], batch)
             for i in range(0, len(images), batch)
         ]
         return self.answers(np.concatenate(logits))
+
+    def _batch_for(self, images: int) -> int:
+        """Return the size of all batches: every size is a program to compile."""
+        most = examples.batch_size(self.config.data.image_size)
+        return min(most, 1 << max(images - 1, 0).bit_length())
 
     def _logits_of(self, images: np.ndarray, batch: int) -> np.ndarray:
         """Return float32 [n, classes] of at most `batch` images, compiled once."""
@@ -212,7 +217,7 @@ class Predictor:
         indices: None for all of them. No more than two batches are in memory.
         """
         indices = range(len(source)) if indices is None else indices
-        batch = _batch_for(len(source))
+        batch = self._batch_for(len(source))
         for found in examples.read(source, indices, self.view, batch):
             logits = (
                 self._logits_of(found.images, batch)
@@ -263,11 +268,6 @@ class Predictor:
         if self.has_numbers:
             return found
         return [dict(sorted(row.items(), key=lambda item: -item[1])) for row in found]
-
-
-def _batch_for(images: int) -> int:
-    """Return the size of all batches: every size is a program to compile."""
-    return min(BATCH, 1 << max(images - 1, 0).bit_length())
 
 
 # ---- Data sets -----------------------------------------------------------------------

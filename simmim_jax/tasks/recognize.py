@@ -120,6 +120,7 @@ class Recognizer:
             dtype=precision.of_machine(config.dtype),
             **schema.to_dict(config.model),
         )
+        params = jax.tree.map(jax.numpy.asarray, params)  # onto the device, once
         return cls(plain(model), params, config, vocabulary, meta["step"])
 
     def describe(self) -> str:

@@ -12,7 +12,8 @@ from simmim_jax.errors import UserError
 from simmim_jax.mim import masking
 from simmim_jax.models import plain
 from simmim_jax.tasks import pretrain
-from simmim_jax.tasks.encoder import BATCH, Encoder
+from simmim_jax.tasks.encoder import Encoder
+from simmim_jax.tasks.examples import BATCH
 from simmim_jax.training import steps
 
 

@@ -51,9 +51,9 @@ class SegmentPredictor:
                 "workdir of a run with config.mode='segment'."
             )
         names = tuple(meta["mask_classes"])
-        return cls(
-            plain(model_of(config, len(names))), params, config, names, meta["step"]
-        )
+        model = plain(model_of(config, len(names)))
+        params = jax.tree.map(jnp.asarray, params)  # onto the device, once
+        return cls(model, params, config, names, meta["step"])
 
     def describe(self) -> str:
         """Return architecture and step of the checkpoint in a line."""

@@ -15,7 +15,7 @@ from PIL import Image
 from simmim_jax import load
 from simmim_jax.cli import predict
 from simmim_jax.monitoring import pictures
-from simmim_jax.tasks import parts
+from simmim_jax.tasks import examples, parts
 from simmim_jax.tasks import predict as prediction
 
 CHECKPOINT = Path(__file__).parents[1] / "workdirs" / "e0607c8" / "finetune"
@@ -269,7 +269,7 @@ def test_names_that_are_not_utf_8(tmp_path, capsys):
 
 
 def test_images_are_read_batch_by_batch(predictor, tmp_path, monkeypatch):
-    monkeypatch.setattr(prediction, "BATCH", 2)
+    monkeypatch.setattr(examples, "BATCH", 2)
     paths = [str(tmp_path / f"{i}.png") for i in range(7)]
     for path in paths:
         Image.new("L", (28, 28)).save(path)

@@ -27,7 +27,7 @@ from simmim_jax.config import schema
 from simmim_jax.data.sources.registry import open_source
 from simmim_jax.errors import UserError
 from simmim_jax.models.vit import relative_position_index
-from simmim_jax.tasks import classify, embed, parts, pretrain
+from simmim_jax.tasks import classify, embed, examples, parts, pretrain
 from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.training import loop
 
@@ -66,6 +66,11 @@ def folder(tmp_path, images):
         Image.fromarray(image[:, :, 0]).save(file)
     (tmp_path / "set" / "train" / "class 0" / "04.png").write_bytes(b"no image")
     return tmp_path / "set"
+
+
+@pytest.mark.parametrize(("side", "images"), [(28, 64), (224, 8), (1024, 1)])
+def test_large_images_come_in_small_batches_on_a_cpu(side, images):
+    assert examples.batch_size((side, side)) == images
 
 
 def test_a_vector_is_the_mean_of_the_last_map(pretrained, images):
