@@ -119,7 +119,7 @@ def _safetensors(model: Encoder | Predictor, file: Path, path: Path) -> str:
         from safetensors.numpy import load_file, save
     except ImportError as error:
         raise UserError(
-            "format='safetensors' needs safetensors: pip install 'simmim_jax[convert]'."
+            "format='safetensors' needs safetensors: pip install 'simmim_jax[export]'."
         ) from error
     leaves = jax.tree_util.tree_leaves_with_path(model.params)
     named = {
