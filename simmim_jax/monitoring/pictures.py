@@ -152,16 +152,19 @@ def feature_grid(images: np.ndarray, features: np.ndarray, path: str | Path) -> 
 
 
 def attention_grid(images: np.ndarray, attention: np.ndarray, path: str | Path) -> Path:
-    """Draw images beside what is attended to, bright where that is most in an image.
+    """Draw images beside what is attended to, yellow where that is most in an image.
 
     images: as in `feature_grid`; attention: [n, gh, gw], 0 or more. Returns: the path.
     """
+    import matplotlib  # for its colours: even attention would be white on white
+
     images = to_rgb(_check_images(images))
     shares = attention / attention.max((1, 2), keepdims=True)
     levels = np.rint(255 * shares).astype(np.uint8)
-    patches = _enlarged(levels, images.shape[1:3])[..., None]
-    lit = np.rint(images * (patches / 255)).astype(np.uint8)
-    shown = {"image": images, "attention": to_rgb(patches), "attended": lit}
+    patches = _enlarged(levels, images.shape[1:3])
+    lit = np.rint(images * (patches[..., None] / 255)).astype(np.uint8)
+    colours = matplotlib.colormaps["viridis"](patches, bytes=True)[..., :3]
+    shown = {"image": images, "attention": colours, "attended": lit}
     return _draw_panels(shown, path)
 
 
