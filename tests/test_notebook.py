@@ -13,7 +13,8 @@ pytestmark = pytest.mark.slow
 
 COLAB = Path(__file__).parents[1] / "colab"
 QUICK_START, OWN_IMAGES = "simmim_quickstart.ipynb", "own_images.ipynb"
-NOTEBOOKS = pytest.mark.parametrize("name", [QUICK_START, OWN_IMAGES])
+TEXT, SPEECH = "text.ipynb", "speech.ipynb"
+NOTEBOOKS = pytest.mark.parametrize("name", [QUICK_START, OWN_IMAGES, TEXT, SPEECH])
 
 
 def execute(name, folder):
@@ -66,11 +67,16 @@ def text_of(cell) -> str:
     return "".join(o.text for o in cell.outputs if o.output_type == "stream")
 
 
+def has_picture(cell) -> bool:
+    """Whether the value of a cell is a picture."""
+    (result,) = (o for o in cell.outputs if o.output_type == "execute_result")
+    return "image/png" in result.data
+
+
 @pytest.mark.parametrize("cell", ["reconstructions", "curves", "predict"])
 def test_pictures_are_shown(executed, cell):
     _, cells = executed
-    (result,) = (o for o in cells[cell].outputs if o.output_type == "execute_result")
-    assert "image/png" in result.data
+    assert has_picture(cells[cell])
 
 
 def test_nothing_is_installed_where_the_package_is(executed):
@@ -97,7 +103,12 @@ def test_it_installs_the_clone_beside_it(name, install, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "package"),
-    [(QUICK_START, "simmim_jax[gpu]"), (OWN_IMAGES, "simmim_jax[export,gpu]")],
+    [
+        (QUICK_START, "simmim_jax[gpu]"),
+        (OWN_IMAGES, "simmim_jax[export,gpu]"),
+        (TEXT, "simmim_jax[gpu]"),
+        (SPEECH, "simmim_jax[audio,gpu]"),
+    ],
 )
 def test_elsewhere_it_installs_from_pypi(name, package, install, monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
@@ -121,8 +132,7 @@ def test_own_images_go_all_the_way(tmp_path):
     pytest.importorskip("flatbuffers")
     cells = execute(OWN_IMAGES, tmp_path)
     for cell in ("reconstruct", "embed", "features", "attention"):
-        (result,) = (o for o in cells[cell].outputs if "data" in o)
-        assert "image/png" in result.data
+        assert has_picture(cells[cell])
     assert text_of(cells["images"]) == "116 images\n"
     assert "vit, " in text_of(cells["pretrain"])
     assert text_of(cells["embed"]) == "116 vectors of 128\n"
@@ -131,6 +141,25 @@ def test_own_images_go_all_the_way(tmp_path):
     said = text_of(cells["export"])
     assert "StableHLO for cpu, cuda, tpu, uint8 [b, 64, 64, 3] -> probabilities" in said
     assert float(said.split()[-1]) < 1e-5
+
+
+def test_lines_of_text_go_all_the_way(tmp_path):
+    cells = execute(TEXT, tmp_path)
+    assert "Afrikaans: Elkeen het die reg tot lewe" in text_of(cells["lines"])
+    assert has_picture(cells["reconstruct"])
+    assert "top-1 on held-out lines: " in text_of(cells["finetune"])
+    assert text_of(cells["predict"]).count("%") == 3
+
+
+def test_speech_goes_all_the_way(tmp_path):
+    cells = execute(SPEECH, tmp_path)
+    assert "21 held-out recordings" in text_of(cells["sounds"])
+    assert any("text/html" in o.get("data", ()) for o in cells["sounds"].outputs)
+    assert has_picture(cells["pretrain"])
+    assert "restored" in text_of(cells["transcribe"])
+    assert "character error rate on held-out" in text_of(cells["transcribe"])
+    assert text_of(cells["predict"]).count("heard: ") == 2
+    assert has_picture(cells["predict"])
 
 
 @NOTEBOOKS
