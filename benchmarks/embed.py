@@ -1,23 +1,22 @@
-"""Vectors a second: `simmim embed` beside a timm script, and ONNX Runtime.
+"""Vectors a second: `simmim embed` beside a timm script, and exported models.
 
     python3 -m venv others
-    others/bin/pip install torch timm
+    others/bin/pip install torch torchvision timm
     pip install -e '.[convert,export]' && pip install --no-deps jax2onnx==0.17.1
-    python -m benchmarks.embed --torch=others/bin/python
+    python -m benchmarks.embed --torch=others/bin/python --photographs=FOLDER
 
-A folder of photographs of 500x375, crops of the bundled map, becomes a file of vectors,
-decoding included: by `simmim embed`, and by a torch DataLoader of as many workers as
-CPUs with timm's transform and `forward_features`. Both have the same weights, drawn by
-timm and converted, and their vectors are compared. Then the models alone: prepared
-batches in this package and in ONNX Runtime, exported by `simmim export`. Each is a
-process that uses all CPUs in float32; they take turns, and ratios are medians over
-turns.
+A folder of photographs of 500x375, crops of those in FOLDER or of the bundled map,
+becomes a file of vectors, decoding included: by `simmim embed`, and by a torch
+DataLoader of as many workers as CPUs with timm's transform and `forward_features`. Both
+have the same weights, drawn by timm and converted, and their vectors are compared. Then
+the models alone, on prepared batches of 8: in this package, in ONNX Runtime and in
+jax.export, exported by `simmim export`. Each is a process that uses all CPUs in
+float32; they take turns, and ratios are medians over turns.
 """
 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,30 +26,45 @@ from pathlib import Path
 
 import numpy as np
 
-BATCH = 64
+BATCH, SMALL_BATCH = 64, 8
 HEIGHT, WIDTH = 375, 500
-MODELS = ("vit_tiny_patch16_224", "vit_small_patch16_224")
-WEIGHTS, RUN, ONNX, PHOTOS = "timm", "run", "encoder.onnx", "photos"
+MODELS = {  # and their heads, which weights do not determine
+    "vit_tiny_patch16_224": 3,
+    "vit_small_patch16_224": 6,
+    "vit_base_patch16_224": 12,
+}
+WEIGHTS, RUN, PHOTOS = "timm", "run", "photos"
+ONNX, STABLEHLO = "encoder.onnx", "encoder.stablehlo"
 
 
 # ---- Files ---------------------------------------------------------------------------
 
 
-def write_photographs(folder: Path, count: int) -> None:
-    """Write crops of the bundled map as JPEG files."""
+def write_photographs(folder: Path, count: int, originals: list[Path]) -> None:
+    """Write random crops of images as JPEG files, by turns of each."""
     from PIL import Image
 
-    import simmim_jax.data
-
-    bundled = Path(simmim_jax.data.__file__).parent / "bundled"
     rng = np.random.default_rng(0)
     folder.mkdir()
-    with Image.open(bundled / "climate-map.jpg") as photo:
-        for number in range(count):
-            left = int(rng.integers(photo.width - WIDTH))
-            top = int(rng.integers(photo.height - HEIGHT))
-            crop = photo.crop((left, top, left + WIDTH, top + HEIGHT))
-            crop.save(folder / f"{number:05}.jpg", quality=90)
+    for turn, path in enumerate(originals):
+        with Image.open(path) as file:
+            photo = file.convert("RGB")
+            largest = min(photo.width / WIDTH, photo.height / HEIGHT)
+            for number in range(turn, count, len(originals)):
+                scale = rng.uniform(1, largest)
+                width, height = int(scale * WIDTH), int(scale * HEIGHT)
+                left = int(rng.integers(photo.width - width + 1))
+                top = int(rng.integers(photo.height - height + 1))
+                box = (left, top, left + width, top + height)
+                crop = photo.resize((WIDTH, HEIGHT), box=box)
+                crop.save(folder / f"{number:05}.jpg", quality=90)
+
+
+def bundled_map() -> list[Path]:
+    """Return the path of the bundled map."""
+    import simmim_jax.data
+
+    return [Path(simmim_jax.data.__file__).parent / "bundled" / "climate-map.jpg"]
 
 
 def write_weights(model: str, folder: Path) -> None:
@@ -147,10 +161,25 @@ def onnx_alone(folder: Path) -> Callable[[], np.ndarray]:
     return one_pass
 
 
+def stablehlo_alone(folder: Path) -> Callable[[], np.ndarray]:
+    """Return jax.export on the same batches."""
+    import jax
+    from jax import export
+
+    exported = export.deserialize(bytearray((folder / STABLEHLO).read_bytes()))
+    apply = jax.jit(exported.call)
+    images = prepared(folder)
+
+    def one_pass() -> np.ndarray:
+        return np.concatenate([apply(batch) for batch in images])
+
+    return one_pass
+
+
 def prepared(folder: Path) -> list[np.ndarray]:
-    """Return the photographs as an encoder takes them, in whole batches."""
+    """Return some photographs as an encoder takes them, in whole batches."""
     images = np.load(folder / "prepared.npy")
-    return np.split(images, len(images) // BATCH)
+    return np.split(images, len(images) // SMALL_BATCH)
 
 
 MAKERS = {
@@ -158,7 +187,10 @@ MAKERS = {
     "timm": timm_script,
     "ours alone": ours_alone,
     "ONNX Runtime": onnx_alone,
+    "jax.export": stablehlo_alone,
 }
+# The first one is compared with each of the others.
+GROUPS = (("simmim embed", "timm"), ("ours alone", "ONNX Runtime", "jax.export"))
 
 
 def work(name: str, folder: Path) -> None:
@@ -220,21 +252,22 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **variables}
 
 
-def prepare(model: str, count: int, folder: Path, torch: str) -> None:
-    """Write photographs, weights, the converted run, the ONNX file and batches."""
-    write_photographs(folder / PHOTOS, count)
+def prepare(model: str, folder: Path, torch: str) -> None:
+    """Write weights, the converted run, its exports and prepared batches."""
     weights = command("weights", torch, folder)
     subprocess.run(weights, check=True, env=environment(MODEL=model))
+    heads = f"--model.num_heads={MODELS[model]}"
     simmim = [sys.executable, "-m", "simmim_jax"]
     for arguments in (
-        ("convert", folder / WEIGHTS, folder / RUN),
+        ("convert", folder / WEIGHTS, folder / RUN, heads),
         ("export", folder / RUN, folder / ONNX),
+        ("export", folder / RUN, folder / STABLEHLO),
     ):
         subprocess.run([*simmim, *arguments], check=True, env=environment())
     import simmim_jax
 
     encoder = simmim_jax.load(folder / RUN)
-    paths = sorted((folder / PHOTOS).iterdir())[: max(count // BATCH, 1) * BATCH]
+    paths = sorted((folder / PHOTOS).iterdir())[:BATCH]
     np.save(folder / "prepared.npy", encoder.prepare(paths))
 
 
@@ -249,54 +282,59 @@ def check(folder: Path, one: str, other: str, least: float) -> float:
 
 
 def measure(
-    pair: tuple[str, str], pythons: dict[str, str], folder: Path, turns: int
-) -> dict[str, float]:
-    """Return the rates of two of `MAKERS` [images/s], and the ratio of the first."""
-    processes = [Process(name, pythons[name], folder) for name in pair]
+    group: tuple[str, ...], pythons: dict[str, str], folder: Path, turns: int
+) -> list[list[float]]:
+    """Return the rates of some of `MAKERS` [images/s], a list for each turn."""
+    processes = [Process(name, pythons[name], folder) for name in group]
     rates = [[process.turn() for process in processes] for _ in range(turns)]
     for process in processes:
         process.close()
-    found = {
-        name: statistics.median(turn[place] for turn in rates)
-        for place, name in enumerate(pair)
-    }
-    ratio = statistics.median(first / second for first, second in rates)
-    return {**found, "ratio": ratio}
+    return rates
 
 
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch", default=sys.executable, metavar="PYTHON")
-    parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--images", type=int, default=256, help="a multiple of 64")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS][:2])
+    parser.add_argument(
+        "--photographs",
+        type=Path,
+        metavar="FOLDER",
+        help="JPEG files (the bundled map)",
+    )
+    parser.add_argument("--images", type=int, default=256, help="64 or more")
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--json", action="store_true", help="print JSON at the end")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
         return work(args.work[0], Path(args.work[1]))
-    if args.images < BATCH or args.images % BATCH:
-        sys.exit(f"--images={args.images}: expected a multiple of {BATCH}.")
+    if args.images < BATCH:
+        sys.exit(f"--images={args.images}: expected {BATCH} or more.")
+    originals = (
+        sorted(args.photographs.rglob("*.jpg")) if args.photographs else bundled_map()
+    )
     pythons = dict.fromkeys(MAKERS, sys.executable) | {"timm": args.torch}
-    results = {}
     print("| model | ours, images/s | beside | images/s | ours over it | cosine |")
     print("|---|---|---|---|---|---|")
-    for model in args.models:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            prepare(model, args.images, folder, args.torch)
-            for pair in (("simmim embed", "timm"), ("ours alone", "ONNX Runtime")):
-                found = measure(pair, pythons, folder, args.turns)
-                cosine = check(folder, *pair, least=0.999)
-                print(
-                    f"| {model} | {pair[0]}: {found[pair[0]]:.1f} | {pair[1]} | "
-                    f"{found[pair[1]]:.1f} | {found['ratio']:.2f} | {cosine:.5f} |",
-                    flush=True,
-                )
-                results[f"{model} {pair[1]}"] = found
-    if args.json:
-        print(json.dumps(results))
+    with tempfile.TemporaryDirectory() as temporary:
+        write_photographs(Path(temporary, PHOTOS), args.images, originals)
+        for model in args.models:
+            folder = Path(temporary, model)
+            folder.mkdir()
+            (folder / PHOTOS).symlink_to(Path(temporary, PHOTOS))
+            prepare(model, folder, args.torch)
+            for group in GROUPS:
+                rates = np.array(measure(group, pythons, folder, args.turns))
+                for place, name in enumerate(group[1:], start=1):
+                    cosine = check(folder, group[0], name, least=0.999)
+                    first, other = np.median(rates[:, [0, place]], axis=0)
+                    ratio = np.median(rates[:, 0] / rates[:, place])
+                    print(
+                        f"| {model} | {group[0]}: {first:.1f} | {name} | {other:.1f} | "
+                        f"{ratio:.2f} | {cosine:.5f} |",
+                        flush=True,
+                    )
     return None
 
 

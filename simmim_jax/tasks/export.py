@@ -6,6 +6,7 @@ Every file is read back and compared before it counts as written.
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,8 @@ def _onnx(model: Encoder | Predictor, file: Path, path: Path) -> str:
         import onnxruntime
     except ImportError as error:
         raise UserError(f"format='onnx' needs {error.name}: {_ONNX}.") from error
+    # It warns of each shape that jax2onnx writes; the results are compared below.
+    logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)
     apply, like = _function(model)
     proto = jax2onnx.to_onnx(
         apply,
