@@ -79,7 +79,8 @@ def explained(interrupted: str = "Interrupted.") -> Iterator[None]:
     except BrokenPipeError:  # as in `simmim neighbours ... | head`
         raise
     except OSError as error:
-        sys.exit(f"cannot read or write {error.filename!r}: {error.strerror or error}")
+        place = "" if error.filename is None else f" {error.filename!r}"
+        sys.exit(f"cannot read or write{place}: {error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit(interrupted)
 

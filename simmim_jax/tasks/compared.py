@@ -62,7 +62,7 @@ def _entries(
 
 def accuracies(config: Finetune, workdir: Path) -> tuple[dict[str, Any], str]:
     """Return the accuracies of both classifiers, for summary.json and as a table."""
-    images = len(inputs.open_split(config.data, config.data.eval_split))
+    images = len(labelled(inputs.open_split(config.data, config.data.eval_split)))
     results = {run: last_and_best(workdir / run, images) for run in ARMS.values()}
     scratch, simmim = results.values()
     labels = num_labels(config)

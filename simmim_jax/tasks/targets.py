@@ -52,6 +52,12 @@ def check(config: Finetune, source: Source, split: str) -> np.ndarray:
             f"{config.data.dataset!r} has {_has(source)}; from Python, pass an array "
             "of float [n] or [n, m] as labels."
         )
+    if np.isinf(targets).any():
+        raise UserError(
+            f"{config.data.dataset!r} has targets in its split {split!r} that are "
+            "infinite, or too large for float32: expected numbers, or NaN where they "
+            "are not known."
+        )
     if (
         config.loss == "sigmoid"
         and not np.isin(targets[~np.isnan(targets)], (0, 1)).all()

@@ -159,3 +159,20 @@ def test_parse_returns_the_fields_that_flags_set():
     assert args.config.endswith("vit_base.py")
     assert (config.seed, config.data.batch_size) == (3, 64)
     assert explicit == {"seed", "data.batch_size"}
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            OSError(28, "No space left", "/x"),
+            "cannot read or write '/x': No space left",
+        ),
+        (OSError(28, "No space left"), "cannot read or write: No space left"),
+        (OSError("broken"), "cannot read or write: broken"),
+    ],
+)
+def test_errors_of_files_are_a_sentence(error, says):
+    with pytest.raises(SystemExit) as raised, arguments.explained():
+        raise error
+    assert str(raised.value) == says

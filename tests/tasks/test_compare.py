@@ -121,6 +121,21 @@ def test_curves_have_the_probes_of_pre_training_where_there_are(tmp_path):
     assert found["Effective rank"] == {"held out": ([4], [5.5])}
 
 
+def test_held_out_images_without_a_label_are_not_counted(tmp_path):
+    rows = [f"{i}.png,{'ab'[i % 2]},train" for i in range(4)]
+    rows += ["4.png,a,validation", "5.png,b,validation", "6.png,,validation"]
+    file = tmp_path / "list.csv"
+    file.write_text("\n".join(["path,label,split", *rows]))
+    for row in rows:
+        (tmp_path / row.split(",")[0]).touch()
+    for arm in compared.ARMS.values():
+        (tmp_path / arm).mkdir()
+        (tmp_path / arm / "metrics.jsonl").write_text(dumps({"step": 2, "top1": 0.5}))
+    config = tiny_config.typed("finetune", **{"data.dataset": str(file)})
+    _, said = compared.accuracies(config, tmp_path)
+    assert "2 held-out images\n" in said
+
+
 @pytest.mark.parametrize(
     ("images", "gain"),
     [

@@ -15,9 +15,10 @@ import simmim_jax
 from simmim_jax.cli import evaluate as evaluate_command
 from simmim_jax.cli import predict as predict_command
 from simmim_jax.config import schema
+from simmim_jax.data.sources.targets import as_source
 from simmim_jax.errors import UserError
 from simmim_jax.mim import losses
-from simmim_jax.tasks import classify
+from simmim_jax.tasks import classify, targets
 from simmim_jax.tasks.classify_step import number_targets, several_targets
 
 NUMBERS = {"loss": "l2", "label_smoothing": 0}
@@ -263,6 +264,13 @@ def test_from_python(tmp_path):
     ):
         with pytest.raises(UserError, match=says):
             simmim_jax.finetune(chosen, tmp_path / "wrong", data=(images, wrong))
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_numbers_that_float32_does_not_have():
+    source = as_source(np.zeros((2, 8, 8, 1), np.uint8), [1.0, 1e39])
+    with pytest.raises(UserError, match="too large for float32"):
+        targets.check(tiny_config.typed("finetune", **NUMBERS), source, "train")
 
 
 @pytest.mark.parametrize(

@@ -194,9 +194,16 @@ def _planes_of(variable: Variable) -> ArrayPlanes:
 def values_of(stored: np.ndarray, attributes: Mapping[str, Any]) -> np.ndarray:
     """Return what stored numbers stand for: integers, or floats with NaN."""
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
-    if _text(attributes.get("_Unsigned")) == "true":
+    is_unsigned = _text(attributes.get("_Unsigned")) == "true"
+    if is_unsigned:
         stored = stored.view(f"u{stored.dtype.itemsize}")
     is_float = stored.dtype.kind == "f"
+
+    def as_stored(numbers: Any) -> Any:
+        # Those of unsigned numbers are signed, too. Others do not fit into integers
+        # where they are meant for none of them.
+        return numbers.astype(stored.dtype) if is_float or is_unsigned else numbers
+
     fills = [np.ravel(attributes[name]) for name in _FILLS if name in attributes]
     if is_float and not fills:
         fills = [np.array([_DEFAULT_FILL])]
@@ -208,12 +215,12 @@ def values_of(stored: np.ndarray, attributes: Mapping[str, Any]) -> np.ndarray:
     values = (stored if is_float else stored.astype(np.float64)) * scale + offset
     missing = np.zeros(stored.shape, bool)
     for fill in fills:
-        missing |= np.isin(stored, fill.astype(stored.dtype))
+        missing |= np.isin(stored, as_stored(fill))
     for limit, is_beyond in limits:
         # Limits of another kind than what is stored are of the values (NUG).
         is_packed = is_float or limit.dtype.kind != "f"
         missing |= (
-            is_beyond(stored, limit.astype(stored.dtype))
+            is_beyond(stored, as_stored(limit))
             if is_packed
             else is_beyond(values, limit)
         )

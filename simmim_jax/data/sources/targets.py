@@ -143,12 +143,18 @@ def _several(texts: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     rows = [{name.strip() for name in text.split(SEPARATOR)} - {""} for text in texts]
     every = set().union(*rows)
     are_numbers = all(name.isascii() and name.isdigit() for name in every)
-    names = sorted(every, key=int if are_numbers else None)
+    names = sorted(every, key=_by_value if are_numbers else None)
     number_of = {name: number for number, name in enumerate(names)}
     table = np.zeros((len(rows), len(names)), np.float32)
     for row, classes in zip(table, rows, strict=True):
         row[[number_of[name] for name in classes]] = 1
     return table, tuple(names)
+
+
+def _by_value(digits: str) -> tuple[int, str, str]:
+    """Return what sorts 2, 10; Python converts no thousands of digits, and 01 is 1."""
+    value = digits.lstrip("0")
+    return len(value), value, digits
 
 
 def _number(text: str, line: int, wanted: Wanted, file: str) -> float:

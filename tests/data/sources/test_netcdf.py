@@ -217,6 +217,14 @@ def test_missing_values():
         assert found == [True, False, False, True]
     assert np.isnan(of(np.float32([2.5, 3.5]), valid_max=3.0)).tolist() == [False, True]
     assert of(np.int16([10]), valid_range="0 9").tolist() == [10]  # as nobody reads it
+    # Numbers that the stored type does not have are none of its numbers.
+    for attributes in (
+        {"valid_range": np.int32([-1, 40_000])},
+        {"missing_value": np.int32(65_536 + 5)},
+        {"missing_value": np.float32(np.nan)},
+    ):
+        assert of(np.int16([0, 5, 9]), **attributes).tolist() == [0, 5, 9]
+    assert of(np.uint8([241]), missing_value=-15).tolist() == [241]
     # Bytes of NetCDF 3 have no unsigned kind.
     marked = {"_Unsigned": b"true", "_FillValue": np.int8(-1)}
     assert of(np.int8([-2, 5]), **marked).tolist() == [254, 5]

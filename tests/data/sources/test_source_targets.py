@@ -65,6 +65,12 @@ def test_lists_in_a_parquet_file(folder):
     assert found.tolist() == [[1, 1], [1, 0], [0, 0], [0, 1]]
 
 
+def test_classes_that_are_numbers_are_in_order(folder):
+    large = "9" * 5000
+    file = write(folder, "x.tsv", {"labels": [f"{large};10", "1;01", "2", "0"]})
+    assert table(file, SEVERAL)[1] == ("0", "01", "1", "2", "10", large)
+
+
 @pytest.mark.parametrize("name", ["x.csv", "x.parquet"])
 def test_columns_of_truths(name, folder):
     columns = {"Cat": ["1", "0", "", "True"], "dog": ["0", "1.0", "false", ""]}
