@@ -127,7 +127,7 @@ def build(
     config, said = values.resolve(config, source, workdir, path)
     data = config.data
     if data.num_masks:
-        source = _some(source, data.num_masks, config.seed)
+        source = some_of(source, data.num_masks, config.seed)
     record: dict[str, Any] = {
         "config": schema.to_dict(config),
         "mask_classes": list(class_names),
@@ -192,7 +192,7 @@ def with_masks(source: Source, split: str) -> tuple[Source, tuple[str, ...]]:
     return SubsetSource(source, np.flatnonzero(has_mask)), (said,)
 
 
-def _some(source: Source, count: int, seed: int) -> Source:
+def some_of(source: Source, count: int, seed: int) -> Source:
     """Return some examples; with the same seed, fewer are part of more."""
     if count > len(source):
         raise UserError(

@@ -78,11 +78,11 @@ def test_images_without_a_mask_are_left_out():
 
 
 def test_fewer_masks_are_part_of_more():
-    chosen = [set(segment._some(examples(9), n, 0).indices) for n in (2, 5)]
+    chosen = [set(segment.some_of(examples(9), n, 0).indices) for n in (2, 5)]
     assert [len(one) for one in chosen] == [2, 5]
     assert chosen[0] < chosen[1]
     with pytest.raises(UserError, match="num_masks=10: expected at most 9"):
-        segment._some(examples(9), 10, 0)
+        segment.some_of(examples(9), 10, 0)
 
 
 @pytest.mark.slow
