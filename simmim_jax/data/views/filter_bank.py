@@ -20,6 +20,8 @@ _WINDOW, _PADDED = 400, 512  # samples
 _PREEMPHASIS = 0.97
 _LOWEST = 20.0  # Hz
 _FLOOR = 2**-23  # float32's epsilon
+# Frames at a time: arrays of all of them would be new memory for each sound.
+_BLOCK = 64
 
 
 def num_frames(samples: int) -> int:
@@ -41,15 +43,34 @@ def log_mel(samples: np.ndarray, bands: int) -> np.ndarray:
         return np.empty((0, bands), np.float32)
     # Kaldi's float32 errs by up to 1e-3 in quiet bands, and so would ours.
     samples = samples.astype(np.float64)
-    frames = np.lib.stride_tricks.sliding_window_view(samples, _WINDOW)[::HOP]
-    frames = frames - frames.mean(1, keepdims=True)
-    before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
-    frames = (frames - _PREEMPHASIS * before) * _window()
-    spectrum = scipy.fft.rfft(frames, _PADDED)
+    changes = samples.copy()
+    changes[1:] -= _PREEMPHASIS * samples[:-1]
+    frames, changes = (
+        np.lib.stride_tricks.sliding_window_view(each, _WINDOW)[::HOP]
+        for each in (samples, changes)
+    )
+    blocks = [
+        _energies(frames[i : i + _BLOCK], changes[i : i + _BLOCK], bands)
+        for i in range(0, len(frames), _BLOCK)
+    ]
+    energies = np.concatenate(blocks, axis=1).T
+    return np.log(np.maximum(energies, _FLOOR)).astype(np.float32)
+
+
+def _energies(frames: np.ndarray, changes: np.ndarray, bands: int) -> np.ndarray:
+    """Return float64 [bands n] of frames, float64 [n _WINDOW].
+
+    changes: each sample less _PREEMPHASIS of the one before, which the first sample of
+    a frame takes for itself.
+    """
+    rest, mean = 1 - _PREEMPHASIS, frames.mean(1, keepdims=True)
+    emphasized = changes - rest * mean
+    emphasized[:, 0] = rest * (frames[:, 0] - mean[:, 0])
+    emphasized *= _window()
+    spectrum = scipy.fft.rfft(emphasized, _PADDED)
     power = np.square(spectrum.real) + np.square(spectrum.imag)
     # Sparse, since BLAS rounds a row by how many there are, and waits for threads.
-    energies = (_triangles(bands) @ power.T).T
-    return np.log(np.maximum(energies, _FLOOR)).astype(np.float32)
+    return _triangles(bands) @ power.T
 
 
 def empty_bands(bands: int) -> np.ndarray:
