@@ -44,6 +44,8 @@ from simmim_jax.training.run import Evaluate, Learner, Run
 
 T = TypeVar("T")
 
+_MASKS_LOOKED_AT = 64
+
 
 def learner(
     config: Segment, num_examples: int, num_classes: int
@@ -152,6 +154,7 @@ def build(
             *said,
             *left_out,
             *also_left_out,
+            *ignored_notice(data, source),
             *notices(config, len(source), path),
         ),
         restore=functools.partial(pretrained.restore, config)
@@ -228,7 +231,8 @@ def find_classes(data: SegmentData, source: Source, workdir: Path) -> tuple[str,
     if count < 2:
         raise UserError(
             f"the masks of {data.dataset!r} have {count} classes: expected at least "
-            "two, such as 0 for the background and 1 for what is looked for."
+            "two, such as 0 for the background and 1 for what is looked for. "
+            f"{data.ignore_index} (config.data.ignore_index) counts as none."
         )
     return tuple(map(str, range(count)))
 
@@ -246,6 +250,26 @@ def _highest(data: SegmentData, source: Source) -> int:
         return int(mask[mask != data.ignore_index].max(initial=0))
 
     return max(_of_masks(data, source, highest, bad=-1))
+
+
+def ignored_notice(data: SegmentData, source: Source) -> tuple[str, ...]:
+    """Return what to say where masks have one class and ignored pixels alone.
+
+    Such as those of 0 and 255, where 255 is meant for a class. Looks at some of them.
+    """
+    chosen = np.linspace(0, len(source) - 1, min(_MASKS_LOOKED_AT, len(source)))
+    some = SubsetSource(source, chosen.astype(int))
+    found = set[int]().union(
+        *_of_masks(data, some, lambda mask: set(np.unique(mask).tolist()), bad=set())
+    )
+    if data.ignore_index not in found or len(found) != 2:
+        return ()
+    (only,) = found - {data.ignore_index}
+    return (
+        f"the pixels of {len(some):,} masks are {only} or {data.ignore_index}, which "
+        "config.data.ignore_index says is no class: if it is one, write masks with "
+        "another number for it",
+    )
 
 
 def _of_masks(

@@ -65,8 +65,21 @@ def test_classes_are_those_of_the_masks_or_named(tmp_path):
     with pytest.raises(UserError, match=r"num_classes=3, but .* has 11 classes"):
         segment.find_classes(schema.SegmentData(num_classes=3), named, tmp_path)
     one = as_source([{"image": np.zeros((4, 4)), "mask": np.zeros((4, 4), np.uint8)}])
-    with pytest.raises(UserError, match="have 1 classes: expected at least two"):
+    with pytest.raises(UserError, match=r"have 1 classes: .* 255 .* counts as none"):
         segment.find_classes(data, one, tmp_path)
+
+
+def test_a_class_that_is_ignored_is_named():
+    image = np.zeros((4, 4), np.uint8)
+    said = [
+        segment.ignored_notice(
+            schema.SegmentData(num_classes=2),
+            as_source([{"image": image, "mask": image + value} for value in values]),
+        )
+        for values in ([0, 255], [0, 1, 255], [0, 1], [0])
+    ]
+    assert said[1:] == [(), (), ()]
+    assert said[0][0].startswith("the pixels of 2 masks are 0 or 255, which")
 
 
 def test_images_without_a_mask_are_left_out():

@@ -264,6 +264,14 @@ def test_flags_of_other_runs_are_refused(trained, flag):
 
 
 @pytest.mark.slow
+def test_other_formats_have_no_place_for_masks(trained, tmp_path):
+    from simmim_jax.cli import convert
+
+    with pytest.raises(SystemExit, match="is a segment run, whose head other formats"):
+        convert.main([str(trained), str(tmp_path / "x"), "--to=timm"])
+
+
+@pytest.mark.slow
 def test_a_segmentation_model_is_not_exported(trained, tmp_path):
     with pytest.raises(UserError, match="cannot be exported as a whole"):
         simmim_jax.export(simmim_jax.load(trained), tmp_path / "model.safetensors")

@@ -132,6 +132,11 @@ class Model:
         """
         params, meta = store.load(path)
         config, left_out = meta["config"], tuple[str, ...]()
+        if {"mask_classes", "vocabulary"} & meta.keys():
+            raise UserError(
+                f"'{path}' is a {config['mode']} run, whose head other formats have no "
+                "place for: `simmim export --embed` writes its encoder."
+            )
         # A section in pre-training; "probabilities" until 2026-11.
         loss = config.get("loss", config.get("probabilities"))
         if loss in ("l1", "l2"):
