@@ -98,6 +98,39 @@ def _transposed(x: jax.Array) -> jax.Array:
 _rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
 
 
+def gelu_product(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Return gelu(x) @ kernel as `product` does; x: float[n c]; kernel: float32[c d].
+
+    With rounded operands x alone is kept for the gradient, not gelu(x) as well.
+    """
+    if x.dtype == dtype:
+        return product(gelu(x), kernel, dtype)
+    return _rounded_gelu_product(x, kernel)
+
+
+@jax.custom_vjp
+def _rounded_gelu_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _rounded_gelu_product_forward(x, kernel)[0]
+
+
+def _rounded_gelu_product_forward(x, kernel):
+    x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    return _wide_dot(gelu(x), kernel, (1, 0)), (x, kernel)
+
+
+def _rounded_gelu_product_backward(residuals, gradient):
+    x, kernel = residuals
+    gradient = gradient.astype(jnp.bfloat16)
+    dkernel = _wide_dot(_transposed(gelu(x)), gradient, (1, 0))
+    inner = _wide_dot(gradient, kernel, (1, 1))
+    return (*_gelu_backward(x.astype(jnp.float32), inner), dkernel)
+
+
+_rounded_gelu_product.defvjp(
+    _rounded_gelu_product_forward, _rounded_gelu_product_backward
+)
+
+
 def _wide_dot(a: jax.Array, b: jax.Array, axes: tuple[int, int]) -> jax.Array:
     """Contract one axis of each of two matrices; the result is float32.
 
@@ -123,6 +156,7 @@ class Linear(nn.Module):
     kernel_init: Initializer = truncated_normal()
     bias_init: Initializer | None = nn.initializers.zeros  # None: no bias
     dtype: jnp.dtype = jnp.float32
+    of_gelu: bool = False  # gelu(x) in place of x, which is then float[n c]
 
     @nn.compact
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
@@ -131,7 +165,7 @@ class Linear(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape)
         if scale is not None:
             kernel = kernel * scale  # in place, it would change NumPy parameters
-        x = product(x, kernel, self.dtype)
+        x = (gelu_product if self.of_gelu else product)(x, kernel, self.dtype)
         if self.bias_init is None:
             return x
         bias = self.param("bias", self.bias_init, (self.features,))
@@ -182,8 +216,9 @@ class Mlp(nn.Module):
         """Apply the MLP to x, float[b*n d]; scale: float[d], folded into `fc2`."""
         width = x.shape[-1]
         x = Linear(self.hidden, self.kernel_init, dtype=self.dtype, name="fc1")(x)
-        x = gelu(x)
-        return Linear(width, self.out_init, dtype=self.dtype, name="fc2")(x, scale)
+        return Linear(width, self.out_init, dtype=self.dtype, of_gelu=True, name="fc2")(
+            x, scale
+        )
 
 
 class PatchEmbed(nn.Module):
