@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.input_pipeline import Pipeline, ratio, work
+from benchmarks.input_pipeline import Pipeline, in_turns, ratio, work
 
 BATCH, BANDS, FRAMES = 8, 80, 256
 SECONDS = 2.575  # of 256 frames of 25 ms every 10 ms
@@ -125,13 +125,8 @@ def measure(place: Path, torch: str, turns: int) -> dict[str, list[float]]:
         name: Pipeline(name, python, place, script=__file__)
         for name, python in pythons.items()
     }
-    rates: dict[str, list[float]] = {n: [] for n, p in pipelines.items() if p.is_there}
-    for _ in range(turns):
-        for name, turn in rates.items():
-            turn.append(pipelines[name].turn() * SECONDS)
-    for pipeline in pipelines.values():
-        pipeline.close()
-    return rates
+    rates = in_turns(pipelines, turns)
+    return {name: [SECONDS * rate for rate in turn] for name, turn in rates.items()}
 
 
 def main() -> None:

@@ -286,6 +286,17 @@ class Pipeline:
         self.process.communicate("")
 
 
+def in_turns(pipelines: dict[str, Pipeline], turns: int) -> dict[str, list[float]]:
+    """Return the rates of those that run here, a turn after the other; closes them."""
+    rates: dict[str, list[float]] = {n: [] for n, p in pipelines.items() if p.is_there}
+    for _ in range(turns):
+        for name, turn in rates.items():
+            turn.append(pipelines[name].turn())
+    for pipeline in pipelines.values():
+        pipeline.close()
+    return rates
+
+
 def measure(photos: Path, pythons: dict[str, str], turns: int) -> dict:
     """Rates of all pipelines that run here: {pipeline: [images/s of each turn]}."""
     folders = {}
@@ -302,13 +313,7 @@ def measure(photos: Path, pythons: dict[str, str], turns: int) -> dict:
         )
         for name in PIPELINES
     }
-    rates: dict[str, list[float]] = {n: [] for n, p in pipelines.items() if p.is_there}
-    for _ in range(turns):
-        for name, turn in rates.items():
-            turn.append(pipelines[name].turn())
-    for pipeline in pipelines.values():
-        pipeline.close()
-    return rates
+    return in_turns(pipelines, turns)
 
 
 def ratio(rates: dict[str, list[float]], ours: str, theirs: str) -> float | None:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.input_pipeline import RATIO, SCALE, Pipeline, work
+from benchmarks.input_pipeline import RATIO, SCALE, Pipeline, in_turns, work
 
 BATCH = 8
 # Name, shape, dtype, number of images, size of crops.
@@ -188,13 +188,7 @@ def measure(folder: Path, torch: str, turns: int) -> dict[str, list[float]]:
         python = sys.executable if library == "ours" else torch
         place = places.get(format, folder / format)
         pipelines[name] = Pipeline(name, python, place, script=__file__)
-    rates: dict[str, list[float]] = {n: [] for n, p in pipelines.items() if p.is_there}
-    for _ in range(turns):
-        for name, turn in rates.items():
-            turn.append(pipelines[name].turn())
-    for pipeline in pipelines.values():
-        pipeline.close()
-    return rates
+    return in_turns(pipelines, turns)
 
 
 def over(rates: dict[str, list[float]], ours: str, theirs: str) -> str:
