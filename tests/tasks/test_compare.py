@@ -98,7 +98,7 @@ def test_a_comparison_of_masks_ends_with_summary_and_pictures(tmp_path, capsys):
     assert f"from scratch         1{summary['scratch_miou']:>10.2%}" in (
         said := capsys.readouterr().out
     )
-    assert "16 masks, 2,000 held-out images\n" in said
+    assert "16 masks, 200 held-out images\n" in said
     assert "next: segment      simmim predict" in said
     assert summary["simmim_last"].keys() == {"step", "miou", "pixel_accuracy"}
     for name in ("curves", "predictions"):
