@@ -1,6 +1,7 @@
 """What `import simmim_jax` offers: train from Python, and use what was trained."""
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from simmim_jax.checkpoints import layout
 from simmim_jax.checkpoints.convert import formats
 from simmim_jax.checkpoints.convert.overrides import Overrides
 from simmim_jax.checkpoints.disk import make_workdir
-from simmim_jax.config import schema
+from simmim_jax.config import durations, schema
+from simmim_jax.config.parsing import to_dict
 from simmim_jax.config.schema import (
     Compare,
     Finetune,
@@ -23,7 +25,7 @@ from simmim_jax.config.schema import (
 from simmim_jax.data.sources import base, targets
 from simmim_jax.data.sources.base import Source, SubsetSource
 from simmim_jax.data.sources.paths import hashed_split
-from simmim_jax.errors import UserError
+from simmim_jax.errors import UserError, did_you_mean
 from simmim_jax.runtime import workdir_lock
 from simmim_jax.tasks import architecture, classify
 from simmim_jax.tasks import compare as comparison
@@ -50,6 +52,11 @@ __all__ = [
 
 # Name of the data set of a run that gets its data from Python.
 _FROM_PYTHON = "<given in Python>"
+# Fields of config.data that an encoder's input depends on.
+_VALUES = (
+    *("view", "dtype", "image_size", "channels", "bands", "nodata"),
+    *("normalization", "mean", "std", "clip", "value_range", "statistics"),
+)
 # Configs of each kind.
 _EXAMPLES = {
     Pretrain: "small.get_config('pretrain')",
@@ -61,26 +68,38 @@ _EXAMPLES = {
 
 
 def pretrain(
-    config: ConfigDict | Pretrain,
-    workdir: str | Path,
+    config: ConfigDict | Pretrain | None = None,
+    out: str | Path = "",
     *,
     data: Any = None,
     held_out: Any = None,
+    model: str = "",
+    duration: str = "",
     init_from: str | Path = "",
 ) -> Trained:
-    """Pre-train as a config says, or resume the run in `workdir`.
+    """Pre-train as a config says, or resume the run in the folder `out`.
 
-    config: such as simmim_jax.configs.small.get_config(). data: images in place of the
-    config's data set: an array [n h w c], any Grain random-access source or sequence of
-    examples (see `as_source`). held_out: likewise; without it about 5 % of `data` are
-    held out, by a hash of the position. init_from: in place of config.init_from, a
-    workdir or checkpoint to start from. In a script, call it below
+    config: such as simmim_jax.configs.small.get_config(), which is the default. data:
+    images in place of the config's data set: what config.data.dataset can be, such as
+    the path of a folder; an array [n h w c]; any Grain random-access source or sequence
+    of examples (see `as_source`). held_out: arrays or examples likewise; without it
+    about 5 % of those in `data` are held out, by a hash of the position. model: in
+    place of a config, the name of an encoder that `simmim configs sizes` lists, which
+    SimMIM's recipe trains in batches of 256. duration: in place of the config's, such
+    as "20 epochs"; without a config, a tenth of it is the warm-up. init_from: in place
+    of the config's, a workdir or checkpoint to start from. In a script, call it below
     `if __name__ == "__main__":`, since workers import the script again.
     raises: UserError where the config makes no sense.
     """
-    parsed = _parse(config, Pretrain, init_from)
+    if config is None:
+        config = _pretraining(model, data, duration)
+    elif model:
+        raise UserError(
+            f"model={model!r}: it is in place of a config, set config.model"
+        )
+    parsed = _parse(config, Pretrain, data, duration, init_from)
     sources = _sources(data, held_out)
-    folder = make_workdir(workdir)
+    folder = _folder(out)
     parsed = _adopted(parsed, folder)
     with workdir_lock.held(folder):
         run = pretraining.build(_marked(parsed, data), folder, **sources)
@@ -88,22 +107,26 @@ def pretrain(
 
 
 def finetune(
-    config: ConfigDict | Finetune,
-    workdir: str | Path,
+    config: ConfigDict | Finetune | None = None,
+    out: str | Path = "",
     *,
     data: Any = None,
     held_out: Any = None,
+    duration: str = "",
     init_from: str | Path = "",
 ) -> Trained:
-    """Fine-tune as a config says, or resume the run in `workdir`; see `pretrain`.
+    """Fine-tune as a config says, or resume the run in `out`; see `pretrain`.
 
-    data, held_out: with labels; a pair (images, labels) will do. Labels int [n] are
-    classes; with config.loss of "sigmoid" [n, m] of 1 and 0, of "l1" or "l2" float [n]
-    or [n, m].
+    config: by default simmim_jax.configs.small.get_config("finetune") with the encoder
+    and image size of `init_from`. data, held_out: with labels; a pair (images, labels)
+    will do. Labels int [n] are classes; with config.loss of "sigmoid" [n, m] of 1 and
+    0, of "l1" or "l2" float [n] or [n, m].
     """
-    parsed = _parse(config, Finetune, init_from)
+    if config is None:
+        config = _finetuning(init_from, data, duration)
+    parsed = _parse(config, Finetune, data, duration, init_from)
     sources = _sources(data, held_out)
-    folder = make_workdir(workdir)
+    folder = _folder(out)
     parsed = _adopted(parsed, folder)
     with workdir_lock.held(folder):
         return loop.train(classify.build(_marked(parsed, data), folder, **sources))
@@ -111,20 +134,21 @@ def finetune(
 
 def segment(
     config: ConfigDict | Segment,
-    workdir: str | Path,
+    out: str | Path,
     *,
-    init_from: str | Path = "",
     data: Any = None,
     held_out: Any = None,
+    duration: str = "",
+    init_from: str | Path = "",
 ) -> Trained:
-    """Learn to segment as a config says, or resume the run in `workdir`.
+    """Learn to segment as a config says, or resume the run in `out`; see `pretrain`.
 
-    init_from: as in `pretrain`; data, held_out: likewise, examples with "mask", [h w]
-    of class indices or its encoded file, beside "image".
+    data, held_out: a folder of images and masks, or examples with "mask", [h w] of
+    class indices or its encoded file, beside "image".
     """
-    parsed = _parse(config, Segment, init_from)
+    parsed = _parse(config, Segment, data, duration, init_from)
     sources = _sources(data, held_out)
-    folder = make_workdir(workdir)
+    folder = _folder(out)
     parsed = _adopted(parsed, folder)
     with workdir_lock.held(folder):
         return loop.train(segmentation.build(_marked(parsed, data), folder, **sources))
@@ -132,16 +156,18 @@ def segment(
 
 def transcribe(
     config: ConfigDict | Transcribe,
-    workdir: str | Path,
+    out: str | Path,
     *,
+    data: str | Path | None = None,
+    duration: str = "",
     init_from: str | Path = "",
 ) -> Trained:
-    """Learn speech to text as a config says, or resume the run in `workdir`.
+    """Learn speech to text as a config says, or resume the run in `out`.
 
-    init_from: as in `pretrain`.
+    data, duration, init_from: in place of the config's, as in `pretrain`; data: a path.
     """
-    parsed = _parse(config, Transcribe, init_from)
-    folder = make_workdir(workdir)
+    parsed = _parse(config, Transcribe, data, duration, init_from)
+    folder = _folder(out)
     parsed = _adopted(parsed, folder)
     with workdir_lock.held(folder):
         return loop.train(speech_to_text.build(parsed, folder))
@@ -156,9 +182,9 @@ RUNS: dict[type, Callable[..., Trained]] = {
 }
 
 
-def compare(config: ConfigDict | Compare, workdir: str | Path) -> dict[str, Any]:
+def compare(config: ConfigDict | Compare, out: str | Path) -> dict[str, Any]:
     """Pre-train, then fine-tune with and without it; see `tasks.compare.compare`."""
-    parsed, folder = _parse(config, Compare), make_workdir(workdir)
+    parsed, folder = _parse(config, Compare), _folder(out)
     parsed = _adopted(parsed, folder)
     with workdir_lock.held(folder):
         return comparison.compare(parsed, folder)
@@ -209,8 +235,72 @@ def _converted(path: Path) -> Encoder | Predictor:
     return Encoder.of(params, config, meta["step"])
 
 
-def _parse(config: Any, kind: type[Any], init_from: str | Path = "") -> Any:
-    """Return the typed config; init_from: in place of its own, unless empty."""
+def _recipes(name: str) -> Any:
+    """Return a module of configs, which the package finds where it is installed."""
+    return importlib.import_module(f"simmim_jax.configs.{name}")
+
+
+def _pretraining(model: str, data: Any, duration: str) -> ConfigDict:
+    """Return the config of who gives none."""
+    if data is None:
+        raise UserError("expected a config, or data, such as data='/data/photos'.")
+    if not model:
+        return _of_length(_recipes("small").get_config("pretrain"), duration)
+    try:
+        config = _recipes("sizes").get_config(model)
+    except ValueError:
+        names = sorted(_recipes("models").VARIANTS)
+        raise UserError(
+            f"model={model!r}: expected one of {', '.join(names)}."
+            + did_you_mean(model, names)
+        ) from None
+    config.data.batch_size = 256
+    config.duration = "100 epochs"
+    config.optim.decay, config.optim.milestones = "cosine", ()
+    return _of_length(config, duration)
+
+
+def _finetuning(init_from: str | Path, data: Any, duration: str) -> ConfigDict:
+    """Return the config of who gives none; the encoder's fields are adopted later."""
+    if data is None or not init_from:
+        raise UserError(
+            "expected a config, or data and init_from, such as data='/data/labelled', "
+            "init_from='runs/mine'."
+        )
+    config = _recipes("small").get_config("finetune")
+    learned = schema.single(
+        schema.parse(layout.read_meta(init_from)["config"], stored=True)
+    )
+    if learned.model.name != config.model.name:
+        config.model = _recipes("models").finetuning(f"{learned.model.name}_base")
+        config.model.window_size = to_dict(learned.model)["window_size"]
+    for name in _VALUES:
+        config.data[name] = getattr(learned.data, name)
+    return _of_length(config, duration)
+
+
+def _of_length(config: ConfigDict, duration: str) -> ConfigDict:
+    """Return the config with a duration, unless empty, whose tenth is the warm-up."""
+    if duration:
+        config.duration = duration
+        config.optim.warmup = durations.scaled(duration, 0.1)
+    return config
+
+
+def _folder(out: str | Path) -> Path:
+    if not out:
+        raise UserError("out='': expected the folder of the run, such as 'runs/mine'.")
+    return make_workdir(out)
+
+
+def _parse(
+    config: Any,
+    kind: type[Any],
+    data: Any = None,
+    duration: str = "",
+    init_from: str | Path = "",
+) -> Any:
+    """Return the typed config, with what is given in place of its own."""
     is_fields = isinstance(config, ConfigDict | Mapping)
     parsed: Any = schema.parse(config) if is_fields else config
     if not isinstance(parsed, kind):
@@ -218,14 +308,24 @@ def _parse(config: Any, kind: type[Any], init_from: str | Path = "") -> Any:
         if hasattr(parsed, "mode"):
             what = f"config.mode={parsed.mode!r}: expected the config of another mode"
         raise UserError(f"{what}, such as simmim_jax.configs.{_EXAMPLES[kind]}.")
-    return (
-        dataclasses.replace(parsed, init_from=str(init_from)) if init_from else parsed
-    )
+    if not (data is None and not duration and not init_from):
+        fields = schema.config_dict(parsed)
+        if _is_place(data):
+            fields.data.dataset = str(data)
+        fields.duration = duration or fields.duration
+        fields.init_from = str(init_from) or fields.init_from
+        parsed = schema.parse(fields)
+    return parsed
+
+
+def _is_place(data: Any) -> bool:
+    """Whether it is what config.data.dataset can be, not the images themselves."""
+    return isinstance(data, str | Path)
 
 
 def _marked(config: Any, data: Any) -> Any:
     """Return the config, whose record says where the data came from."""
-    if data is None:
+    if data is None or _is_place(data):
         return config
     marked = dataclasses.replace(config.data, dataset=_FROM_PYTHON)
     return dataclasses.replace(config, data=marked)
@@ -233,7 +333,7 @@ def _marked(config: Any, data: Any) -> Any:
 
 def _sources(data: Any, held_out: Any) -> dict[str, Any]:
     given = None if held_out is None else _source(held_out)
-    if data is None:
+    if data is None or _is_place(data):
         return {"train": None, "held_out": given}
     source = _source(data)
     if given is not None:

@@ -8,8 +8,11 @@ import pytest
 import tiny_config
 
 import simmim_jax
+from simmim_jax.checkpoints.layout import read_record
+from simmim_jax.config import schema
 from simmim_jax.errors import UserError
 from simmim_jax.monitoring.writer import read_metrics
+from simmim_jax.tasks import api
 
 
 def measured(count, seed=0):
@@ -135,6 +138,71 @@ def test_the_name_of_a_config_is_refused_with_what_to_pass(function, tmp_path):
         "config='small:smoke': expected a config, not its name, such as "
         f"simmim_jax.configs.small.get_config('{function}')."
     )
+
+
+def test_without_a_config_an_encoder_by_name_is_trained_by_the_official_recipe(
+    tmp_path,
+):
+    recipe = api._pretraining("swin_tiny", "/data/photos", "50 epochs")
+    assert recipe.model.depths == (2, 2, 6, 2)
+    assert recipe.data.image_size == (192, 192)
+    assert recipe.data.batch_size == 256
+    assert (recipe.duration, recipe.optim.warmup) == ("50 epochs", "5 epochs")
+    assert (recipe.optim.decay, recipe.optim.milestones) == ("cosine", ())
+    assert api._pretraining("", "x", "").model.embed_dim == 128
+    parsed = api._parse(recipe, schema.Pretrain, "/data/photos", "3 epochs", "runs/a")
+    assert parsed.data.dataset == "/data/photos"
+    assert (parsed.duration, parsed.init_from) == ("3 epochs", "runs/a")
+
+
+@pytest.mark.slow
+def test_a_folder_is_pre_trained_on_and_fine_tuned_without_a_config(tmp_path):
+    rng = np.random.default_rng(0)
+    for label in range(2):
+        (tmp_path / f"images/{label}").mkdir(parents=True)
+        for i in range(30):
+            image = rng.integers(0, 256, (24, 24, 3), np.uint8)
+            np.save(tmp_path / f"images/{label}/{i}.npy", image)
+    given = {"data": tmp_path / "images", "duration": "1 steps"}
+    fields = tiny_config.get_config("pretrain")
+    fields.data.channels, fields.data.mean, fields.data.std = 3, (), ()
+    fields.pictures = 0
+    trained = simmim_jax.pretrain(fields, tmp_path / "pretrain", **given)
+    assert trained.step == 1
+    trained = simmim_jax.finetune(
+        out=tmp_path / "finetune", init_from=tmp_path / "pretrain", **given
+    )
+    used = read_record(tmp_path / "finetune")["config"]
+    learned = read_record(tmp_path / "pretrain")["config"]
+    assert used["data"]["image_size"] == learned["data"]["image_size"] == [28, 28]
+    assert used["model"]["depth"] == learned["model"]["depth"]
+    assert used["data"]["dataset"] == str(tmp_path / "images")
+    assert used["optim"]["warmup"] == "1 steps"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({}, "expected a config, or data, such as data='/data/photos'."),
+        ({"data": "x"}, "out='': expected the folder of the run, such as 'runs/mine'."),
+        (
+            {"data": "x", "out": "y", "model": "vit_smal"},
+            r"""model='vit_smal': expected one of swin_base, .*"vit_small"\?$""",
+        ),
+        (
+            {"config": config("pretrain"), "out": "y", "model": "vit_small"},
+            "model='vit_small': it is in place of a config, set config.model",
+        ),
+    ],
+)
+def test_what_is_missing_or_contradicts_is_said(given, says):
+    with pytest.raises(UserError, match=says):
+        simmim_jax.pretrain(**given)
+
+
+def test_finetuning_without_a_config_needs_an_encoder():
+    with pytest.raises(UserError, match="expected a config, or data and init_from"):
+        simmim_jax.finetune(data="x", out="y")
 
 
 @pytest.mark.slow
