@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -203,7 +203,7 @@ class TiffImages:
 
     def __init__(
         self,
-        file: str | IO[bytes],
+        file: str | io.BytesIO,
         directories: Sequence[Directory],
         decoding: Decoding,
         *,
@@ -215,7 +215,8 @@ class TiffImages:
             _check(directory, sys.maxsize if in_parts else decoding.max_pixels)
         self._channels = None if decoding.bands else decoding.channels
         self._max_pixels = decoding.max_pixels
-        self._is_mapped = isinstance(file, str)
+        # Of a path, which is mapped, None.
+        self._data = None if isinstance(file, str) else file.getvalue()
         try:
             # Other files, which OME may name, stay closed.
             self._tiff = tifffile.TiffFile(file, _multifile=False)
@@ -292,17 +293,18 @@ class TiffImages:
             pages = [self._window(series, int(n), rows, columns) for n in numbers]
         else:  # pages that follow each other may have a single directory
             dtype = self._tiff.byteorder + series.dtype.char
-            file, start = self._tiff.filehandle, series.dataoffset
-            count = series.size // math.prod(shape)
-            stored = (
-                file.memmap_array(dtype, (count, *shape), start)
-                if self._is_mapped
-                else file.read_array(dtype, count * math.prod(shape), start)
-            ).reshape(count, *shape)
+            start, count = series.dataoffset, series.size // math.prod(shape)
+            if self._data is None:
+                file = self._tiff.filehandle
+                stored = file.memmap_array(dtype, (count, *shape), start)
+            else:
+                stored = np.frombuffer(self._data, dtype, series.size, start)
+                stored = stored.reshape(count, *shape)
             place = {"Y": rows, "X": columns}
             part_of = tuple(place.get(axis, slice(None)) for axis in axes)
             pages = [stored[(number, *part_of)] for number in numbers]
-        return np.concatenate([_channels_last(page, axes) for page in pages], axis=2)
+        planes = [_channels_last(page, axes) for page in pages]
+        return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
 
     def _window(
         self, series: Any, number: int, rows: slice, columns: slice

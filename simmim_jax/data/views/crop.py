@@ -354,7 +354,7 @@ def _resize_fast(
     """
     dtype = image.dtype
     if dtype != np.uint8:
-        image = image.astype(np.float32)
+        image = image.astype(np.float32, copy=False)
     top, left, height, width = box
     y, x = height / size[0], width / size[1]
     smooth_y, smooth_x = _smoothing(round(16 * y)), _smoothing(round(16 * x))
