@@ -233,8 +233,9 @@ class Data:
     )
     display_bands: tuple[int, ...] = field(
         (),
-        "Bands that pictures show, counted from 0: one in grey, three as red, green "
-        "and blue, more side by side; (): the first three.",
+        "Bands that pictures show, counted from 0: one in viridis's colours (in grey "
+        'with normalization "range"), three as red, green and blue, more side by side; '
+        "(): the first three.",
         low=0,
         harmless=True,
     )

@@ -156,16 +156,21 @@ def attention_grid(images: np.ndarray, attention: np.ndarray, path: str | Path) 
 
     images: as in `feature_grid`; attention: [n, gh, gw], 0 or more. Returns: the path.
     """
-    import matplotlib  # for its colours: even attention would be white on white
-
     images = to_rgb(_check_images(images))
     shares = attention / attention.max((1, 2), keepdims=True)
     levels = np.rint(255 * shares).astype(np.uint8)
     patches = _enlarged(levels, images.shape[1:3])
     lit = np.rint(images * (patches[..., None] / 255)).astype(np.uint8)
-    colours = matplotlib.colormaps["viridis"](patches, bytes=True)[..., :3]
-    shown = {"image": images, "attention": colours, "attended": lit}
+    # In grey, even attention would be white on white.
+    shown = {"image": images, "attention": perceptual(patches), "attended": lit}
     return _draw_panels(shown, path)
+
+
+def perceptual(levels: np.ndarray) -> np.ndarray:
+    """Return uint8 [...] as colours uint8 [... 3], whose steps look equal: viridis."""
+    import matplotlib
+
+    return matplotlib.colormaps["viridis"](levels, bytes=True)[..., :3]
 
 
 def _enlarged(patches: np.ndarray, size: tuple[int, int]) -> np.ndarray:

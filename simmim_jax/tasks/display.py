@@ -4,6 +4,7 @@ import numpy as np
 from einops import rearrange, repeat
 
 from simmim_jax.config.schema import Data
+from simmim_jax.monitoring.pictures import perceptual
 from simmim_jax.tasks.values import normalization
 
 # Pixels without data: a colour that neither grey levels nor photographs have.
@@ -17,8 +18,10 @@ def displayed(data: Data, images: np.ndarray) -> np.ndarray:
     """Return images [n h w c] as uint8 [n h w k], k of 1 grey or 3 colours.
 
     Photographs stay as they are. Of other values the bands config.data.display_bands
-    are stretched alike in all images: one is grey, three are red, green and blue, and
-    more stand side by side, which makes pictures larger.
+    are stretched alike in all images: one is drawn in viridis, whose steps look equal,
+    and in grey if data.normalization is "range", as windows of CT are; two in the grey
+    of their mean; three are red, green and blue, and more stand side by side, which
+    makes pictures larger.
     """
     normalize = normalization(data)
     bands = _bands(data)
@@ -29,6 +32,8 @@ def displayed(data: Data, images: np.ndarray) -> np.ndarray:
         low, high = normalize.clip or _ENDS
         shares = np.asarray((normalize(images) - low) / (high - low))
         levels = np.rint(255 * shares[..., bands].clip(0, 1)).astype(np.uint8)
+        if len(bands) == 1 and data.normalization != "range" and data.view != "text":
+            levels = perceptual(levels[..., 0])
     if len(bands) == 2:
         levels = levels.mean(-1, keepdims=True).astype(levels.dtype)
     if len(bands) > 3:

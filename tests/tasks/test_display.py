@@ -28,7 +28,7 @@ def test_photographs_stay_as_they_are():
 
 def test_measured_values_are_stretched_from_two_deviations_below_to_above():
     values = np.array([70, 80, 100, 110, 120, 130], np.int16).reshape(1, 2, 3, 1)
-    found = displayed(data(1, dtype="int16"), values)
+    found = displayed(data(2, dtype="int16"), values.repeat(2, axis=3))
     assert found.dtype == np.uint8
     assert found.ravel().tolist() == [0, 0, 128, 191, 255, 255]
     window = data(1, dtype="int16", normalization="range", clip=(90.0, 110.0))
@@ -40,9 +40,19 @@ def test_bands_are_chosen_in_order():
     values[..., 7], values[..., 2] = 120, 80
     colours = displayed(data(13, dtype="uint16", display_bands=(7, 3, 2)), values)
     assert colours[0, 0, 0].tolist() == [255, 128, 0]
-    grey = displayed(data(13, dtype="uint16", display_bands=(7,)), values)
-    assert (grey == 255).all()
-    assert grey.shape == (1, 2, 2, 1)
+
+
+def test_a_single_band_has_colours_whose_steps_look_equal():
+    values = np.array([70, 100, 130], np.int16).reshape(1, 1, 3, 1)
+    found = displayed(data(1, dtype="int16"), values)
+    # The ends and the middle of matplotlib 3.10's viridis.
+    assert found[0, 0].tolist() == [[68, 1, 84], [32, 144, 140], [253, 231, 36]]
+    chosen = displayed(
+        data(13, dtype="int16", display_bands=(7,)), values.repeat(13, axis=3)
+    )
+    np.testing.assert_array_equal(chosen, found)
+    text = data(1, dtype="int16", view="text")
+    assert displayed(text, values).shape == (1, 1, 3, 1)
 
 
 def test_all_bands_stand_side_by_side_with_their_masks():

@@ -94,7 +94,7 @@ def pack_image(image: bytes | np.ndarray, options: Options) -> bytes | np.ndarra
     nodata value of the file; with short_side=0, of the original size. So do arrays with
     "jpeg" and short_side=0.
     raises: the errors of `decode`; BadImage for values or sizes, UserError for channels
-    that no JPEG can store.
+    and names of bands that no JPEG can store.
     """
     raster, (height, width) = _decode(image, options)
     pixels, nodata = raster.pixels, raster.nodata
@@ -114,6 +114,11 @@ def pack_image(image: bytes | np.ndarray, options: Options) -> bytes | np.ndarra
             f"--format=jpeg cannot store {pixels.dtype} images of {pixels.shape[2]} "
             "channels: expected uint8 and 1 or 3 channels. Use --format=raw, which "
             "stores arrays losslessly."
+        )
+    if raster.bands:
+        raise UserError(
+            f"--format=jpeg would lose the names of bands {', '.join(raster.bands)}: "
+            "use --format=raw, which keeps them."
         )
     if pixels.dtype != np.uint8:
         raise BadImage(

@@ -361,6 +361,20 @@ def test_jpegs_have_no_pixels_without_data(measured, tmp_path):
     assert "would mix pixels without data, 0, with others" in error
 
 
+def test_jpegs_have_no_names_of_bands(tmp_path):
+    xml = "".join(
+        f'<Item name="DESCRIPTION" sample="{i}" role="description">{name}</Item>'
+        for i, name in enumerate(("red", "green", "nir"))
+    )
+    tags = [(42112, 2, 0, f"<GDALMetadata>{xml}</GDALMetadata>", True)]
+    image = np.full((40, 64, 3), 9, np.uint8)
+    (tmp_path / "named").mkdir()
+    for i in range(4):
+        tifffile.imwrite(tmp_path / f"named/{i}.tif", image, extratags=tags)
+    error = fails(tmp_path / "named", tmp_path / "out", "--short_side=8")
+    assert "--format=jpeg would lose the names of bands red, green, nir" in error
+
+
 def test_unfinished_sets_of_the_first_version_are_resumed(measured, tmp_path):
     """Their plans know neither names nor nodata, which photographs do not have."""
     images = tmp_path / "images"
