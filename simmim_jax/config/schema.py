@@ -118,7 +118,8 @@ class Data:
     value_range: tuple[float, ...] = field(
         (),
         "Map these values linearly to 0 and 255, so that dtype is uint8; those outside "
-        "are clipped. (0, 4095) for 12-bit pixels; (): keep values as they are.",
+        "are clipped, and pixels without data become 0. (0, 4095) for 12-bit pixels; "
+        "(): keep values as they are.",
         unit="values, lowest and highest",
     )
     image_size: tuple[int, int] = field(

@@ -220,11 +220,15 @@ def check_channels(image: np.ndarray, channels: int | None, what: str) -> None:
         )
 
 
-def to_range(image: np.ndarray, value_range: Sequence[float]) -> np.ndarray:
+def to_range(
+    image: np.ndarray, value_range: Sequence[float], nodata: float | None = None
+) -> np.ndarray:
     """Map values linearly to 0..255, as uint8; those outside are clipped.
 
-    value_range: the values that become 0 and 255. NaN becomes 0.
+    value_range: the values that become 0 and 255. NaN and `nodata` become 0.
     """
     low, high = value_range
     levels = (image.astype(np.float64) - low) * (255 / (high - low))
+    if nodata is not None:
+        levels[image == nodata] = 0
     return np.nan_to_num(np.rint(levels.clip(0, 255))).astype(np.uint8)

@@ -80,7 +80,9 @@ def read(data: bytes | np.ndarray, decoding: Decoding) -> Raster:
     if decoding.nodata is not None and raster.nodata not in (None, decoding.nodata):
         raster = _marked(raster, decoding.nodata)
     if decoding.value_range:
-        raster = Raster(to_range(raster.pixels, decoding.value_range), raster.bands)
+        nodata = decoding.nodata if raster.nodata is None else raster.nodata
+        mapped = to_range(raster.pixels, decoding.value_range, nodata)
+        raster = Raster(mapped, raster.bands)
     return raster
 
 

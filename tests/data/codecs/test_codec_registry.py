@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from simmim_jax.data.codecs import image, registry
-from simmim_jax.data.codecs.base import BadImage, Codec, Decoding, Raster
+from simmim_jax.data.codecs.base import BadImage, BandArray, Codec, Decoding, Raster
 from simmim_jax.data.codecs.registry import decode, register_codec, registered_codecs
 from simmim_jax.errors import UserError
 from tests.images import PHOTOS, encoded, gradient, npy
@@ -126,6 +126,18 @@ def test_a_range_becomes_8_bits():
     assert decode(
         np.array([[np.nan, -1, 1]], np.float32), Decoding(1, value_range=(-1, 1))
     ).ravel().tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("declared", ["by the file", "by the config"])
+def test_pixels_without_data_are_black_in_8_bits(declared):
+    pixels = np.array([[0, 4000, 65535]], np.uint16)
+    decoding = Decoding(1, value_range=(0, 4000))
+    if declared == "by the file":
+        image = BandArray.of(Raster(pixels[..., None], nodata=65535.0))
+    else:
+        image = pixels
+        decoding = dataclasses.replace(decoding, nodata=65535.0)
+    assert decode(image, decoding).ravel().tolist() == [0, 255, 0]
 
 
 class Bands:
