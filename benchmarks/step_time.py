@@ -179,13 +179,10 @@ def take_turns(name: str, batch: int, step: Callable[[], float]) -> None:
 class Implementation:
     """The process of one implementation."""
 
-    def __init__(self, name: str, python: str, args: argparse.Namespace, model: str):
-        command = [python, __file__, f"--batch={args.batch}", "--work", name, model]
-        if args.official:
-            command.insert(2, f"--official={args.official.absolute()}")
+    def __init__(self, command: list[str], name: str, model: str):
         self.name = name
         self.process = subprocess.Popen(
-            command,
+            [*command, "--work", name, model],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -217,8 +214,11 @@ class Implementation:
 
 def measure(model: str, peer: str, args: argparse.Namespace) -> dict[str, list]:
     """Return rates [images/s] of each turn, and last the peak memory [GB]."""
+    options = [f"--batch={args.batch}"]
+    if args.official:
+        options.append(f"--official={args.official.absolute()}")
     all_of_them = [
-        Implementation(name, python, args, model)
+        Implementation([python, __file__, *options], name, model)
         for name, python in [
             ("ours", sys.executable),
             ("ours_bf16", sys.executable),
