@@ -1360,6 +1360,12 @@ def _check_data(data: Data, path: str) -> None:
         )
     if len(data.nodata) > 1:
         raise UserError(f"{path}.data.nodata={data.nodata!r}: expected one value.")
+    if data.nodata and data.value_range:
+        raise UserError(
+            f"{path}.data.nodata={data.nodata!r}, but value_range={data.value_range!r} "
+            "makes 8-bit pixels, which have no value for missing ones: expected "
+            f'{path}.data.normalization="range" with clip={data.value_range!r} instead.'
+        )
     _check_normalization(data, path)
     if data.value_range and (
         len(data.value_range) != 2 or data.value_range[0] >= data.value_range[1]

@@ -22,6 +22,7 @@ from simmim_jax.config.schema import (
     Segment,
     Transcribe,
 )
+from simmim_jax.data.codecs.image import PHOTO_CHANNELS
 from simmim_jax.data.sources import base, targets
 from simmim_jax.data.sources.base import Source, SubsetSource
 from simmim_jax.data.sources.paths import hashed_split
@@ -52,11 +53,14 @@ __all__ = [
 
 # Name of the data set of a run that gets its data from Python.
 _FROM_PYTHON = "<given in Python>"
-# Fields of config.data that an encoder's input depends on.
-_VALUES = (
-    *("view", "dtype", "image_size", "channels", "bands", "nodata"),
+# Fields of config.data that an encoder's input depends on, and of config that say what
+# is hidden and predicted.
+_INPUT = (
+    *("view", "dtype", "image_size", "channels", "bands", "fill_bands", "nodata"),
     *("normalization", "mean", "std", "clip", "value_range", "statistics"),
+    *("display_bands", "level", "flip", "font", "text_layout"),
 )
+_TARGETS = ("mask", "target", "loss", "decoder")
 # Configs of each kind.
 _EXAMPLES = {
     Pretrain: "small.get_config('pretrain')",
@@ -87,12 +91,13 @@ def pretrain(
     place of a config, the name of an encoder that `simmim configs sizes` lists, which
     SimMIM's recipe trains in batches of 256. duration: in place of the config's, such
     as "20 epochs"; without a config, a tenth of it is the warm-up. init_from: in place
-    of the config's, a workdir or checkpoint to start from. In a script, call it below
+    of the config's, a workdir or checkpoint to start from, whose encoder, images and
+    targets are kept without a config. In a script, call it below
     `if __name__ == "__main__":`, since workers import the script again.
     raises: UserError where the config makes no sense.
     """
     if config is None:
-        config = _pretraining(model, data, duration)
+        config = _pretraining(model, data, duration, init_from)
     elif model:
         raise UserError(
             f"model={model!r}: it is in place of a config, set config.model"
@@ -117,13 +122,14 @@ def finetune(
 ) -> Trained:
     """Fine-tune as a config says, or resume the run in `out`; see `pretrain`.
 
-    config: by default simmim_jax.configs.small.get_config("finetune") with the encoder
-    and image size of `init_from`. data, held_out: with labels; a pair (images, labels)
+    config: by default the recipe of the encoder in `init_from`, for small ones that of
+    simmim_jax.configs.small, for others the official one in batches of 64, with images
+    as it knows them. data, held_out: with labels; a pair (images, labels)
     will do. Labels int [n] are classes; with config.loss of "sigmoid" [n, m] of 1 and
     0, of "l1" or "l2" float [n] or [n, m].
     """
     if config is None:
-        config = _finetuning(init_from, data, duration)
+        config = _finetuning(data, duration, init_from)
     parsed = _parse(config, Finetune, data, duration, init_from)
     sources = _sources(data, held_out)
     folder = _folder(out)
@@ -240,43 +246,70 @@ def _recipes(name: str) -> Any:
     return importlib.import_module(f"simmim_jax.configs.{name}")
 
 
-def _pretraining(model: str, data: Any, duration: str) -> ConfigDict:
-    """Return the config of who gives none."""
+def _pretraining(
+    model: str, data: Any, duration: str, init_from: str | Path
+) -> ConfigDict:
+    """Return the config of a run that is given none."""
     if data is None:
         raise UserError("expected a config, or data, such as data='/data/photos'.")
-    if not model:
-        return _of_length(_recipes("small").get_config("pretrain"), duration)
-    try:
-        config = _recipes("sizes").get_config(model)
-    except ValueError:
+    learned: Any = _learned(init_from) if init_from else None
+    if not model and (learned is None or _is_small(learned)):
+        config = _recipes("small").get_config("pretrain")
+    else:
+        variant = model or f"{learned.model.name}_base"
         names = sorted(_recipes("models").VARIANTS)
-        raise UserError(
-            f"model={model!r}: expected one of {', '.join(names)}."
-            + did_you_mean(model, names)
-        ) from None
-    config.data.batch_size = 256
-    config.duration = "100 epochs"
-    config.optim.decay, config.optim.milestones = "cosine", ()
+        if variant not in names:
+            raise UserError(
+                f"model={model!r}: expected one of {', '.join(names)}."
+                + did_you_mean(model, names)
+            )
+        config = _recipes("sizes").get_config(variant)
+        config.data.batch_size = 256
+        config.duration = "100 epochs"
+        config.optim.decay, config.optim.milestones = "cosine", ()
+    if learned is not None:
+        _adopt_input(config, learned)
+        if isinstance(learned, Pretrain):
+            config.update({name: to_dict(getattr(learned, name)) for name in _TARGETS})
     return _of_length(config, duration)
 
 
-def _finetuning(init_from: str | Path, data: Any, duration: str) -> ConfigDict:
-    """Return the config of who gives none; the encoder's fields are adopted later."""
+def _finetuning(data: Any, duration: str, init_from: str | Path) -> ConfigDict:
+    """Return the config of a run that is given none; its encoder is adopted later."""
     if data is None or not init_from:
         raise UserError(
             "expected a config, or data and init_from, such as data='/data/labelled', "
             "init_from='runs/mine'."
         )
-    config = _recipes("small").get_config("finetune")
-    learned = schema.single(
-        schema.parse(layout.read_meta(init_from)["config"], stored=True)
-    )
-    if learned.model.name != config.model.name:
-        config.model = _recipes("models").finetuning(f"{learned.model.name}_base")
-        config.model.window_size = to_dict(learned.model)["window_size"]
-    for name in _VALUES:
-        config.data[name] = getattr(learned.data, name)
+    learned = _learned(init_from)
+    if _is_small(learned):
+        config = _recipes("small").get_config("finetune")
+    else:
+        config = _recipes(f"{learned.model.name}_base_finetune").get_config()
+        config.data.batch_size = 64
+    _adopt_input(config, learned)
+    if config.data.dtype != "uint8" or config.data.channels not in PHOTO_CHANNELS:
+        _recipes("common").only_crop_and_flip(config)  # the others need photographs
     return _of_length(config, duration)
+
+
+def _learned(place: str | Path) -> Any:
+    meta = layout.read_meta(place)
+    return schema.single(schema.parse(meta["config"], stored=True))
+
+
+def _is_small(learned: Any) -> bool:
+    """Whether an encoder is smaller than any with a published recipe."""
+    return learned.model.name == "vit" and learned.model.embed_dim < 384
+
+
+def _adopt_input(config: ConfigDict, learned: Any) -> None:
+    """Take over what the input of an encoder depends on."""
+    names = _INPUT if learned.data.view == "image" else (*_INPUT, "crop_scale")
+    for name in names:
+        config.data[name] = getattr(learned.data, name)
+    if "window_size" in config.model:
+        config.model.window_size = to_dict(learned.model)["window_size"]
 
 
 def _of_length(config: ConfigDict, duration: str) -> ConfigDict:
@@ -332,6 +365,11 @@ def _marked(config: Any, data: Any) -> Any:
 
 
 def _sources(data: Any, held_out: Any) -> dict[str, Any]:
+    if _is_place(held_out):
+        raise UserError(
+            f"held_out={str(held_out)!r}: expected arrays or examples. Of data in "
+            "files, name a split: config.data.eval_split."
+        )
     given = None if held_out is None else _source(held_out)
     if data is None or _is_place(data):
         return {"train": None, "held_out": given}

@@ -22,7 +22,7 @@ from simmim_jax.errors import UserError
 from simmim_jax.models import Encoded, build_simmim, plain
 from simmim_jax.models.vit import ViT
 from simmim_jax.tasks import examples, precision, values
-from simmim_jax.tasks.views import content, unmasked_view
+from simmim_jax.tasks.views import check_several, content, unmasked_view
 
 if TYPE_CHECKING:
     from simmim_jax.tasks.reconstruct import Reconstruction
@@ -197,6 +197,7 @@ class Encoder:
 
         images: as in `embed`.
         """
+        check_several(self.config.data, images)
         return np.stack([self._prepare(image) for image in images])
 
     def read(self, source: Source, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -255,7 +256,7 @@ class Encoder:
 
     def _prepare(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
         if not isinstance(image, str | Path):
-            return self._view_of(image)
+            return self._view_of(content(self.config.data, image))
         try:
             return self._view_of(content(self.config.data, image))
         except UserError as error:

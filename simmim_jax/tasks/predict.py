@@ -39,7 +39,14 @@ from simmim_jax.tasks.parts import (
     write_table,
 )
 from simmim_jax.tasks.target_scores import THRESHOLD
-from simmim_jax.tasks.views import TEXT, content, eval_view, formats, unmasked_view
+from simmim_jax.tasks.views import (
+    TEXT,
+    check_several,
+    content,
+    eval_view,
+    formats,
+    unmasked_view,
+)
 
 TOP = 5  # classes shown
 TABLES = {".csv": to_csv, ".parquet": to_parquet, ".jsonl": to_jsonl}
@@ -260,6 +267,7 @@ class Predictor:
         config.data.view="text", lines.
         raises: UserError or OSError for what is not an image.
         """
+        check_several(self.config.data, images)
         prepared = [self.prepare(image) for image in images]
         found = [
             dict(zip(self.class_names, map(float, row), strict=True))

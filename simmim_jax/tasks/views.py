@@ -70,13 +70,29 @@ def describe(data: Data, source: Source) -> str:
 def content(data: Data, item: Any) -> Any:
     """Return what a view takes: an item itself, or the bytes of the file it names.
 
-    item: a path, or bytes or an array; with text, a line.
+    item: a path, or bytes or an array, of JAX or PyTorch as well; with text, a line.
     raises: OSError for a file that cannot be read.
     """
     is_line = data.view == TEXT and isinstance(item, str)
     if isinstance(item, str | Path) and not is_line:
         return Path(item).read_bytes()
-    return item
+    is_foreign = hasattr(item, "__dlpack__") and not isinstance(item, np.ndarray)
+    return np.asarray(item) if is_foreign else item
+
+
+def check_several(data: Data, images: Any) -> None:
+    """Raise UserError for one image where a sequence of them is expected."""
+    if isinstance(images, str | bytes | Path):
+        raise UserError(
+            f"images={images!r:.80} is one: expected a list of images. For a folder, "
+            "list its files, or use `simmim embed` or `simmim predict`."
+        )
+    shape: tuple[int, ...] = getattr(images, "shape", ())
+    if len(shape) == 3 and shape[2] == data.channels:
+        raise UserError(
+            f"images is an array of {list(shape)}, one image: expected [n, h, w, c], "
+            "such as images[None]."
+        )
 
 
 def unmasked_view(data: Data) -> View:

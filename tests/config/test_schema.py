@@ -349,6 +349,13 @@ def test_invalid_values_raise(field, value, says):
     assert "expected" in shown
 
 
+def test_values_mapped_to_8_bits_have_no_nodata():
+    with pytest.raises(
+        UserError, match=r'expected config\.data\.normalization="range"'
+    ):
+        parse("pretrain", **{"data.nodata": (-1.0,), "data.value_range": (0.0, 9.0)})
+
+
 def test_a_swin_has_no_class_token():
     with pytest.raises(UserError, match=r"config\.model\.pool='cls': a Swin has no"):
         schema.parse({"mode": "finetune", "model": {"name": "swin", "pool": "cls"}})

@@ -1,5 +1,6 @@
 """Training from Python: arrays, sources and .npy files, float32 ones end to end."""
 
+import importlib
 import json
 
 import commands
@@ -8,6 +9,7 @@ import pytest
 import tiny_config
 
 import simmim_jax
+from simmim_jax.checkpoints import store
 from simmim_jax.checkpoints.layout import read_record
 from simmim_jax.config import schema
 from simmim_jax.errors import UserError
@@ -143,16 +145,56 @@ def test_the_name_of_a_config_is_refused_with_what_to_pass(function, tmp_path):
 def test_without_a_config_an_encoder_by_name_is_trained_by_the_official_recipe(
     tmp_path,
 ):
-    recipe = api._pretraining("swin_tiny", "/data/photos", "50 epochs")
+    recipe = api._pretraining("swin_tiny", "/data/photos", "50 epochs", "")
     assert recipe.model.depths == (2, 2, 6, 2)
     assert recipe.data.image_size == (192, 192)
     assert recipe.data.batch_size == 256
     assert (recipe.duration, recipe.optim.warmup) == ("50 epochs", "5 epochs")
     assert (recipe.optim.decay, recipe.optim.milestones) == ("cosine", ())
-    assert api._pretraining("", "x", "").model.embed_dim == 128
+    assert api._pretraining("", "x", "", "").model.embed_dim == 128
     parsed = api._parse(recipe, schema.Pretrain, "/data/photos", "3 epochs", "runs/a")
     assert parsed.data.dataset == "/data/photos"
     assert (parsed.duration, parsed.init_from) == ("3 epochs", "runs/a")
+
+
+@pytest.mark.parametrize(
+    ("config", "family", "rate", "layer_decay"),
+    [
+        # Learning rates at batch 64, and decays, of the official configs: 1.25e-3 of
+        # 512 images, 0.65 for ViTs and 0.8 for Swins.
+        ("vit_base", "vit", 1.25e-3 / 8, 0.65),
+        ("swin_base", "swin", 1.25e-3 / 8, 0.8),
+        ("swin_v2_base", "swin_v2", None, None),
+    ],
+)
+def test_without_a_config_a_learned_encoder_gets_its_familys_recipe(
+    config, family, rate, layer_decay, tmp_path
+):
+    recorded = importlib.import_module(f"simmim_jax.configs.{config}").get_config()
+    recorded.data.image_size = (128, 128)
+    recorded.data.mean, recorded.data.std = (0.4,) * 3, (0.2,) * 3
+    recorded.mask.ratio = 0.7
+    learned = tmp_path / "learned"
+    store.write(learned, {"encoder": np.zeros(1)}, {"config": recorded.to_dict(), "step": 1})
+    more = api._pretraining("", "/data/photos", "", learned)
+    finetune = api._finetuning("/data/photos", "", learned)
+    for recipe, kind in ((more, schema.Pretrain), (finetune, schema.Finetune)):
+        assert recipe.model.name == family
+        assert recipe.data.image_size == (128, 128)
+        assert recipe.data.mean == (0.4,) * 3
+        assert recipe.model.get("window_size") == recorded.model.get("window_size")
+        assert isinstance(schema.parse(recipe), kind)
+    assert more.mask.ratio == 0.7
+    if rate:
+        batch = finetune.data.batch_size
+        assert finetune.optim.lr * batch / 512 == pytest.approx(rate)
+        assert finetune.optim.layer_decay == layer_decay
+        assert finetune.augment.num_ops == 2
+
+
+def test_arrays_of_paths_are_no_held_out_images():
+    with pytest.raises(UserError, match=r"held_out='/x': expected arrays.*eval_split"):
+        api._sources(np.zeros((2, 8, 8, 3), np.uint8), "/x")
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -29,6 +30,7 @@ from simmim_jax.errors import UserError
 from simmim_jax.models.vit import relative_position_index
 from simmim_jax.tasks import classify, embed, examples, parts, pretrain
 from simmim_jax.tasks.encoder import Encoder
+from simmim_jax.tasks.predict import Predictor
 from simmim_jax.training import loop
 
 FASHION = "bundled:fashion_mnist_10k"
@@ -182,6 +184,24 @@ def test_half_the_space(pretrained, folder, tmp_path):
         == "fixed_size_list<element: halffloat>[16]"
     )
     assert table.num_rows == 7
+
+
+def test_arrays_of_jax_are_images(pretrained, images):
+    encoder = Encoder.load(pretrained)
+    expected = encoder.embed(images[:3])
+    np.testing.assert_array_equal(
+        encoder.embed(jax.numpy.asarray(images[:3])), expected
+    )
+    each = [jax.numpy.asarray(image) for image in images[:3]]
+    np.testing.assert_array_equal(encoder.embed(each), expected)
+
+
+@pytest.mark.parametrize("kind", ["path", "folder", "array"])
+def test_one_image_where_several_are_expected(kind, pretrained, finetuned, images):
+    given = {"path": Path("a.npy"), "folder": "photos", "array": images[0]}[kind]
+    for use in (Encoder.load(pretrained).prepare, Predictor.load(finetuned).predict):
+        with pytest.raises(UserError, match=r"one.*expected"):
+            use(given)
 
 
 @pytest.mark.parametrize(

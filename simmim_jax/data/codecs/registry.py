@@ -80,8 +80,7 @@ def read(data: bytes | np.ndarray, decoding: Decoding) -> Raster:
     if decoding.nodata is not None and raster.nodata not in (None, decoding.nodata):
         raster = _marked(raster, decoding.nodata)
     if decoding.value_range:
-        nodata = decoding.nodata if raster.nodata is None else raster.nodata
-        mapped = to_range(raster.pixels, decoding.value_range, nodata)
+        mapped = to_range(raster.pixels, decoding.value_range, raster.nodata)
         raster = Raster(mapped, raster.bands)
     return raster
 

@@ -71,6 +71,7 @@ _PAGE_AXES = "IQ"
 # Bytes that an image may have, for each pixel allowed: 13 bands of 16 bits have 26.
 _BYTES_PER_PIXEL = 32
 _NO_PIXELS = "A TIFF image has no pixels."
+_CUT_OFF = "A TIFF file ends within an image."
 
 Directory = dict[int, tuple[int, ...]]
 
@@ -298,6 +299,8 @@ class TiffImages:
                 file = self._tiff.filehandle
                 stored = file.memmap_array(dtype, (count, *shape), start)
             else:
+                if len(self._data) < start + series.size * series.dtype.itemsize:
+                    raise BadImage("truncated", _CUT_OFF)
                 stored = np.frombuffer(self._data, dtype, series.size, start)
                 stored = stored.reshape(count, *shape)
             place = {"Y": rows, "X": columns}
@@ -334,7 +337,7 @@ class TiffImages:
                 self._tiff.filehandle.seek(page.dataoffsets[index])
                 data = self._tiff.filehandle.read(size)
             if len(data) < size:
-                raise BadImage("truncated", "A TIFF file ends within an image.")
+                raise BadImage("truncated", _CUT_OFF)
             if first.compression in _HEADED:
                 _check_pixels(encoded_size(data) or (0, 0), self._max_pixels)
             segment = first.decode(data, index, jpegtables=page.jpegtables)[0][0]

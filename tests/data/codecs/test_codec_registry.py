@@ -128,16 +128,11 @@ def test_a_range_becomes_8_bits():
     ).ravel().tolist() == [0, 0, 255]
 
 
-@pytest.mark.parametrize("declared", ["by the file", "by the config"])
-def test_pixels_without_data_are_black_in_8_bits(declared):
+def test_pixels_without_data_are_black_in_8_bits():
     pixels = np.array([[0, 4000, 65535]], np.uint16)
-    decoding = Decoding(1, value_range=(0, 4000))
-    if declared == "by the file":
-        image = BandArray.of(Raster(pixels[..., None], nodata=65535.0))
-    else:
-        image = pixels
-        decoding = dataclasses.replace(decoding, nodata=65535.0)
-    assert decode(image, decoding).ravel().tolist() == [0, 255, 0]
+    image = BandArray.of(Raster(pixels[..., None], nodata=65535.0))
+    decoded = decode(image, Decoding(1, value_range=(0, 4000)))
+    assert decoded.ravel().tolist() == [0, 255, 0]
 
 
 class Bands:

@@ -264,6 +264,17 @@ def test_files_that_are_cut_off(name):
         assert raised.value.reason in ("truncated", "corrupt")
 
 
+def test_pixels_that_are_cut_off():
+    file = io.BytesIO()
+    image = np.arange(40 * 50 * 2, dtype=np.float32).reshape(40, 50, 2)
+    tifffile.imwrite(file, image, photometric="minisblack", planarconfig="contig")
+    data = file.getvalue()
+    np.testing.assert_array_equal(read(data, AS_STORED).pixels, image)
+    with pytest.raises(BadImage, match="ends within an image") as raised:
+        read(data[:-10], AS_STORED)
+    assert raised.value.reason == "truncated"
+
+
 def test_unknown_compression_is_refused():
     with pytest.raises(UserError, match=r"method 34887.*gdal_translate"):
         read(gdal("lerc"), AS_STORED)
