@@ -9,7 +9,9 @@ split, index, label, class and vector; beside a .npy file [n, d] stands a .txt o
 An interrupted command resumes when it is run again.
 """
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from simmim_jax.cli import arguments
 from simmim_jax.runtime import platforms
@@ -52,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             "block": args.block,
         }
         rows, left_out = embed(encoder, sources, args.out, plan=plan, half=args.float16)
+    if left_out and not rows:
+        Path(args.out).unlink()
+        sys.exit(
+            f"none of {left_out:,} images can be embedded, and why says "
+            f"{args.out}.left_out.tsv"
+        )
     print(f"{args.out}: {rows:,} vectors of {encoder.dim}")
     if left_out:
         print(f"{left_out:,} images left out, see {args.out}.left_out.tsv")

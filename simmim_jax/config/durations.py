@@ -10,7 +10,7 @@ def parse(text: str) -> tuple[float, str]:
 
     raises: UserError for anything else.
     """
-    number, _, unit = text.partition(" ")
+    number, _, unit = str(text).partition(" ")
     try:
         amount = float(number)
     except ValueError:

@@ -89,7 +89,7 @@ def pretrain(
     of examples (see `as_source`). held_out: arrays or examples likewise; without it
     about 5 % of those in `data` are held out, by a hash of the position. model: in
     place of a config, the name of an encoder that `simmim configs sizes` lists, which
-    SimMIM's recipe trains in batches of 256. duration: in place of the config's, such
+    SimMIM's recipe trains in batches of 64. duration: in place of the config's, such
     as "20 epochs"; without a config, a tenth of it is the warm-up. init_from: in place
     of the config's, a workdir or checkpoint to start from, whose encoder, images and
     targets are kept without a config. In a script, call it below
@@ -264,7 +264,7 @@ def _pretraining(
                 + did_you_mean(model, names)
             )
         config = _recipes("sizes").get_config(variant)
-        config.data.batch_size = 256
+        config.data.batch_size = 64
         config.duration = "100 epochs"
         config.optim.decay, config.optim.milestones = "cosine", ()
     if learned is not None:
@@ -288,7 +288,8 @@ def _finetuning(data: Any, duration: str, init_from: str | Path) -> ConfigDict:
         config = _recipes(f"{learned.model.name}_base_finetune").get_config()
         config.data.batch_size = 64
     _adopt_input(config, learned)
-    if config.data.dtype != "uint8" or config.data.channels not in PHOTO_CHANNELS:
+    is_bytes = config.data.dtype in ("auto", "uint8")
+    if not is_bytes or config.data.channels not in PHOTO_CHANNELS:
         _recipes("common").only_crop_and_flip(config)  # the others need photographs
     return _of_length(config, duration)
 
@@ -315,8 +316,8 @@ def _adopt_input(config: ConfigDict, learned: Any) -> None:
 def _of_length(config: ConfigDict, duration: str) -> ConfigDict:
     """Return the config with a duration, unless empty, whose tenth is the warm-up."""
     if duration:
-        config.duration = duration
         config.optim.warmup = durations.scaled(duration, 0.1)
+        config.duration = duration
     return config
 
 
@@ -341,6 +342,8 @@ def _parse(
         if hasattr(parsed, "mode"):
             what = f"config.mode={parsed.mode!r}: expected the config of another mode"
         raise UserError(f"{what}, such as simmim_jax.configs.{_EXAMPLES[kind]}.")
+    if duration:
+        durations.parse(duration)
     if not (data is None and not duration and not init_from):
         fields = schema.config_dict(parsed)
         if _is_place(data):
@@ -384,6 +387,11 @@ def _sources(data: Any, held_out: Any) -> dict[str, Any]:
 
 
 def _source(data: Any) -> Source:
+    if isinstance(data, list | tuple) and data and isinstance(data[0], Path):
+        raise UserError(
+            "data is a list of paths: expected one folder, a text file that lists "
+            "images, or arrays; several data sets are one text, \"['/a', '/b']\"."
+        )
     is_pair = isinstance(data, tuple) and len(data) == 2
     source = targets.as_source(*data) if is_pair else base.as_source(data)
     if not len(source):

@@ -44,7 +44,7 @@ class Embedded(NamedTuple):
     bad: list[tuple[int, str, UserError | OSError]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Encoder:
     """An encoder, its parameters, and how its images are prepared.
 
@@ -116,6 +116,9 @@ class Encoder:
         image = jnp.zeros((1, height, width, self.config.data.channels))
         apply = functools.partial(self.module.apply, {"params": self.params})
         return jax.eval_shape(apply, image).grid.shape[-1]
+
+    def __repr__(self) -> str:
+        return f"<Encoder: {self.describe()}>"
 
     def describe(self) -> str:
         """Return architecture and step of the checkpoint in a line."""

@@ -57,6 +57,10 @@ def export(
             f"a {model.config.mode!r} run cannot be exported as a whole: expected a "
             "classifier or an encoder. `simmim export --embed` exports its encoder."
         )
+    if not isinstance(model, Encoder | Predictor):
+        raise UserError(
+            f"model={model!r:.80}: expected what simmim_jax.load(...) returns."
+        )
     path = Path(path).expanduser()
     format = format or path.suffix[1:]
     if format not in FORMATS:

@@ -67,7 +67,7 @@ class Classified(NamedTuple):
     bad: list[tuple[int, str, UserError | OSError]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Predictor:
     """A classifier, its parameters, and how its images are prepared.
 
@@ -117,6 +117,9 @@ class Predictor:
         )
         # Without what saves memory in training: a few images are classified anywhere.
         return cls(plain(model), params, config, tuple(class_names), step, calibration)
+
+    def __repr__(self) -> str:
+        return f"<Predictor: {self.describe()}>"
 
     def describe(self) -> str:
         """Return architecture and step of the checkpoint in a line."""

@@ -91,7 +91,7 @@ def _joined(spans: list[Span]) -> Span:
     return Span(text, spans[0].start, spans[-1].end, confidence)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Recognizer:
     """A model of speech to text, its parameters, and how sounds are prepared."""
 
@@ -122,6 +122,9 @@ class Recognizer:
         )
         params = jax.tree.map(jax.numpy.asarray, params)  # onto the device, once
         return cls(plain(model), params, config, vocabulary, meta["step"])
+
+    def __repr__(self) -> str:
+        return f"<Recognizer: {self.describe()}>"
 
     def describe(self) -> str:
         """Return architecture and step of the checkpoint in a line."""

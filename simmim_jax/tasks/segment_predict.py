@@ -27,7 +27,7 @@ from simmim_jax.tasks.views import decoding_of, mean_pixel, window_view
 BATCH = 8  # windows predicted at once
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SegmentPredictor:
     """A segmentation model, its parameters, and how its images are prepared."""
 
@@ -54,6 +54,9 @@ class SegmentPredictor:
         model = plain(model_of(config, len(names)))
         params = jax.tree.map(jnp.asarray, params)  # onto the device, once
         return cls(model, params, config, names, meta["step"])
+
+    def __repr__(self) -> str:
+        return f"<SegmentPredictor: {self.describe()}>"
 
     def describe(self) -> str:
         """Return architecture and step of the checkpoint in a line."""

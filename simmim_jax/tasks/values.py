@@ -26,7 +26,7 @@ from simmim_jax.data.codecs.base import Raster
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.survey import stats
 from simmim_jax.data.survey.sample import sample
-from simmim_jax.data.survey.stats import Accumulator, Statistics
+from simmim_jax.data.survey.stats import Accumulator, Statistics, promoted
 from simmim_jax.errors import UserError
 from simmim_jax.runtime import distributed
 from simmim_jax.tasks import precision
@@ -188,7 +188,7 @@ def _surveyed(data: Data, source: Source, path: str) -> tuple[dict[str, Any], st
     """Return the fields that `data` leaves open, and a line on the values."""
     is_open = data.dtype == "auto" or not data.mean
     found = _sampled(source, data, IMAGES if is_open else FEW, measures=False)
-    dtype = str(found.dtype) if data.dtype == "auto" else data.dtype
+    dtype = _type_of(found) if data.dtype == "auto" else data.dtype
     changes: dict[str, Any] = {"dtype": dtype}
     mark = found.nodata
     if not data.nodata and mark is not None and _holds(dtype, mark):
@@ -200,6 +200,11 @@ def _surveyed(data: Data, source: Source, path: str) -> tuple[dict[str, Any], st
         )
     marks = changes.get("nodata", data.nodata)
     said = f"values: {dtype}, {data.channels} band{'s' * (data.channels > 1)}"
+    if others := sum(found.types[name] for name in _not_in(dtype, found)):
+        said += (
+            f", {others:,} of {found.images:,} images left out as "
+            f"{' and '.join(_not_in(dtype, found))}"
+        )
     if found.missing:
         said += f", without {', '.join(found.missing)} in some images"
     if marks:
@@ -225,11 +230,30 @@ def _surveyed(data: Data, source: Source, path: str) -> tuple[dict[str, Any], st
     if data.statistics:
         statistics = stats.from_json(data.statistics)
     else:
-        measured = dataclasses.replace(data, nodata=marks)
+        measured = dataclasses.replace(data, nodata=marks, dtype=dtype)
         sums = _sampled(source, measured, IMAGES, measures=True)
         statistics = sums.result(len(source))
     mean_std = _moments(statistics, data, path)
     return changes | _scaled(dtype, data, *mean_std), f"{said}, {_text(statistics)}"
+
+
+def _type_of(found: Accumulator) -> str:
+    """Return the type that holds a sample; uint8 if more than half of it is.
+
+    Bytes beside other types have another scale: these images are bad ones.
+    """
+    if 2 * found.types["uint8"] > found.images:
+        return "uint8"
+    return str(found.dtype)
+
+
+def _not_in(dtype: str, found: Accumulator) -> list[str]:
+    """Return the types in a sample whose values a type does not hold."""
+    return [name for name in found.types if not _fits(name, dtype)]
+
+
+def _fits(name: str, dtype: str) -> bool:
+    return promoted(np.dtype(name), np.dtype(dtype)) == dtype
 
 
 def _sampled(source: Source, data: Data, count: int, measures: bool) -> Accumulator:
@@ -246,7 +270,8 @@ def _sampled(source: Source, data: Data, count: int, measures: bool) -> Accumula
         if not isinstance(each.image, Raster):
             first_error = first_error or each.image
         elif measures:
-            found.add(each.image, each.index, mark)
+            if _fits(str(each.image.pixels.dtype), data.dtype):
+                found.add(each.image, each.index, mark)
         else:
             found.note(each.image, mark)
     if found.dtype is None:

@@ -76,8 +76,14 @@ def content(data: Data, item: Any) -> Any:
     is_line = data.view == TEXT and isinstance(item, str)
     if isinstance(item, str | Path) and not is_line:
         return Path(item).read_bytes()
-    is_foreign = hasattr(item, "__dlpack__") and not isinstance(item, np.ndarray)
-    return np.asarray(item) if is_foreign else item
+    if isinstance(item, str | bytes | np.ndarray):
+        return item
+    if not hasattr(item, "__dlpack__"):
+        raise UserError(
+            f"an image is of type {type(item).__name__}: expected a path, the bytes of "
+            "a file or an array, such as np.asarray(image.convert('RGB')) of Pillow."
+        )
+    return np.asarray(item)
 
 
 def check_several(data: Data, images: Any) -> None:

@@ -130,7 +130,8 @@ class Run:
 class Trained:
     """What a finished run leaves."""
 
-    params: Any  # moving averages where the run has them
+    # Moving averages where the run has them.
+    params: Any = dataclasses.field(repr=False)
     step: int
     last: dict[str, float]  # metrics of the last evaluation
     best: int  # step of the best checkpoint

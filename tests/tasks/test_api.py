@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from pathlib import Path
 
 import commands
 import numpy as np
@@ -148,7 +149,7 @@ def test_without_a_config_an_encoder_by_name_is_trained_by_the_official_recipe(
     recipe = api._pretraining("swin_tiny", "/data/photos", "50 epochs", "")
     assert recipe.model.depths == (2, 2, 6, 2)
     assert recipe.data.image_size == (192, 192)
-    assert recipe.data.batch_size == 256
+    assert recipe.data.batch_size == 64
     assert (recipe.duration, recipe.optim.warmup) == ("50 epochs", "5 epochs")
     assert (recipe.optim.decay, recipe.optim.milestones) == ("cosine", ())
     assert api._pretraining("", "x", "", "").model.embed_dim == 128
@@ -175,7 +176,9 @@ def test_without_a_config_a_learned_encoder_gets_its_familys_recipe(
     recorded.data.mean, recorded.data.std = (0.4,) * 3, (0.2,) * 3
     recorded.mask.ratio = 0.7
     learned = tmp_path / "learned"
-    store.write(learned, {"encoder": np.zeros(1)}, {"config": recorded.to_dict(), "step": 1})
+    store.write(
+        learned, {"encoder": np.zeros(1)}, {"config": recorded.to_dict(), "step": 1}
+    )
     more = api._pretraining("", "/data/photos", "", learned)
     finetune = api._finetuning("/data/photos", "", learned)
     for recipe, kind in ((more, schema.Pretrain), (finetune, schema.Finetune)):
@@ -230,6 +233,14 @@ def test_a_folder_is_pre_trained_on_and_fine_tuned_without_a_config(tmp_path):
         (
             {"data": "x", "out": "y", "model": "vit_smal"},
             r"""model='vit_smal': expected one of swin_base, .*"vit_small"\?$""",
+        ),
+        (
+            {"data": "x", "out": "y", "duration": 3},
+            "invalid duration 3: expected a number and a unit, such as '10 epochs'",
+        ),
+        (
+            {"config": config("pretrain"), "out": "y", "data": [Path("a.png")]},
+            "data is a list of paths: expected one folder",
         ),
         (
             {"config": config("pretrain"), "out": "y", "model": "vit_small"},

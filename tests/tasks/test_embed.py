@@ -186,6 +186,32 @@ def test_half_the_space(pretrained, folder, tmp_path):
     assert table.num_rows == 7
 
 
+def test_nothing_to_embed_is_a_failure(pretrained, tmp_path, images):
+    (tmp_path / "set").mkdir()
+    for i in range(3):
+        np.save(tmp_path / f"set/{i}.npy", images[i].astype(np.uint16))
+    out = tmp_path / "out.npy"
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=r"none of 3 images .* why says"):
+            main([str(pretrained), str(tmp_path / "set"), str(out)])
+    assert not out.exists()
+    reasons = (tmp_path / "out.npy.left_out.tsv").read_text()
+    assert reasons.count("other values\n") == 3
+
+
+def test_models_are_shown_in_a_line(pretrained, finetuned):
+    for path, name in ((pretrained, "Encoder"), (finetuned, "Predictor")):
+        shown = repr(simmim_jax.load(path))
+        assert re.fullmatch(rf"<{name}: vit, [\d,]+ parameters, step .*>", shown)
+
+
+def test_other_things_are_no_images(pretrained, images):
+    with pytest.raises(UserError, match=r"of type Image: expected a path.*of Pillow"):
+        Encoder.load(pretrained).embed([Image.fromarray(images[0][:, :, 0])])
+    with pytest.raises(UserError, match=r"model='runs': expected what .*load"):
+        simmim_jax.export("runs", "a.onnx")
+
+
 def test_arrays_of_jax_are_images(pretrained, images):
     encoder = Encoder.load(pretrained)
     expected = encoder.embed(images[:3])

@@ -35,7 +35,7 @@ def config(channels=13, **fields):
 
 def resolved(images, **fields):
     """Return config.data as `resolve` does, and what it says."""
-    open_config = config(images.shape[-1], **fields)
+    open_config = config(images[0].shape[-1], **fields)
     found, said = resolve(open_config, as_source(images))
     return found.data, " ".join(said)
 
@@ -144,6 +144,22 @@ def test_contradictions_are_errors_before_anything_compiles(images, fields, says
         resolve(
             config(**{"data.channels": images.shape[-1]} | fields), as_source(images)
         )
+
+
+def test_a_few_images_of_another_type_do_not_change_that_of_photographs():
+    photos, deep = bands("uint8", 3, count=30), bands("uint16", 3, count=10)
+    data, said = resolved([*photos, *deep])
+    assert data.dtype == "uint8"
+    assert said == (
+        "values: uint8, 3 bands, 10 of 40 images left out as uint16, ImageNet's mean "
+        "and standard deviation"
+    )
+    data, said = resolved([*photos[..., :1], *deep[..., :1]])
+    assert "10 of 40 images left out as uint16, measured on 30 of 40 images" in said
+    expected = photos[..., :1].mean() / 255
+    np.testing.assert_allclose(data.mean, [expected])
+    # Half of them might as well be the others, which hold these values.
+    assert resolved([*photos[:10], *deep])[0].dtype == "uint16"
 
 
 def test_images_that_cannot_be_read_are_an_error():

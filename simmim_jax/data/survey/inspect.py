@@ -488,6 +488,6 @@ def _channels(seen: Sequence[_Seen]) -> int:
     bands = _counts(each.shape[2] for each in seen)
     if not all(each.is_photo for each in seen):
         return next(iter(bands))
-    if any(each.alpha == "smooth" for each in seen):
+    if 2 * sum(each.alpha == "smooth" for each in seen) > len(seen):
         return max(bands)
     return 1 if set(bands) <= {1, 2} else 3

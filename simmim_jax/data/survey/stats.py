@@ -1,5 +1,6 @@
 """Statistics of the values of images, per band, over pixels that were measured."""
 
+import collections
 import dataclasses
 import json
 import math
@@ -65,6 +66,8 @@ class Accumulator:
     def __init__(self) -> None:
         self.images = 0
         self.dtype: np.dtype | None = None
+        # Images of each type.
+        self.types: collections.Counter[str] = collections.Counter()
         self.names: tuple[str, ...] = ()
         self.nodata: float | None = None
         # Bands that had no value at all in an image.
@@ -84,6 +87,7 @@ class Accumulator:
         rng = np.random.default_rng(key)
         for band, sums in enumerate(self._bands):
             sums.add(pixels[:, :, band].ravel(), mark, rng)
+        self.types[str(pixels.dtype)] += 1
         self.images += 1
 
     def note(self, raster: Raster, nodata: float | None = None) -> None:
@@ -96,6 +100,7 @@ class Accumulator:
             is_new = name not in self.missing
             if is_new and not valid(raster.pixels[:, :, place], mark).any():
                 self.missing += (name,)
+        self.types[str(raster.pixels.dtype)] += 1
         self.images += 1
 
     def merge(self, other: "Accumulator") -> None:
@@ -105,6 +110,7 @@ class Accumulator:
         self._fit(len(other._bands), other.dtype, other.names, other.nodata)
         for mine, theirs in zip(self._bands, other._bands, strict=True):
             mine.merge(theirs)
+        self.types += other.types
         self.images += other.images
 
     def result(self, of: int) -> Statistics:
