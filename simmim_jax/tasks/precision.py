@@ -34,4 +34,4 @@ def _chosen() -> tuple[str, str]:
     feature = platforms.bfloat16_feature()
     if feature:
         return "bfloat16_products", f"this CPU has {feature}"
-    return "float32", "this CPU has no products of bfloat16 numbers"
+    return "float32", "this CPU has no fast products of bfloat16 numbers"

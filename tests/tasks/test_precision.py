@@ -14,15 +14,16 @@ from simmim_jax.tasks.values import resolve
 
 
 @pytest.mark.parametrize(
-    ("flags", "dtype"),
+    ("vendor", "flags", "dtype"),
     [
-        ("fpu avx512f avx512_bf16", "bfloat16_products"),
-        ("fpu avx512f avx512_bf16 amx_bf16", "bfloat16_products"),
-        ("fpu avx512f", "float32"),
+        ("AuthenticAMD", "fpu avx512f avx512_bf16", "bfloat16_products"),
+        ("AuthenticAMD", "fpu avx512f", "float32"),
+        ("GenuineIntel", "fpu avx512f avx512_bf16 amx_bf16", "bfloat16_products"),
+        ("GenuineIntel", "fpu avx512f avx512_bf16", "float32"),
     ],
 )
-def test_a_cpu_chooses_by_its_instructions(flags, dtype, tmp_path, monkeypatch):
-    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+def test_a_cpu_chooses_by_its_instructions(vendor, flags, dtype, tmp_path, monkeypatch):
+    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: {vendor}\nflags\t\t: {flags}\n")
     monkeypatch.setattr(platforms, "CPU_FLAGS", tmp_path / "cpuinfo")
     assert precision.of_machine("auto") == dtype
     assert precision.of_machine("bfloat16") == "bfloat16"
