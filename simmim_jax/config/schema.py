@@ -955,7 +955,8 @@ class Base:
         'statistics, softmax and losses are float32 in any case. "bfloat16_products" '
         "rounds the operands of matrix products alone, which is the fast form on CPUs. "
         '"auto": bfloat16 on TPUs and GPUs, bfloat16_products on CPUs with AMX and '
-        "AMD's with AVX512-BF16, float32 on others; a run keeps the type that it began with.",
+        "AMD's with AVX512-BF16, float32 on others; a run keeps the type that it began "
+        "with.",
         choices=DTYPES,
     )
     init_from: str = field(
