@@ -26,7 +26,7 @@ from simmim_jax.data.codecs.base import Raster
 from simmim_jax.data.sources.base import Source
 from simmim_jax.data.survey import stats
 from simmim_jax.data.survey.sample import sample
-from simmim_jax.data.survey.stats import Accumulator, Statistics, promoted
+from simmim_jax.data.survey.stats import Accumulator, Statistics
 from simmim_jax.errors import UserError
 from simmim_jax.runtime import distributed
 from simmim_jax.tasks import precision
@@ -249,11 +249,7 @@ def _type_of(found: Accumulator) -> str:
 
 def _not_in(dtype: str, found: Accumulator) -> list[str]:
     """Return the types in a sample whose values a type does not hold."""
-    return [name for name in found.types if not _fits(name, dtype)]
-
-
-def _fits(name: str, dtype: str) -> bool:
-    return promoted(np.dtype(name), np.dtype(dtype)) == dtype
+    return [name for name in found.types if not np.can_cast(name, dtype)]
 
 
 def _sampled(source: Source, data: Data, count: int, measures: bool) -> Accumulator:
@@ -270,7 +266,7 @@ def _sampled(source: Source, data: Data, count: int, measures: bool) -> Accumula
         if not isinstance(each.image, Raster):
             first_error = first_error or each.image
         elif measures:
-            if _fits(str(each.image.pixels.dtype), data.dtype):
+            if np.can_cast(each.image.pixels.dtype, data.dtype):
                 found.add(each.image, each.index, mark)
         else:
             found.note(each.image, mark)
