@@ -124,9 +124,9 @@ def finetune(
 
     config: by default the recipe of the encoder in `init_from`, for small ones that of
     simmim_jax.configs.small, for others the official one in batches of 64, with images
-    as it knows them. data, held_out: with labels; a pair (images, labels)
-    will do. Labels int [n] are classes; with config.loss of "sigmoid" [n, m] of 1 and
-    0, of "l1" or "l2" float [n] or [n, m].
+    as it knows them. data, held_out: with labels; a pair (images, labels) will do.
+    Labels int [n] are classes; with config.loss of "sigmoid" [n, m] of 1 and 0, of "l1"
+    or "l2" float [n] or [n, m].
     """
     if config is None:
         config = _finetuning(data, duration, init_from)
