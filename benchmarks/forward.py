@@ -25,6 +25,15 @@ PEERS = {
     "vit_base": "vit_base_patch16_224",
     "swin_base": "swin_base_patch4_window7_224",
 }
+# Fields of our models that are others in timm's.
+AS_TIMM = {
+    "vit_base": {
+        "use_abs_pos_emb": True,
+        "use_shared_rel_pos_bias": False,
+        "layer_scale": 0.0,
+    },
+    "swin_base": {"window_size": 7},
+}
 
 
 def ours(model: str, batch: int, dtype: str) -> Callable[[], float]:
@@ -35,8 +44,7 @@ def ours(model: str, batch: int, dtype: str) -> Callable[[], float]:
     from simmim_jax.configs import models
     from simmim_jax.models import build_simmim, plain
 
-    window = {"window_size": 7} if model == "swin_base" else {}
-    fields = models.pretraining(model, **window).to_dict()
+    fields = models.pretraining(model, **AS_TIMM[model]).to_dict()
     typed = schema.ENCODERS[fields["name"]](**fields)
     encoder = plain(build_simmim(dtype=dtype, **schema.encoder_fields(typed))).encoder
     images = pixels(batch)

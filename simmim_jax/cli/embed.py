@@ -55,10 +55,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         rows, left_out = embed(encoder, sources, args.out, plan=plan, half=args.float16)
     if left_out and not rows:
-        Path(args.out).unlink()
+        out = Path(args.out)
+        out.unlink()
+        if out.suffix == ".npy":
+            out.with_suffix(".txt").unlink()
         sys.exit(
-            f"none of {left_out:,} images can be embedded, and why says "
-            f"{args.out}.left_out.tsv"
+            f"none of {left_out:,} images can be embedded: {out}.left_out.tsv has the "
+            "reasons. Expected images like those that the run has learned from."
         )
     print(f"{args.out}: {rows:,} vectors of {encoder.dim}")
     if left_out:

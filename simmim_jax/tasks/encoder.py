@@ -258,10 +258,11 @@ class Encoder:
         return unmasked_view(self.config.data)
 
     def _prepare(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
+        found = content(self.config.data, image)
         if not isinstance(image, str | Path):
-            return self._view_of(content(self.config.data, image))
+            return self._view_of(found)
         try:
-            return self._view_of(content(self.config.data, image))
+            return self._view_of(found)
         except UserError as error:
             raise UserError(f"'{image}': {error}") from None
 

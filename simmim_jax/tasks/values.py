@@ -200,10 +200,10 @@ def _surveyed(data: Data, source: Source, path: str) -> tuple[dict[str, Any], st
         )
     marks = changes.get("nodata", data.nodata)
     said = f"values: {dtype}, {data.channels} band{'s' * (data.channels > 1)}"
-    if others := sum(found.types[name] for name in _not_in(dtype, found)):
+    if others := [name for name in found.types if not np.can_cast(name, dtype)]:
+        count = sum(found.types[name] for name in others)
         said += (
-            f", {others:,} of {found.images:,} images left out as "
-            f"{' and '.join(_not_in(dtype, found))}"
+            f", {count:,} of {found.images:,} images left out as {' and '.join(others)}"
         )
     if found.missing:
         said += f", without {', '.join(found.missing)} in some images"
@@ -245,11 +245,6 @@ def _type_of(found: Accumulator) -> str:
     if 2 * found.types["uint8"] > found.images:
         return "uint8"
     return str(found.dtype)
-
-
-def _not_in(dtype: str, found: Accumulator) -> list[str]:
-    """Return the types in a sample whose values a type does not hold."""
-    return [name for name in found.types if not np.can_cast(name, dtype)]
 
 
 def _sampled(source: Source, data: Data, count: int, measures: bool) -> Accumulator:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from simmim_jax.config.schema import Data, SegmentData
+from simmim_jax.data.codecs.audio import Segment
 from simmim_jax.data.codecs.base import Decoding, Raster
 from simmim_jax.data.sources import text
 from simmim_jax.data.sources.base import Source
@@ -70,13 +71,14 @@ def describe(data: Data, source: Source) -> str:
 def content(data: Data, item: Any) -> Any:
     """Return what a view takes: an item itself, or the bytes of the file it names.
 
-    item: a path, or bytes or an array, of JAX or PyTorch as well; with text, a line.
-    raises: OSError for a file that cannot be read.
+    item: a path, bytes, a Segment of a sound, or an array, of JAX or PyTorch as well;
+    with text, a line.
+    raises: OSError for a file that cannot be read, UserError for another type.
     """
     is_line = data.view == TEXT and isinstance(item, str)
     if isinstance(item, str | Path) and not is_line:
         return Path(item).read_bytes()
-    if isinstance(item, str | bytes | np.ndarray):
+    if isinstance(item, str | bytes | Segment | np.ndarray):
         return item
     if not hasattr(item, "__dlpack__"):
         raise UserError(

@@ -25,12 +25,14 @@ from simmim_jax.cli.look import main as look
 from simmim_jax.cli.neighbours import main as neighbours
 from simmim_jax.cli.probe import main as probe
 from simmim_jax.config import schema
+from simmim_jax.data.codecs.audio import Segment
 from simmim_jax.data.sources.registry import open_source
 from simmim_jax.errors import UserError
 from simmim_jax.models.vit import relative_position_index
 from simmim_jax.tasks import classify, embed, examples, parts, pretrain
 from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.tasks.predict import Predictor
+from simmim_jax.tasks.views import content
 from simmim_jax.training import loop
 
 FASHION = "bundled:fashion_mnist_10k"
@@ -192,9 +194,9 @@ def test_nothing_to_embed_is_a_failure(pretrained, tmp_path, images):
         np.save(tmp_path / f"set/{i}.npy", images[i].astype(np.uint16))
     out = tmp_path / "out.npy"
     for _ in range(2):
-        with pytest.raises(SystemExit, match=r"none of 3 images .* why says"):
+        with pytest.raises(SystemExit, match=r"none of 3 images .* has the reasons"):
             main([str(pretrained), str(tmp_path / "set"), str(out)])
-    assert not out.exists()
+    assert [path.name for path in tmp_path.glob("out*")] == ["out.npy.left_out.tsv"]
     reasons = (tmp_path / "out.npy.left_out.tsv").read_text()
     assert reasons.count("other values\n") == 3
 
@@ -203,6 +205,12 @@ def test_models_are_shown_in_a_line(pretrained, finetuned):
     for path, name in ((pretrained, "Encoder"), (finetuned, "Predictor")):
         shown = repr(simmim_jax.load(path))
         assert re.fullmatch(rf"<{name}: vit, [\d,]+ parameters, step .*>", shown)
+
+
+def test_parts_of_sounds_are_taken_as_they_are():
+    data = tiny_config.typed("pretrain").data
+    part = Segment("talk.wav", 0.5, 1.5)
+    assert content(data, part) is part
 
 
 def test_other_things_are_no_images(pretrained, images):

@@ -96,6 +96,9 @@ def test_fourth_band_that_is_no_transparency(tmp_path):
     (oddity,) = found.oddities
     assert oddity.startswith("the last of 4 channels varies smoothly in 3 of 3 sampled")
     assert "--config.data.channels=4" in found.command
+    colours = {f"c{i}_png": png(gradient(32, 32, 3) + np.uint8(i)) for i in range(2)}
+    found = inspect(write(tmp_path / "mixed", a_png=png(smooth[0]), **colours))
+    assert not any("channels" in flag for flag in found.command)
     found = inspect(write(tmp_path / "logos", a_png=png(mask), b_png=png(mask[::-1])))
     assert found.oddities == ()
     assert not any("channels" in flag for flag in found.command)
