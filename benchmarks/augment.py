@@ -9,7 +9,7 @@ on one core. Prints medians over the turns, and writes them to --json.
 
 On 2 cores of a busy AMD EPYC (2026-11-25, batch 4, float32, 11 turns): augmentation
 took 37 ms per image, 5.2 % of a step of ViT-S and 1.7 % of one of ViT-B; RandAugment
-alone 21 ms, in Pillow 16 ms. Not measured on GPUs and TPUs.
+alone 21 ms, in Pillow 16 ms. benchmarks/augment_tpu.py has an estimate for TPUs.
 """
 
 import argparse

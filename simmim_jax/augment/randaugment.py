@@ -9,34 +9,38 @@ grey or smoothed copy, an affine warp. Each kind is computed for all images of a
 and each image takes the result of its operation. This costs less than fifteen branches,
 since a batch would compute them all.
 
-benchmarks/augment.py measures the cost on a CPU. On TPUs, where gathers are slow, it is
-unmeasured and may exceed that of the model.
+On TPUs, where gathers are slow, images take turns, and each branches to its operation;
+tables and warps are matrix products. benchmarks/augment.py measures the cost on a CPU,
+and estimates it for TPUs.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-OPERATIONS = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",
-    "Posterize",
-    "Solarize",
-    "SolarizeAdd",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-)
-BLENDS = ("Color", "Sharpness")
-WARPS = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+from simmim_jax.augment import without_gathers
+
+# Operations, and what they compute.
+KINDS = {
+    "AutoContrast": "table",
+    "Equalize": "table",
+    "Invert": "table",
+    "Rotate": "warp",
+    "Posterize": "table",
+    "Solarize": "table",
+    "SolarizeAdd": "table",
+    "Color": "blend",
+    "Contrast": "table",
+    "Brightness": "table",
+    "Sharpness": "blend",
+    "ShearX": "warp",
+    "ShearY": "warp",
+    "TranslateX": "warp",
+    "TranslateY": "warp",
+}
+OPERATIONS = tuple(KINDS)
 NONE = len(OPERATIONS)
 MAX_MAGNITUDE = 10
 # Probability that a drawn operation is applied.
@@ -118,12 +122,65 @@ def apply(
     and AutoContrast is exact where Pillow's floats fall just below a whole number.
     Posterizing to 0 bits gives black, as in old versions of Pillow; new ones raise.
     """
+    return jax.lax.platform_dependent(
+        images,
+        op,
+        argument,
+        tpu=functools.partial(apply_one_by_one, fill=fill),
+        default=functools.partial(apply_to_all, fill=fill),
+    )
+
+
+def apply_to_all(
+    images: jax.Array, op: jax.Array, argument: jax.Array, fill: Sequence[int]
+) -> jax.Array:
+    """`apply` by computing each kind of operation for all images."""
     pixels = images.astype(jnp.int32)
-    looked_up = _look_up(_tables(pixels, op, argument), pixels)
+    tables = _tables(pixels, op, argument, _histogram(pixels))
+    looked_up = _look_up(tables, pixels)
     blended = _blend_with_copy(pixels, op, argument)
-    warped = _warp(images, _matrices(op, argument, images.shape), fill)
-    result = jnp.where(_is_one_of(op, BLENDS), blended, looked_up)
-    return jnp.where(_is_one_of(op, WARPS), warped, result).astype(jnp.uint8)
+    warped = _warp(images, op, argument, fill, _sample)
+    result = jnp.where(_is_a("blend", op), blended, looked_up)
+    return jnp.where(_is_a("warp", op), warped, result).astype(jnp.uint8)
+
+
+def apply_one_by_one(
+    images: jax.Array, op: jax.Array, argument: jax.Array, fill: Sequence[int]
+) -> jax.Array:
+    """`apply` in a loop over images, without gathers. Devices keep their images."""
+
+    def look_up(images: jax.Array, op: jax.Array, argument: jax.Array) -> jax.Array:
+        pixels = images.astype(jnp.int32)
+        tables = _tables(pixels, op, argument, without_gathers.histogram(pixels))
+        return without_gathers.look_up(tables, pixels).astype(jnp.uint8)
+
+    def blend(images: jax.Array, op: jax.Array, argument: jax.Array) -> jax.Array:
+        pixels = images.astype(jnp.int32)
+        return _blend_with_copy(pixels, op, argument).astype(jnp.uint8)
+
+    def warp(images: jax.Array, op: jax.Array, argument: jax.Array) -> jax.Array:
+        return _warp(images, op, argument, fill, without_gathers.sample)
+
+    def keep(images: jax.Array, op: jax.Array, argument: jax.Array) -> jax.Array:
+        return images
+
+    branches = {"table": look_up, "blend": blend, "warp": warp, "none": keep}
+    kinds = [list(branches).index(kind) for kind in (*KINDS.values(), "none")]
+
+    def apply_to_one(inputs: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        one = [x[None] for x in inputs]
+        return jax.lax.switch(
+            jnp.array(kinds)[inputs[1]], list(branches.values()), *one
+        )[0]
+
+    def loop(images: jax.Array, op: jax.Array, argument: jax.Array) -> jax.Array:
+        return jax.lax.map(apply_to_one, (images, op, argument))
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size > 1 and len(images) % mesh.size == 0:
+        part = jax.P(mesh.axis_names)
+        loop = jax.shard_map(loop, in_specs=part, out_specs=part, check_vma=False)
+    return loop(images, op, argument)
 
 
 def _choose(
@@ -135,9 +192,9 @@ def _choose(
     return jax.vmap(lambda of_one, index: of_one[index])(jnp.stack(of_all, 1), op)
 
 
-def _is_one_of(op: jax.Array, names: Sequence[str]) -> jax.Array:
-    """Return whether the operation of an image is in `names`: bool[b 1 1 1]."""
-    indices = jnp.array([OPERATIONS.index(name) for name in names])
+def _is_a(kind: str, op: jax.Array) -> jax.Array:
+    """Return whether the operation of an image is of a kind: bool[b 1 1 1]."""
+    indices = jnp.array([i for i, k in enumerate(KINDS.values()) if k == kind])
     return (op[:, None] == indices).any(1)[:, None, None, None]
 
 
@@ -158,8 +215,10 @@ def _grey(pixels: jax.Array) -> jax.Array:
 # ---- Tables of grey levels -----------------------------------------------------------
 
 
-def _tables(pixels: jax.Array, op: jax.Array, argument: jax.Array) -> jax.Array:
-    """Return lookup tables of grey levels, int[b c 256]."""
+def _tables(
+    pixels: jax.Array, op: jax.Array, argument: jax.Array, counts: jax.Array
+) -> jax.Array:
+    """Return lookup tables of grey levels, int[b c 256], given their histogram."""
     b, h, w, c = pixels.shape
     level = jnp.broadcast_to(jnp.arange(256), (b, c, 256))
     argument = argument[:, None, None]
@@ -168,7 +227,6 @@ def _tables(pixels: jax.Array, op: jax.Array, argument: jax.Array) -> jax.Array:
     low, high = pixels.min((1, 2))[..., None], pixels.max((1, 2))[..., None]
     stretched = (level - low) * 255 // jnp.maximum(high - low, 1)
 
-    counts = _histogram(pixels)
     step = (h * w - jnp.take_along_axis(counts, high, 2)) // 255
     below = jnp.cumsum(counts, axis=2) - counts
     equalized = (step // 2 + below) // jnp.maximum(step, 1)
@@ -217,7 +275,8 @@ def _flat_indices(pixels: jax.Array) -> jax.Array:
 def _blend_with_copy(
     pixels: jax.Array, op: jax.Array, argument: jax.Array
 ) -> jax.Array:
-    copy = jnp.where(_is_one_of(op, ("Color",)), _grey(pixels), _smooth(pixels))
+    is_color = (op == OPERATIONS.index("Color"))[:, None, None, None]
+    copy = jnp.where(is_color, _grey(pixels), _smooth(pixels))
     return _blend(copy, pixels, argument[:, None, None, None])
 
 
@@ -257,17 +316,32 @@ def _matrices(
 
 
 def _warp(
-    images: jax.Array, matrices: Sequence[jax.Array], fill: Sequence[int]
+    images: jax.Array,
+    op: jax.Array,
+    argument: jax.Array,
+    fill: Sequence[int],
+    sample: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
     """Warp as Pillow's Image.transform(AFFINE, BICUBIC): sample (x, y) at (x', y').
 
     Rounds down; returns `fill` where (x', y') is outside the image.
     """
-    _, h, w, c = images.shape
+    _, h, w, _ = images.shape
+    matrices = _matrices(op, argument, images.shape)
     xx, xy, x0, yx, yy, y0 = (m[:, None, None] for m in matrices)
     y, x = jnp.arange(h)[:, None] + 0.5 - h / 2, jnp.arange(w) + 0.5 - w / 2
     x, y = xx * x + xy * y + x0 + w / 2, yx * x + yy * y + y0 + h / 2
     inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
+    warped = jnp.clip(sample(images, x, y), 0, 255).astype(jnp.uint8)
+    return jnp.where(inside[..., None], warped, jnp.array(fill, jnp.uint8))
+
+
+def _sample(images: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Interpolate images, uint8[b h w c], at positions, float[b h w].
+
+    Pixel centres are at 0.5, 1.5 ...; returns: float[b h w c].
+    """
+    _, h, w, c = images.shape
     left, top = jnp.floor(x - 0.5), jnp.floor(y - 0.5)
     dx, dy = (x - 0.5 - left)[..., None], (y - 0.5 - top)[..., None]
     column, row = left.astype(jnp.int32), top.astype(jnp.int32)
@@ -279,8 +353,7 @@ def _warp(
 
     around = range(-1, 3)
     rows = [_cubic([neighbour(i, j) for j in around], dx) for i in around]
-    warped = jnp.clip(_cubic(rows, dy), 0, 255).astype(jnp.uint8)
-    return jnp.where(inside[..., None], warped, jnp.array(fill, jnp.uint8))
+    return _cubic(rows, dy)
 
 
 def _cubic(points: Sequence[jax.Array], t: jax.Array) -> jax.Array:

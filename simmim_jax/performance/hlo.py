@@ -118,7 +118,8 @@ class Program:
                 for part in ("condition", "body"):
                     yield from self.executed(instruction.computation(part), count)
             elif instruction.opcode == "conditional":
-                yield from self.executed(self._costliest_branch(instruction), times)
+                costliest = max(branches(instruction), key=self.cycles)
+                yield from self.executed(costliest, times)
             elif instruction.opcode == "call":
                 yield from self.executed(instruction.computation("to_apply"), times)
             elif instruction.opcode == "async-start":
@@ -189,12 +190,13 @@ class Program:
             "that counts up by one from a constant to a constant."
         )
 
-    def _costliest_branch(self, instruction: Instruction) -> str:
-        found = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
-        branches = _NAME.findall(found[1]) if found else []
-        for name in ("true_computation", "false_computation"):
-            branches += [instruction.computation(name)]
-        return max(filter(None, branches), key=self.cycles)
+
+def branches(conditional: Instruction) -> list[str]:
+    """Return the computations of a conditional, in the order of its index."""
+    found = re.search(r"branch_computations=\{([^}]*)\}", conditional.attributes)
+    if found:
+        return _NAME.findall(found[1])
+    return [conditional.computation(f"{x}_computation") for x in ("true", "false")]
 
 
 def parse(text: str) -> Program:

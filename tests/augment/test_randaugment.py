@@ -19,6 +19,11 @@ WARPS = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 SHAPES = [(64, 64, 3), (48, 80, 3), (23, 19, 1), (19, 23, 3)]
 IMAGES = 8  # per operation
 apply = jax.jit(randaugment.apply, static_argnames="fill")
+# What `apply` is on CPUs and GPUs, and on TPUs.
+IMPLEMENTATIONS = {
+    name: jax.jit(getattr(randaugment, name), static_argnames="fill")
+    for name in ("apply_to_all", "apply_one_by_one")
+}
 
 
 def to_pillow(image: np.ndarray) -> Image.Image:
@@ -26,8 +31,8 @@ def to_pillow(image: np.ndarray) -> Image.Image:
 
 
 @functools.cache
-def results(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return images, our results and Pillow's: uint8[operations IMAGES h w c] each."""
+def inputs(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return images, operations and their arguments, IMAGES of each operation."""
     height, width, channels = shape
     rng = np.random.default_rng(height * width)
     photos = open_source("bundled:climate", "train").images
@@ -41,28 +46,42 @@ def results(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.nda
     op = np.repeat(np.arange(len(OPERATIONS)), IMAGES)
     level = rng.uniform(1, 9.9, n).astype(np.float32)
     sign = rng.choice([-1, 1], n).astype(np.float32)
-    argument = np.asarray(argument_of(op, level, sign))
-    ours = np.asarray(apply(images, op, argument, FILL[:channels]))
-    theirs = [
+    return images, op, np.asarray(argument_of(op, level, sign))
+
+
+def by_operation(images: np.ndarray) -> np.ndarray:
+    """Return uint8[operations IMAGES h w c]."""
+    return images.reshape(len(OPERATIONS), IMAGES, *images.shape[1:])
+
+
+@functools.cache
+def ours(shape: tuple[int, int, int], implementation: str) -> np.ndarray:
+    apply = IMPLEMENTATIONS[implementation]
+    return by_operation(np.asarray(apply(*inputs(shape), FILL[: shape[2]])))
+
+
+@functools.cache
+def theirs(shape: tuple[int, int, int]) -> np.ndarray:
+    results = [
         np.asarray(
-            pillow(OPERATIONS[o], to_pillow(image), float(a), FILL[:channels])
+            pillow(OPERATIONS[op], to_pillow(image), float(argument), FILL[: shape[2]])
         ).reshape(shape)
-        for image, o, a in zip(images, op, argument, strict=True)
+        for image, op, argument in zip(*inputs(shape), strict=True)
     ]
-    return tuple(
-        np.stack(x).reshape(len(OPERATIONS), IMAGES, *shape)
-        for x in (images, ours, theirs)
-    )
+    return by_operation(np.stack(results))
 
 
 # ---- Operations ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_pixels_match_pillow(name, shape):
-    images, ours, theirs = (x[OPERATIONS.index(name)] for x in results(shape))
-    difference = np.abs(ours.astype(int) - theirs)
+def test_pixels_match_pillow(name, shape, implementation):
+    operation = OPERATIONS.index(name)
+    images = by_operation(inputs(shape)[0])[operation]
+    expected = theirs(shape)[operation]
+    difference = np.abs(ours(shape, implementation)[operation].astype(int) - expected)
     if name in WARPS:
         assert difference.max() <= 1
         assert (difference > 0).mean() < 2e-3
@@ -72,7 +91,7 @@ def test_pixels_match_pillow(name, shape):
     else:
         assert difference.max() == 0
     if (name, shape[2]) != ("Color", 1):  # grey stays grey
-        assert (theirs != images).any()
+        assert (expected != images).any()
 
 
 def test_auto_contrast_differs_only_by_pillows_rounding():
@@ -96,15 +115,29 @@ def test_auto_contrast_and_equalize_keep_constant_images():
         np.testing.assert_array_equal(apply(images, op, np.zeros(2), FILL), images)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_warps_keep_constant_images(implementation):
+    levels = np.arange(256, dtype=np.uint8)
+    images = np.tile(levels[:, None, None, None], (1, 40, 40, 1))
+    op = np.resize([OPERATIONS.index(name) for name in WARPS], 256)
+    argument = np.asarray(
+        argument_of(op, np.full(256, 7.3), np.resize([1, -1, 1], 256))
+    )
+    warped = np.asarray(IMPLEMENTATIONS[implementation](images, op, argument, FILL[:1]))
+    is_fill = warped == FILL[0]
+    assert is_fill.any((1, 2, 3)).all()
+    np.testing.assert_array_equal(np.where(is_fill, images, warped), images)
+
+
 def test_posterize_to_zero_bits_gives_black():
-    images = results(SHAPES[0])[0][0]
+    images = inputs(SHAPES[0])[0][:IMAGES]
     op = np.full(IMAGES, OPERATIONS.index("Posterize"))
     assert not np.asarray(apply(images, op, np.zeros(IMAGES), FILL)).any()
 
 
 @pytest.mark.parametrize(("name", "axis"), [("TranslateX", 2), ("TranslateY", 1)])
 def test_translation_moves_whole_pixels_and_fills_the_rest(name, axis):
-    images = results(SHAPES[0])[0][0]
+    images = inputs(SHAPES[0])[0][:IMAGES]
     op = np.full(IMAGES, OPERATIONS.index(name))
     moved = np.asarray(apply(images, op, np.full(IMAGES, 0.25, np.float32), FILL))
     moved, images = (np.moveaxis(x, axis, 0) for x in (moved, images))
@@ -113,7 +146,7 @@ def test_translation_moves_whole_pixels_and_fills_the_rest(name, axis):
 
 
 def test_none_keeps_images():
-    images = results(SHAPES[1])[0].reshape(-1, *SHAPES[1])
+    images = inputs(SHAPES[1])[0]
     op = np.full(len(images), NONE)
     np.testing.assert_array_equal(
         apply(images, op, np.ones(len(images), np.float32), FILL), images
@@ -186,7 +219,7 @@ def test_magnitudes_are_normal_and_clipped_at_ten_and_signs_are_balanced(drawn):
 
 
 def test_operations_apply_in_sequence_and_depend_on_the_key():
-    images = results(SHAPES[0])[0].reshape(-1, *SHAPES[0])
+    images = inputs(SHAPES[0])[0]
     options = {"num_ops": 3, "magnitude": 9.0, "magnitude_std": 0.5, "fill": FILL}
     augment = jax.jit(functools.partial(randaugment.randaugment, **options))
     out = augment(jax.random.key(3), images)

@@ -92,6 +92,10 @@ def test_augmentation_has_a_line_and_moves_no_image(compiled):
     assert 0 < compiled("finetune")["preparation_cycles"] < cycles
     assert cycles < result["cycles_per_step"]
     assert set(result["collectives"]) == {"all-reduce"}
+    # TPUs gather slowly, and the compiler has no estimate for it.
+    unknown = [o["name"] for o in result["without_estimate"]]
+    assert not [n for n in unknown if "preparation" in n and "gather" in n]
+    assert not [n for n in unknown if "preparation" in n and "scatter" in n]
     share = f"{cycles / result['cycles_per_step']:.1%}"
     report = aot.report(result | {"assumptions": []})
     assert re.search(rf"augmentation +{share} .*: {cycles / 1e6:.2f} M cycles", report)
