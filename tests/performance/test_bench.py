@@ -22,6 +22,8 @@ def test_command_line_measures_a_step_without_its_data(tmp_path):
     assert result["steps"] == 3
     assert 0 < result["step_ms_p50"] <= result["step_ms_p95"]
     assert result["compile_seconds"] > 0
+    parts = result["trace_seconds"] + result["compile_seconds"]
+    assert result["first_step_seconds"] > parts + result["step_ms_p50"] / 2e3
     assert result["images_per_second"] == pytest.approx(
         2 * result["images_per_second_per_chip"]
     )
