@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simmim_jax.data.sources.paths import printable
+from simmim_jax.data.sources.paths import AUDIO_ENDINGS, printable
 
 if TYPE_CHECKING:  # they import JAX
     from simmim_jax.tasks.parts import Rows, Split
@@ -144,14 +144,18 @@ def _write_srt(
 ) -> None:
     """Write subtitles to FOLDER/NAME.srt, in the folders that a data set has.
 
-    Its number is in the name of a sound that has no file of its own.
+    Its number is in the name of a sound that has no file of its own, and its ending
+    where sounds of a folder differ by nothing else ("talk.mp3.srt").
     """
     place = os.path.join(os.path.abspath(split.dataset), "")
     path = os.path.abspath(sound.path)
     name = path.removeprefix(place) if split.dataset else Path(sound.path).name
+    ending = ""
     if not sound.path or os.path.isabs(name):
         name = os.path.join(split.name, f"{sound.index:06}")
-    target = Path(folder, name).with_suffix(".srt")
+    elif sum(Path(path).with_suffix(e).exists() for e in AUDIO_ENDINGS) > 1:
+        ending = Path(name).suffix
+    target = Path(folder, name).with_suffix(f"{ending}.srt")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(srt(transcript), encoding="utf-8")
 

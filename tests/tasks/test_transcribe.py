@@ -216,16 +216,20 @@ def test_predict_prints_draws_and_writes(run, tmp_path, capsys, monkeypatch):
     sounds.mkdir()
     (sounds / "one.wav").write_bytes(spoken("ab ca"))
     (sounds / "two.wav").write_bytes(b"no sound")
-    command = ["predict", f"--checkpoint={run[0]}"]
+    (sounds / "three.wav").write_bytes(spoken("ca"))
+    (sounds / "three.flac").write_bytes(spoken("bb"))
+    command = ["predict", str(run[0])]
     with pytest.raises(SystemExit):
         commands.main([*command, "sounds", "--srt=subtitles", "--picture=p.png"])
     said, warned = capsys.readouterr()
     assert "sounds/one.wav  ab ca  (" in said
     assert "left out: sounds/two.wav: " in warned
-    assert "1 left out, 1 transcribed\n" in warned
+    assert "1 left out, 3 transcribed\n" in warned
     subtitles = (tmp_path / "subtitles" / "one.srt").read_text()
     assert subtitles.startswith("1\n00:00:00,")
     assert subtitles.endswith("\nab ca\n\n")
+    for name, text in (("three.wav", "ca"), ("three.flac", "bb")):
+        assert f"\n{text}\n" in (tmp_path / "subtitles" / f"{name}.srt").read_text()
     assert (tmp_path / "p.png").stat().st_size > 10_000
     commands.main([*command, "--table=t.csv", "sounds/one.wav"])
     with (tmp_path / "t.csv").open() as file:
@@ -240,7 +244,7 @@ def test_predict_takes_lists_of_segments(run, tmp_path, capsys, monkeypatch):
         f"path,start,end\nlong.wav,0,{5 * LETTER}\nlong.wav,{6 * LETTER},inf\n"
         "none.wav,0,1\n"
     )
-    command = ["predict", f"--checkpoint={run[0]}", "list.csv", "--srt=subtitles"]
+    command = ["predict", str(run[0]), "list.csv", "--srt=subtitles"]
     with pytest.raises(SystemExit):
         commands.main([*command, "--table=t.jsonl"])
     rows = [json.loads(line) for line in (tmp_path / "t.jsonl").open()]
@@ -254,7 +258,7 @@ def test_predict_takes_lists_of_segments(run, tmp_path, capsys, monkeypatch):
 def test_predict_refuses_what_transcripts_lack(flag, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=flag.removeprefix("--table=")):
-        commands.main(["predict", f"--checkpoint={run[0]}", "talk.wav", flag])
+        commands.main(["predict", str(run[0]), "talk.wav", flag])
 
 
 def test_confidence_of_nothing_is_zero():
