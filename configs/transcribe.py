@@ -2,7 +2,7 @@
 
     simmim train --config=transcribe:pretrain --workdir=runs/sounds
     simmim train --config=transcribe --config.init_from=runs/sounds --workdir=runs/text
-    simmim predict --checkpoint=runs/text talk.wav
+    simmim predict runs/text talk.wav
 
 ":pretrain" pre-trains a ViT with 0.8M parameters on windows of 2.56 s without text; a
 patch has all bands of two frames, 20 ms. Without an argument whole utterances with

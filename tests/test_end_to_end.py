@@ -38,7 +38,7 @@ def test_comparison_ends_with_table_pictures_and_summary(compared):
         assert re.search(rf"^{name} +20 +{top1:.2%} +[\d.]+% to [\d.]+%$", output, re.M)
     assert ", 2,000 held-out images\n" in output
     checkpoint = workdir / "simmim" / "checkpoints" / "20"
-    assert f"simmim predict --checkpoint={checkpoint} IMAGES" in output
+    assert f"simmim predict {checkpoint} IMAGES" in output
     assert summary["seconds"] > 0
     assert summary["labels"] > 0
     for name in ("reconstructions", "curves", "predictions"):
@@ -76,7 +76,7 @@ def test_predict_names_classes_and_draws_them(compared, tmp_path):
         Image.fromarray(np.squeeze(source[i]["image"])).save(files[-1])
     picture = tmp_path / "seen.png"
     output = commands.run(
-        f"--checkpoint={workdir / 'simmim'}",
+        str(workdir / "simmim"),
         f"--picture={picture}",
         *files,
         module="simmim_jax.predict",
@@ -97,7 +97,7 @@ def test_predict_reports_and_skips_files_that_are_no_images(compared, tmp_path):
     good, bad, missing = (tmp_path / f"{name}.png" for name in ("good", "bad", "none"))
     Image.new("RGB", (28, 28)).save(good)
     bad.write_bytes(b"no image")
-    args = (f"--checkpoint={workdir / 'simmim'}", f"--picture={tmp_path / 'seen.png'}")
+    args = (str(workdir / "simmim"), f"--picture={tmp_path / 'seen.png'}")
     predict = {"module": "simmim_jax.predict", "status": 1}
     output = commands.run(*args, bad, good, missing, **predict)
     assert f"left out: {bad}: " in output
@@ -118,7 +118,7 @@ def test_predict_needs_a_classifier(checkpoint, says, compared, tmp_path):
     image = tmp_path / "image.png"
     Image.new("RGB", (8, 8)).save(image)
     output = commands.run(
-        f"--checkpoint={workdir / checkpoint}",
+        str(workdir / checkpoint),
         image,
         module="simmim_jax.predict",
         status=1,

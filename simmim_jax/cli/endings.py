@@ -48,7 +48,7 @@ def ending(
             purpose = "segment"
         elif isinstance(config, Transcribe):
             what, purpose = "SOUNDS", "transcribe"
-        predict = ["simmim", "predict", f"--checkpoint={workdir}", what]
+        predict = ["simmim", "predict", str(workdir), what]
         return [*lines, f"{f'next: {purpose}':<17}  {shlex.join(predict)}"]
     following = finetuning(config, name)
     is_speech = following.partition(":")[0] == _TRANSCRIBE

@@ -1,10 +1,10 @@
 """Classify images or lines of text, segment images, or transcribe sounds.
 
-    simmim predict --checkpoint=runs/mine_classes photo.jpg
-    simmim predict --checkpoint=runs/mine_classes holiday/ --table=holiday.csv
-    simmim predict --checkpoint=runs/languages/simmim "Wer ein Recht hat, hat es."
-    simmim predict --checkpoint=runs/scenes holiday/ --masks=holiday_masks
-    simmim predict --checkpoint=runs/text talk.wav --srt=subtitles
+    simmim predict runs/mine_classes photo.jpg
+    simmim predict runs/mine_classes holiday/ --table=holiday.csv
+    simmim predict runs/languages/simmim "Wer ein Recht hat, hat es."
+    simmim predict runs/scenes holiday/ --masks=holiday_masks
+    simmim predict runs/text talk.wav --srt=subtitles
 
 IMAGES are files, and whatever config.data.dataset may name: folders, archives, lists,
 arrays; runs on text take lines and files of them. Prints the most probable classes of
@@ -46,7 +46,7 @@ _OWN_FLAGS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Print, write and draw what a run has learned: classes, masks or text."""
     parser = arguments.parser("predict", __doc__)
-    parser.add_argument("--checkpoint", required=True, help="workdir of a trained run")
+    parser.add_argument("run", help="workdir of a trained run, or a checkpoint")
     parser.add_argument(
         "--table", metavar="FILE", help="file to write, .csv, .parquet or .jsonl"
     )
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     verb, kind, predict = "classified", "classes", _classify
     with arguments.explained():
-        learned = layout.read_meta(args.checkpoint)
+        learned = layout.read_meta(args.run)
         if "mask_classes" in learned:
             verb, kind, predict = "segmented", "masks", _segment
         elif "vocabulary" in learned:
@@ -114,7 +114,7 @@ def _check_flags(args: Any, kind: str) -> None:
         if getattr(args, flag) and flag not in _OWN_FLAGS[kind]:
             of = " or ".join(name for name, own in _OWN_FLAGS.items() if flag in own)
             raise UserError(
-                f"--{flag} is for runs that learned {of}, but '{args.checkpoint}' "
+                f"--{flag} is for runs that learned {of}, but '{args.run}' "
                 f"learned {kind}: leave it out."
             )
 
@@ -124,8 +124,8 @@ def _classify(args: Any) -> tuple[int, int]:
     from simmim_jax.tasks.predict import Predictor, open_images, write_predictions
     from simmim_jax.tasks.target_scores import THRESHOLD
 
-    predictor = Predictor.load(args.checkpoint)
-    print(f"{args.checkpoint}: {predictor.describe()}")
+    predictor = Predictor.load(args.run)
+    print(f"{args.run}: {predictor.describe()}")
     if predictor.calibration:
         print(f"calibrated: {predictor.calibration.describe()}")
     data = predictor.config.data
@@ -137,7 +137,7 @@ def _classify(args: Any) -> tuple[int, int]:
             predictor,
             splits,
             args.table,
-            plan={"checkpoint": args.checkpoint, "images": args.images},
+            plan={"checkpoint": args.run, "images": args.images},
             top=args.top,
             every_class=args.every_class,
             threshold=threshold,
@@ -155,11 +155,11 @@ def _segment(args: Any) -> tuple[int, int]:
     from simmim_jax.tasks.predict import open_images
     from simmim_jax.tasks.segment_predict import SegmentPredictor
 
-    segmenter = SegmentPredictor.load(args.checkpoint)
-    print(f"{args.checkpoint}: {segmenter.describe()}")
+    segmenter = SegmentPredictor.load(args.run)
+    print(f"{args.run}: {segmenter.describe()}")
     data = segmenter.config.data
     splits = open_images(data, args.images, args.split or (), args.data_dir)
-    plan = {"checkpoint": args.checkpoint, "images": args.images}
+    plan = {"checkpoint": args.run, "images": args.images}
     return masks.write(segmenter, splits, Path(args.masks or "masks"), plan)
 
 
@@ -167,11 +167,11 @@ def _transcribe(args: Any) -> tuple[int, int]:
     """Return the numbers of sounds that are transcribed and left out."""
     from simmim_jax.tasks.recognize import Recognizer, open_sounds
 
-    recognizer = Recognizer.load(args.checkpoint)
-    print(f"{args.checkpoint}: {recognizer.describe()}")
+    recognizer = Recognizer.load(args.run)
+    print(f"{args.run}: {recognizer.describe()}")
     splits = open_sounds(args.images, args.split or (), args.data_dir)
     if args.table:
-        plan = {"checkpoint": args.checkpoint, "sounds": args.images}
+        plan = {"checkpoint": args.run, "sounds": args.images}
         done, left_out = transcripts.write(
             recognizer, splits, args.table, args.srt, plan
         )
@@ -190,13 +190,13 @@ def _check_answers(args: Any, predictor: "Predictor") -> None:
     """Raise UserError for flags that mean nothing of what a run learned."""
     if args.threshold is not None and not predictor.has_several:
         raise UserError(
-            f"--threshold={args.threshold}: '{args.checkpoint}' did not learn several "
+            f"--threshold={args.threshold}: '{args.run}' did not learn several "
             "classes an image (config.loss='sigmoid'). Leave it out."
         )
     for name in ("every_class", "picture"):
         if getattr(args, name) and predictor.has_numbers:
             raise UserError(
-                f"--{name}: '{args.checkpoint}' learned numbers, which have no "
+                f"--{name}: '{args.run}' learned numbers, which have no "
                 "probabilities. Leave it out."
             )
 

@@ -77,7 +77,7 @@ def compare(config: Compare, workdir: Path) -> dict[str, Any]:
             print(f"{'bad images':<17}  {count:,}, listed in {path}")
     checkpoint = workdir / "simmim" / "checkpoints" / str(steps["simmim"])
     what = "LINES" if config.finetune.data.view == "text" else "IMAGES"
-    predict = shlex.join(["simmim", "predict", f"--checkpoint={checkpoint}", what])
+    predict = shlex.join(["simmim", "predict", str(checkpoint), what])
     print(f"{f'next: {kind.purpose}':<17}  {predict}")
     return summary
 

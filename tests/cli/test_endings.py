@@ -118,7 +118,7 @@ def test_a_fine_tuned_run_names_prediction(tmp_path):
         str(tmp_path / "augmented.png"),
     ]
     assert shlex.split(command)[2:] == [
-        *("simmim", "predict", f"--checkpoint={tmp_path}", "IMAGES"),
+        *("simmim", "predict", str(tmp_path), "IMAGES"),
     ]
 
 

@@ -39,8 +39,8 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
-def run(*args, status=0):
-    argv = [f"--checkpoint={CHECKPOINT}", *map(str, args)]
+def run(*args, checkpoint=CHECKPOINT, status=0):
+    argv = [str(checkpoint), *map(str, args)]
     if not status:
         return predict.main(argv)
     with pytest.raises(SystemExit) as exit_:
@@ -254,7 +254,7 @@ def test_a_table_that_cannot_be_written(folder, without_root, tmp_path):
 
 
 def test_a_folder_of_runs_as_checkpoint_names_them(tmp_path):
-    said = run(tmp_path, f"--checkpoint={CHECKPOINT.parent}", status=1)
+    said = run(tmp_path, checkpoint=CHECKPOINT.parent, status=1)
     assert "has no checkpoint in it. Expected the workdir of a run" in said
     assert f"It has those of other runs: {CHECKPOINT}, " in said
 
@@ -303,5 +303,5 @@ def test_padding_changes_no_probability(count, predictor):
 
 
 def test_a_run_without_classes_is_refused(tmp_path):
-    said = run(tmp_path, f"--checkpoint={CHECKPOINT.parent / 'pretrain'}", status=1)
+    said = run(tmp_path, checkpoint=CHECKPOINT.parent / "pretrain", status=1)
     assert "learns no classes" in said

@@ -97,7 +97,7 @@ def test_the_command_writes_tables_and_pictures(run, tmp_path, capsys):
     image = tmp_path / "a.png"
     Image.fromarray(source.images[0, ..., 0]).save(image)
     files = [str(image), f"--table={tmp_path / 't.csv'}"]
-    predict.main([f"--checkpoint={run}", *files])
+    predict.main([str(run), *files])
     (row,) = csv.DictReader((tmp_path / "t.csv").open())
     assert float(row["probability"]) == pytest.approx(shares[0].max(), rel=1e-5)
     tempered = shares[0].astype(float) ** (1 / fitted.temperature)
@@ -105,7 +105,7 @@ def test_the_command_writes_tables_and_pictures(run, tmp_path, capsys):
     assert float(row["calibrated"]) == pytest.approx(tempered.max(), rel=1e-4)
     assert float(row["calibrated_2"]) == pytest.approx(sorted(tempered)[-2], rel=1e-4)
     capsys.readouterr()
-    predict.main([f"--checkpoint={run}", str(image), "--top=1"])
+    predict.main([str(run), str(image), "--top=1"])
     printed = capsys.readouterr().out
     assert f"calibrated: {fitted.describe()}" in printed
     assert printed.endswith(f" {shares[0].max():.1%} / {tempered.max():.1%}\n")

@@ -139,13 +139,13 @@ def test_classes_above_the_threshold_are_printed(several, folder, tmp_path, caps
     predictor = simmim_jax.load(workdir)
     shares = predictor(pixels[:10, ..., None])
     files = [str(folder / row["path"]) for row in rows[:10]]
-    predict_command.main([f"--checkpoint={workdir}", *files, "--threshold=0.3"])
+    predict_command.main([str(workdir), *files, "--threshold=0.3"])
     _, *lines = capsys.readouterr().out.splitlines()
     tables = {}
     for threshold in (0.3, 0.999999):
         table = tmp_path / f"{threshold}.csv"
         flags = [f"--threshold={threshold}", f"--table={table}"]
-        predict_command.main([f"--checkpoint={workdir}", *files, *flags])
+        predict_command.main([str(workdir), *files, *flags])
         tables[threshold] = [row["classes"] for row in csv.DictReader(table.open())]
     for line, row, listed in zip(lines, shares, tables[0.3], strict=True):
         expected = [i for i in np.argsort(-row) if row[i] >= 0.3]
@@ -156,7 +156,7 @@ def test_classes_above_the_threshold_are_printed(several, folder, tmp_path, caps
     assert tables[0.999999] == [""] * 10
     with pytest.raises(SystemExit, match="did not learn several"):
         predict_command.main(
-            ["--checkpoint=tests/workdirs/e0607c8/finetune", *files, "--threshold=0.3"]
+            ["tests/workdirs/e0607c8/finetune", *files, "--threshold=0.3"]
         )
 
 
@@ -191,15 +191,15 @@ def test_numbers_are_learned(numbers, folder, tmp_path, capsys):
     assert scores[0]["mae_low"] < scores[0]["mae"] < scores[0]["mae_high"]
     table = tmp_path / "t.csv"
     image = str(folder / rows[0]["path"])
-    predict_command.main([f"--checkpoint={workdir}", image, f"--table={table}"])
+    predict_command.main([str(workdir), image, f"--table={table}"])
     (row,) = csv.DictReader(table.open())
     assert float(row["predicted left"]) == pytest.approx(found[0, 0], rel=1e-5)
     capsys.readouterr()
-    predict_command.main([f"--checkpoint={workdir}", image])
+    predict_command.main([str(workdir), image])
     said = f"left {found[0, 0]:.6g}, right {found[0, 1]:.6g}\n"
     assert capsys.readouterr().out.endswith(said)
     with pytest.raises(SystemExit, match="learned numbers, which have no"):
-        predict_command.main([f"--checkpoint={workdir}", image, "--every_class"])
+        predict_command.main([str(workdir), image, "--every_class"])
 
 
 @pytest.mark.slow

@@ -253,7 +253,7 @@ def test_the_command_writes_masks(trained, tmp_path, capsys):
 
 
 def segment_files(trained, *args):
-    predict.main([f"--checkpoint={trained}", *map(str, args)])
+    predict.main([str(trained), *map(str, args)])
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def test_finetuning_and_predictions_of_lines(workdir, table, tmp_path, capsys):
     assert sorted(found[0]) == ["French", "German"]
     assert classifier.embed(["der die das", "le la"]).shape == (2, 16)
     (tmp_path / "lines.txt").write_text("le la les\n\nder\n")
-    argv = [f"--checkpoint={tmp_path / 'languages'}", f"--picture={tmp_path / 'p.png'}"]
+    argv = [str(tmp_path / "languages"), f"--picture={tmp_path / 'p.png'}"]
     predict.main([*argv, "der die das", str(tmp_path / "lines.txt")])
     printed = capsys.readouterr().out
     for line in ("der die das  ", "le la les  ", "der        "):

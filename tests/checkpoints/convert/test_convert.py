@@ -651,7 +651,7 @@ def test_predict_runs_on_a_converted_classifier(tmp_path, photo):
     names.write_text("\n".join(["one", "two", "three", "four", "five"]))
     named = convert(bare, tmp_path / "named", f"--classes={names}")
     output = commands.run(
-        f"--checkpoint={named}",
+        str(named),
         f"--picture={tmp_path / 'out.png'}",
         photo,
         module="simmim_jax.predict",
