@@ -9,6 +9,7 @@ from PIL import Image
 
 from simmim_jax.augment.normalization import Normalization
 from simmim_jax.checkpoints import store
+from simmim_jax.checkpoints.convert.model import param_shapes
 from simmim_jax.checkpoints.convert.overrides import OFFICIAL_DATA
 from simmim_jax.cli.convert import main
 from simmim_jax.config import schema
@@ -112,11 +113,12 @@ def make(path: Path, model: dict, *, encoder_only: bool = False, **data) -> dict
     data = DATA | data
     height, width = data["image_size"]
     module = build(model, len(classes), encoder_only)
-    inputs = [images((height, width))]
+    inputs = [jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)]
     if not classes:
         p, q = model["patch_size"]
-        inputs.append(mask((height // p, width // q)))
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+        grid = jax.ShapeDtypeStruct((1, height // p, width // q), jnp.bool_)
+        inputs.append(grid)
+    shapes = param_shapes(module, *inputs)
     params = random_like({"encoder": shapes} if encoder_only else shapes)
     config = {"dtype": "float32", "model": model, "data": data}
     config["mode"] = "finetune" if classes else "pretrain"

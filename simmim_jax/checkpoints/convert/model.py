@@ -1,6 +1,7 @@
 """A model between two formats: official tensors, and fields of our configs."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -268,8 +269,14 @@ class Model:
         else:
             module = build_encoder(dtype=jnp.float32, **self.model)
             inputs = [images, mask] if "mask_token" in self.state else [images]
-        shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+        shapes = param_shapes(module, *inputs)
         return {"encoder": shapes} if self.kind == "encoder" else shapes
+
+
+@functools.cache  # tracing a Swin-L takes seconds, and a conversion asks twice
+def param_shapes(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> Mapping[str, Any]:
+    """Return the shapes of a module's parameters for such inputs."""
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
 def unwrap(
