@@ -138,16 +138,40 @@ def test_bundled_sets_exist():
 # ---- Sizes ---------------------------------------------------------------------------
 
 
+# Millions of parameters of the encoders.
+PUBLISHED = {
+    # Swin V2 of the data-scaling study (MODELHUB of Swin-Transformer).
+    "swin_v2_small": 49,
+    "swin_v2_base": 87,
+    "swin_v2_large": 195,
+    "swin_v2_huge": 655,
+    # From the papers: Swin with its head of 1000 classes; ViT without tables.
+    "swin_tiny": 28,
+    "swin_small": 49,
+    "swin_base": 87,
+    "swin_large": 195,
+    "vit_small": 21,
+    "vit_base": 86,
+    "vit_large": 304,
+    "vit_huge": 631,
+}
+
+
 @pytest.mark.parametrize("name", models.VARIANTS)
-def test_every_size_can_be_pre_trained(name):
+def test_every_size_is_the_published_one_and_can_be_pre_trained(name):
     config = load("sizes", name)
     assert config.model.embed_dim == models.VARIANTS[name]["embed_dim"]
     mask = jnp.zeros((1, *patch_grid(config)), bool)
     images = jnp.zeros((1, *config.data.image_size, 3))
     model = build_simmim(dtype="float32", **config.model)
-    variables = zeros(model, images, mask)
-    shape = jax.eval_shape(model.apply, {"params": variables}, images, mask).shape
-    assert shape == images.shape
+    prediction, variables = jax.eval_shape(
+        model.init_with_output, jax.random.key(0), images, mask
+    )
+    assert prediction.shape == images.shape
+    if name in PUBLISHED:
+        parameters = jax.tree.leaves(variables["params"]["encoder"])
+        count = sum(p.size for p in parameters) / 1e6
+        assert count == pytest.approx(PUBLISHED[name], abs=1)
     check(load("sizes", f"{name},smoke"))
 
 

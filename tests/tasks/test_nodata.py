@@ -1,6 +1,7 @@
 """Pixels without data in a training step: they neither count nor spread."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +41,16 @@ def prepared(values, normalization=NORMALIZATION):
 def loss_and_slopes(inputs, objective):
     """Return the loss of a batch and its gradient."""
     model = dataclasses.replace(MODEL, downsample=objective.downsample)
+    params = random_params(model, inputs["image"], inputs["mask"])
+    return compiled(model, objective, params, inputs)
 
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def compiled(model, objective, params, inputs):
     def loss(params):
         return pretrain_loss(model, objective)(params, inputs, jax.random.key(0))[0]
 
-    params = random_params(model, inputs["image"], inputs["mask"])
-    return jax.jit(jax.value_and_grad(loss))(params)
+    return jax.value_and_grad(loss)(params)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
