@@ -1,5 +1,7 @@
 """Errors of the command line: at once, and as a helpful sentence."""
 
+import json
+import subprocess
 import sys
 import time
 
@@ -17,48 +19,82 @@ PRETRAIN = "--config=tests/tiny_config.py:pretrain"
 FINETUNE = "--config=tests/tiny_config.py:finetune"
 
 
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        ([], "--config is missing: try --config=quickstart"),
-        (["--config=configs/nope.py"], "--config=configs/nope.py does not exist"),
-        (["--config=configs/quickstart.py:x"], "expected 'smoke' or nothing"),
-        ([PRETRAIN, "--config.optim.lrr=1"], 'field lrr: Did you mean "lr"'),
-        (
-            [PRETRAIN, "--config.data.batch_size=abc"],
-            "config.data.batch_size='abc': expected a whole number.",
-        ),
-        ([PRETRAIN, "--config.data.dataset=/none"], "'/none' does not exist"),
-        (
-            ["--config=configs/vit_base.py", "--config.data.data_dir=/none"],
-            "download_and_prepare",
-        ),
-        ([PRETRAIN, "--config.data.image_size=28"], "expected height and width"),
-        ([PRETRAIN, "--config.data.channels=3"], "expected one number for each"),
-        ([PRETRAIN, "--config.data.batch_size=0"], "batch_size=0: expected 1 or more"),
-        ([PRETRAIN, "--config.optim.accumulation=-1"], "expected 1 or more"),
-        ([PRETRAIN, "--config.profile.num_steps=-1"], "expected 0 or more"),
-        ([PRETRAIN, "--config.mode=compare"], "this config is no comparison"),
-        (
-            ["--config=configs/climate.py", "--config.mode=pretrain"],
-            "this config is a comparison",
-        ),
-        ([PRETRAIN, "--config.dtype=float16"], "expected one of ('auto'"),
-        ([PRETRAIN, "--config.data.eval_crop=1.2"], "expected 0 to 1"),
-        ([PRETRAIN, "--config.data.max_bad_fraction=5"], "expected 0 to 1"),
-        ([PRETRAIN, "--config.data.num_threads=0"], "expected 1 or more, or -1"),
-        ([PRETRAIN, "--config.ema_decay=1"], "config.ema_decay=1.0: expected 0 up to"),
-        ([PRETRAIN, "--config.data.interpolation=x"], "expected one of ('nearest'"),
-        ([PRETRAIN, "--config.mode=train"], "config.mode='train': expected one of"),
-        ([FINETUNE, "--config.init_from=/none"], "'/none' has no checkpoint"),
-        ([PRETRAIN, "--wrkdir=x"], 'Did you mean "--workdir"?'),
-        ([PRETRAIN, "x"], "unexpected arguments ['x']"),
-    ],
-)
-def test_errors_at_once(args, says, tmp_path):
+ERRORS = [
+    ([], "--config is missing: try --config=quickstart"),
+    (["--config=configs/nope.py"], "--config=configs/nope.py does not exist"),
+    (["--config=configs/quickstart.py:x"], "expected 'smoke' or nothing"),
+    ([PRETRAIN, "--config.optim.lrr=1"], 'field lrr: Did you mean "lr"'),
+    (
+        [PRETRAIN, "--config.data.batch_size=abc"],
+        "config.data.batch_size='abc': expected a whole number.",
+    ),
+    ([PRETRAIN, "--config.data.dataset=/none"], "'/none' does not exist"),
+    (
+        ["--config=configs/vit_base.py", "--config.data.data_dir=/none"],
+        "download_and_prepare",
+    ),
+    ([PRETRAIN, "--config.data.image_size=28"], "expected height and width"),
+    ([PRETRAIN, "--config.data.channels=3"], "expected one number for each"),
+    ([PRETRAIN, "--config.data.batch_size=0"], "batch_size=0: expected 1 or more"),
+    ([PRETRAIN, "--config.optim.accumulation=-1"], "expected 1 or more"),
+    ([PRETRAIN, "--config.profile.num_steps=-1"], "expected 0 or more"),
+    ([PRETRAIN, "--config.mode=compare"], "this config is no comparison"),
+    (
+        ["--config=configs/climate.py", "--config.mode=pretrain"],
+        "this config is a comparison",
+    ),
+    ([PRETRAIN, "--config.dtype=float16"], "expected one of ('auto'"),
+    ([PRETRAIN, "--config.data.eval_crop=1.2"], "expected 0 to 1"),
+    ([PRETRAIN, "--config.data.max_bad_fraction=5"], "expected 0 to 1"),
+    ([PRETRAIN, "--config.data.num_threads=0"], "expected 1 or more, or -1"),
+    ([PRETRAIN, "--config.ema_decay=1"], "config.ema_decay=1.0: expected 0 up to"),
+    ([PRETRAIN, "--config.data.interpolation=x"], "expected one of ('nearest'"),
+    ([PRETRAIN, "--config.mode=train"], "config.mode='train': expected one of"),
+    ([FINETUNE, "--config.init_from=/none"], "'/none' has no checkpoint"),
+    ([PRETRAIN, "--wrkdir=x"], 'Did you mean "--workdir"?'),
+    ([PRETRAIN, "x"], "unexpected arguments ['x']"),
+]
+# Prints the message with which `simmim train` ends, for each list of arguments.
+MESSAGES = """
+import json, sys
+from simmim_jax.cli.train import main
+
+messages = []
+for args in json.loads(sys.argv[1]):
+    try:
+        main(args)
+    except SystemExit as error:
+        messages.append(error.code)
+assert "jax" not in sys.modules
+print(json.dumps(messages))
+"""
+
+
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory):
+    """Messages for ERRORS, from one process that never imports JAX."""
+    workdir = tmp_path_factory.mktemp("errors") / "run"
+    cases = json.dumps([[*args, f"--workdir={workdir}"] for args, _ in ERRORS])
+    found = subprocess.run(
+        [sys.executable, "-c", MESSAGES, cases],
+        cwd=commands.ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert not workdir.exists()
+    return json.loads(found.stdout)
+
+
+@pytest.mark.parametrize("case", range(len(ERRORS)), ids=[str(e[0]) for e in ERRORS])
+def test_errors_at_once(case, messages):
+    assert ERRORS[case][1] in messages[case]
+
+
+def test_an_error_is_all_that_the_command_prints(tmp_path):
     begin = time.monotonic()
-    output = commands.run(*args, f"--workdir={tmp_path / 'run'}", status=1)
-    assert says in output
+    output = commands.run(f"--workdir={tmp_path / 'run'}", status=1)
+    assert output.startswith("--config is missing: try --config=quickstart")
     assert "Traceback" not in output
     # A second on an idle machine; JAX alone takes longer to import than that.
     assert time.monotonic() - begin < 5
