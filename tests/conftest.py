@@ -1,6 +1,7 @@
 """What every test module has."""
 
 import contextlib
+import gc
 import os
 import signal
 import tempfile
@@ -18,8 +19,21 @@ if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1" and versi
         f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
     )
 
+# What one module or process compiled, all others of the session load. Workers inherit
+# the folder from the process that started them, which removes it.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _programs = tempfile.TemporaryDirectory(prefix="simmim_jax-programs-")
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": _programs.name,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
 import jax
 import pytest
+
+# Tracing makes many objects, but few cycles: looking for them took a tenth of the time.
+gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="module")

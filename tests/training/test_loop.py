@@ -81,7 +81,11 @@ def test_killed_finetuning_with_an_average_resumes_bit_for_bit(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_before_the_first_step_ends_the_run_at_once(number, tmp_path):
+def test_signal_before_the_first_step_ends_the_run_at_once(
+    number, tmp_path, monkeypatch
+):
+    # Loading the step would leave no time for the signal.
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
     process = commands.start(*commands.tiny("pretrain", tmp_path))
     for line in process.stdout:
         if "compiling the training step" in line:
@@ -97,9 +101,11 @@ def test_signal_before_the_first_step_ends_the_run_at_once(number, tmp_path):
 )
 @pytest.mark.slow
 def test_a_resumed_run_that_is_not_training_ends_at_once_with_75(
-    moment, uninterrupted, tmp_path
+    moment, uninterrupted, tmp_path, monkeypatch
 ):
     commands.copy_run(uninterrupted, tmp_path, 4)
+    # Loading the step would leave no time for the signal.
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
     process = commands.start(*commands.tiny("pretrain", tmp_path))
     for line in process.stdout:
         if moment in line:
