@@ -1,7 +1,7 @@
 """Cost of a layer by the TPU compiler's estimates: ours, a textbook's, older revisions.
 
     python -m benchmarks.tpu_compiler
-    python -m benchmarks.tpu_compiler --variant=swin_base --revision=v0.1.0
+    python -m benchmarks.tpu_compiler --variant=swin_base --revision=e0607c8
 
 Compiles the whole training step with AdamW in bfloat16 for a host with four chips of
 v5e, at two depths of the model; the difference is the cost of the added layers. Needs
@@ -174,7 +174,7 @@ def main() -> None:
     for fields in args.ours or [""]:
         set_fields = ["--set", *fields.split()] if fields else []
         measure(f"ours {fields}".strip(), ROOT, *set_fields)
-    if args.variant.startswith("vit") and not args.no_textbook:
+    if not args.no_textbook:
         measure("textbook", ROOT, "--textbook")
     for revision in args.revision:
         with checkout(revision) as root:

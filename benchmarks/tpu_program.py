@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -51,20 +52,26 @@ def config_of(args: argparse.Namespace) -> schema.Pretrain:
 
 
 def textbook(config: schema.Pretrain) -> SimMIM:
-    """Return SimMIM around the textbook's ViT."""
+    """Return SimMIM around the textbook's ViT or Swin."""
     sys.path.append(str(Path(__file__).parent))
+    from textbook_swin import TextbookSwin
     from textbook_vit import TextbookViT
 
     m = config.model
     dtype = jnp.dtype(config.dtype)
-    encoder = TextbookViT(
-        patch_size=m.patch_size[0],
-        width=m.embed_dim,
-        depth=m.depth,
-        heads=m.num_heads,
-        drop_path_rate=m.drop_path_rate,
-        dtype=dtype,
-    )
+    shared = {"patch_size": m.patch_size[0], "width": m.embed_dim, "dtype": dtype}
+    encoder: nn.Module
+    if hasattr(m, "depths"):
+        encoder = TextbookSwin(
+            depths=m.depths, heads=m.num_heads, window=m.window_size, **shared
+        )
+    else:
+        encoder = TextbookViT(
+            depth=m.depth,
+            heads=m.num_heads,
+            drop_path_rate=m.drop_path_rate,
+            **shared,
+        )
     return SimMIM(encoder, dtype)
 
 

@@ -23,17 +23,16 @@ from simmim_jax.models.layers import (
     replace_masked,
     truncated_normal,
 )
-from simmim_jax.models.pallas_attention import MAX_TOKENS
+from simmim_jax.models.pallas_attention import LANES, MAX_TOKENS, on_tpu
 from simmim_jax.models.windows import (
     band_mask,
     band_places,
     bias_at,
     fit_window,
     fits_bands,
-    from_bands,
     from_windows,
+    roll_grids,
     shift_mask,
-    to_bands,
     to_windows,
 )
 
@@ -105,7 +104,7 @@ class Block(nn.Module):
     mlp_ratio: float
     norm_eps: float
     post_norm: bool
-    in_bands: bool  # attend in bands of windows if they fit the kernel
+    max_band: int  # attend in bands of windows if they have at most so many tokens
     kernel_init: Initializer
     dtype: jnp.dtype
 
@@ -124,16 +123,15 @@ class Block(nn.Module):
 
         def attend(x: jax.Array) -> jax.Array:
             attention = self.attention(name="attn")
-            x = rearrange(x, "(b h w) d -> b h w d", h=height, w=width)
-            if self.in_bands and fits_bands(grid, window, MAX_TOKENS):
-                x = to_bands(x, shift)
+            if fits_bands(grid, window, self.max_band):
+                x = roll_grids(x, grid, shift)
                 places = band_places(grid, window, shift)
                 x = attention(x, window, band_mask(grid, window, shift), places)
-                x = from_bands(x, grid, shift)
-            else:
-                x = to_windows(x, window, shift, self.pad_after_shift)
-                x = attention(x, window, shift_mask(grid, window, shift))
-                x = from_windows(x, grid, window, shift, self.pad_after_shift)
+                return roll_grids(x, grid, -shift)
+            x = rearrange(x, "(b h w) d -> b h w d", h=height, w=width)
+            x = to_windows(x, window, shift, self.pad_after_shift)
+            x = attention(x, window, shift_mask(grid, window, shift))
+            x = from_windows(x, grid, window, shift, self.pad_after_shift)
             return rearrange(x, "b h w d -> (b h w) d")
 
         mlp = Mlp(
@@ -331,7 +329,7 @@ class Swin(nn.Module):
             block = functools.partial(
                 Block,
                 attention=self.window_attention(stage, implementation),
-                in_bands=implementation == "pallas",
+                max_band=max_band(implementation),
                 window_size=self.window_size,
                 pad_after_shift=self.pad_after_shift,
                 mlp_ratio=self.mlp_ratio,
@@ -349,6 +347,17 @@ class Swin(nn.Module):
             outputs.append(features)
         x = nn.LayerNorm(self.norm_eps, dtype=x.dtype, name="norm")(x)
         return Encoded(x, None, (*outputs[:-1], x) if stages else ())
+
+
+def max_band(implementation: str) -> int:
+    """Return the tokens of the largest bands that attention is fastest in; 0: none.
+
+    A TPU computes the logits of windows of 36 tokens no faster than those of bands of
+    up to 128, which need no copies to cut.
+    """
+    if implementation == "pallas":
+        return MAX_TOKENS
+    return LANES if on_tpu() else 0
 
 
 def _check_stages(

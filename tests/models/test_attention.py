@@ -7,7 +7,7 @@ import official_cases
 import pytest
 from test_golden import norms, pretrain_loss
 
-from simmim_jax.models import attention
+from simmim_jax.models import attention, swin
 from simmim_jax.models.attention import self_attention
 
 
@@ -64,7 +64,8 @@ CASES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_official_numbers_with_the_tpu_formulation(case, monkeypatch):
-    monkeypatch.setattr(attention, "on_tpu", lambda: True)
+    for module in (attention, swin):
+        monkeypatch.setattr(module, "on_tpu", lambda: True)
     model = official_cases.build(case["arch"])
     params = official_cases.golden_params(model, case)
     images, mask = official_cases.images(case), official_cases.masks(case)

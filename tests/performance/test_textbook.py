@@ -1,4 +1,4 @@
-"""Equality of our ViT and the textbook's, which benchmarks compare."""
+"""Equality of our encoders and the textbook's, which benchmarks compare."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from benchmarks.textbook_swin import TextbookSwin
 from benchmarks.textbook_vit import TextbookViT
 from simmim_jax.models.simmim import SimMIM
+from simmim_jax.models.swin import Swin
 from simmim_jax.models.vit import ViT
 
 HEADS = 4
-NAMES = {
+VIT_NAMES = {
     "relative_position_bias_table": "rel_pos_bias/relative_position_bias_table",
     "Conv_0": "patch_embed",
     "Block_": "blocks_",
@@ -25,13 +27,24 @@ NAMES = {
 }
 
 
-def textbooks(ours, like):
+SWIN_NAMES = {
+    "patch_norm": "patch_embed/norm",
+    "_blocks_": "/blocks_",
+    "attn/qkv/": "attn/qkv_",
+    "fc1": "mlp/fc1",
+    "fc2": "mlp/fc2",
+    "_reduction": "/downsample/reduction",
+    "_norm/": "/downsample/norm/",
+}
+
+
+def textbooks(ours, like, names):
     """Return our parameters with the names and shapes of the textbook's."""
     ours = flatten_dict(ours, sep="/")
     found = {}
     for name, shape in flatten_dict(like, sep="/").items():
         source = name
-        for theirs, our in NAMES.items():
+        for theirs, our in names.items():
             source = source.replace(theirs, our)
         for i, part in enumerate("qkv"):
             if source.endswith(f"attn/{part}/kernel"):
@@ -47,14 +60,32 @@ def textbooks(ours, like):
     return unflatten_dict(found, sep="/")
 
 
+SIZES = {"drop_path_rate": 0.1, "depth": 2, "dtype": jnp.float32}
+STAGES = {"depths": (2, 2), "dtype": jnp.float32}
+MODELS = {
+    "vit": (
+        ViT(patch_size=(16, 16), embed_dim=64, num_heads=HEADS, **SIZES),
+        TextbookViT(patch_size=16, width=64, heads=HEADS, **SIZES),
+        VIT_NAMES,
+        (64, 4),
+    ),
+    "swin": (
+        Swin(embed_dim=32, num_heads=(2, 4), window_size=4, **STAGES),
+        TextbookSwin(patch_size=4, width=32, heads=(2, 4), window=4, **STAGES),
+        SWIN_NAMES,
+        (32, 8),
+    ),
+}
+
+
 @pytest.mark.slow
-def test_predictions_are_equal():
-    sizes = {"depth": 2, "drop_path_rate": 0.1, "dtype": jnp.float32}
-    ours = SimMIM(ViT(patch_size=(16, 16), embed_dim=64, num_heads=HEADS, **sizes))
-    textbook = SimMIM(TextbookViT(patch_size=16, width=64, heads=HEADS, **sizes))
+@pytest.mark.parametrize("name", MODELS)
+def test_predictions_are_equal(name):
+    encoder, theirs, names, (size, grid) = MODELS[name]
+    ours, textbook = SimMIM(encoder), SimMIM(theirs)
     rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.normal(size=(2, 64, 64, 3)), jnp.float32)
-    mask = jnp.asarray(rng.random((2, 4, 4)) < 0.6)
+    images = jnp.asarray(rng.normal(size=(2, size, size, 3)), jnp.float32)
+    mask = jnp.asarray(rng.random((2, grid, grid)) < 0.6)
     key = jax.random.key(0)
     params = ours.init(key, images, mask)["params"]
     # Biases and tables start at zero.
@@ -65,7 +96,7 @@ def test_predictions_are_equal():
         x.size for x in jax.tree.leaves(params)
     )
     np.testing.assert_allclose(
-        textbook.apply({"params": textbooks(params, like)}, images, mask),
+        textbook.apply({"params": textbooks(params, like, names)}, images, mask),
         ours.apply({"params": params}, images, mask),
         rtol=2e-4,
         atol=2e-4,
