@@ -54,29 +54,30 @@ ERRORS = [
     ([PRETRAIN, "--wrkdir=x"], 'Did you mean "--workdir"?'),
     ([PRETRAIN, "x"], "unexpected arguments ['x']"),
 ]
-# Prints the message with which `simmim train` ends, for each list of arguments.
-MESSAGES = """
-import json, sys
+# Prints how `simmim train` ends for each list of arguments, and after how long.
+ENDINGS = """
+import json, sys, time
 from simmim_jax.cli.train import main
 
-messages = []
+endings = []
 for args in json.loads(sys.argv[1]):
+    begin = time.monotonic()
     try:
         main(args)
     except SystemExit as error:
-        messages.append(error.code)
+        endings.append([error.code, time.monotonic() - begin])
 assert "jax" not in sys.modules
-print(json.dumps(messages))
+print(json.dumps(endings))
 """
 
 
 @pytest.fixture(scope="module")
-def messages(tmp_path_factory):
-    """Messages for ERRORS, from one process that never imports JAX."""
+def endings(tmp_path_factory):
+    """Message and seconds for each of ERRORS, from a process that never imports JAX."""
     workdir = tmp_path_factory.mktemp("errors") / "run"
     cases = json.dumps([[*args, f"--workdir={workdir}"] for args, _ in ERRORS])
     found = subprocess.run(
-        [sys.executable, "-c", MESSAGES, cases],
+        [sys.executable, "-c", ENDINGS, cases],
         cwd=commands.ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -87,8 +88,12 @@ def messages(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", range(len(ERRORS)), ids=[str(e[0]) for e in ERRORS])
-def test_errors_at_once(case, messages):
-    assert ERRORS[case][1] in messages[case]
+def test_errors_at_once(case, endings):
+    message, seconds = endings[case]
+    # A process that ends with a text prints it, and has status 1.
+    assert ERRORS[case][1] in message
+    assert "Traceback" not in message
+    assert seconds < 5
 
 
 def test_an_error_is_all_that_the_command_prints(tmp_path):
