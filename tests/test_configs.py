@@ -140,6 +140,8 @@ def test_bundled_sets_exist():
 
 # Millions of parameters of the encoders.
 PUBLISHED = {
+    # With its head of 1000 classes (README of Swin-Transformer).
+    "swin_v2_tiny": 28,
     # Swin V2 of the data-scaling study (MODELHUB of Swin-Transformer).
     "swin_v2_small": 49,
     "swin_v2_base": 87,
@@ -168,10 +170,9 @@ def test_every_size_is_the_published_one_and_can_be_pre_trained(name):
         model.init_with_output, jax.random.key(0), images, mask
     )
     assert prediction.shape == images.shape
-    if name in PUBLISHED:
-        parameters = jax.tree.leaves(variables["params"]["encoder"])
-        count = sum(p.size for p in parameters) / 1e6
-        assert count == pytest.approx(PUBLISHED[name], abs=1)
+    parameters = jax.tree.leaves(variables["params"]["encoder"])
+    count = sum(p.size for p in parameters) / 1e6
+    assert count == pytest.approx(PUBLISHED[name], abs=1)
     check(load("sizes", f"{name},smoke"))
 
 
