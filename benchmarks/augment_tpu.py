@@ -8,9 +8,7 @@ often as it is drawn, and if it always drew the costliest, as `simmim aot` count
 """
 
 import argparse
-import json
 import statistics
-from pathlib import Path
 
 from simmim_jax.performance import slices
 
@@ -69,14 +67,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", default="v5e-4")
     parser.add_argument("--batch-size", type=int, default=128, help="images a chip")
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    result = estimate(args.topology, args.batch_size)
     print(f"{args.topology}, {args.batch_size} images a chip, estimated")
-    for name, value in result.items():
+    for name, value in estimate(args.topology, args.batch_size).items():
         print(f"{value:9.2f}  {name}")
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ since a batch would compute them all.
 
 On TPUs, where gathers are slow, images take turns, and each branches to its operation;
 tables and warps are matrix products. benchmarks/augment.py measures the cost on a CPU,
-and estimates it for TPUs.
+benchmarks/augment_tpu.py estimates it for TPUs.
 """
 
 import functools
