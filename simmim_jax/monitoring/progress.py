@@ -6,10 +6,12 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 LOG_LINE_SECONDS = 10.0
 ESTIMATE_STEPS = 3  # timed before the first estimate of the time left
@@ -71,6 +73,26 @@ def say(text: str, stream: TextIO | None = None) -> None:
     stream = sys.stdout if stream is None else stream
     _Bar.write(text, file=stream)
     stream.flush()
+
+
+def watch(
+    items: Iterable[T],
+    count: int,
+    *,
+    title: str,
+    stream: TextIO | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[T]:
+    """Yield `count` items, and print how many are done every 10 s.
+
+    For a part of a run that may be short: above the bar if there is one.
+    """
+    begin = shown = clock()
+    for done, item in enumerate(items):
+        if clock() - shown >= LOG_LINE_SECONDS:
+            shown = clock()
+            say(_meter(title, done, count, shown - begin), stream)
+        yield item
 
 
 class Progress(abc.ABC):
@@ -184,15 +206,9 @@ class LogProgress(Progress):
     def _line(self, step: int, values: Sequence[str]) -> str:
         assert self._start is not None
         first_step, first_time = self._start
-        return tqdm.format_meter(
-            step,
-            self.total_steps,
-            elapsed=self._clock() - first_time,
-            initial=first_step,
-            prefix=self.title,
-            bar_format=_LOG_LINE,
-            values=_join(values),
-        )
+        elapsed = self._clock() - first_time
+        total = self.total_steps
+        return _meter(self.title, step, total, elapsed, first_step, _join(values))
 
     def _print(self, line: str) -> None:
         self._held_line = ""
@@ -224,6 +240,20 @@ class _Bar(tqdm):
 
 # Worker processes draw nothing, so tqdm's default lock across processes is not needed.
 _Bar.set_lock(threading.RLock())
+
+
+def _meter(
+    title: str, step: int, total: int, elapsed: float, first: int = 0, values: str = ""
+) -> str:
+    return tqdm.format_meter(
+        step,
+        total,
+        elapsed=elapsed,
+        initial=first,
+        prefix=title,
+        bar_format=_LOG_LINE,
+        values=values,
+    )
 
 
 def _join(values: Sequence[str]) -> str:

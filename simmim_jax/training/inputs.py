@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from simmim_jax.data.loader.pipeline import TrainIterator
+from simmim_jax.data.loader.pipeline import EvalBatches, TrainIterator
+from simmim_jax.monitoring.progress import watch
 from simmim_jax.runtime import sharding
 
 # Batches on the devices beside the one that is being used.
@@ -29,6 +30,13 @@ def batches_on_devices(
             batch = next(iterator)
             ahead.append((sharding.to_devices(batch, mesh), iterator.get_state()))
         yield ahead.popleft()
+
+
+def watched(batches: EvalBatches) -> Iterable[dict[str, np.ndarray]]:
+    """Return the batches of an evaluation, whose progress the first process prints."""
+    if jax.process_index():
+        return batches
+    return watch(batches, len(batches), title="evaluating")
 
 
 def results_of_pass(

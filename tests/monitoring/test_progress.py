@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tqdm.std
 
-from simmim_jax.monitoring.progress import make_progress, say
+from simmim_jax.monitoring.progress import make_progress, say, watch
 from simmim_jax.monitoring.writer import MetricWriter
 
 ROOT = Path(__file__).parents[2]
@@ -264,3 +264,14 @@ def test_eta_counts_from_the_resumed_step(tmp_path):
     assert stream.getvalue().splitlines()[-1] == (
         "pretrain  90061/100000  eta 2:45:39  loss nan"
     )
+
+
+def test_a_long_part_of_a_run_says_every_ten_seconds_where_it_is():
+    stream, clock = io.StringIO(), Clock()
+    for _ in watch(range(40), 40, title="evaluating", stream=stream, clock=clock):
+        clock.now += 1.0
+    assert stream.getvalue().splitlines() == [
+        "evaluating  10/40  eta 00:30",
+        "evaluating  20/40  eta 00:20",
+        "evaluating  30/40  eta 00:10",
+    ]
