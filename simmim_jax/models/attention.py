@@ -9,8 +9,8 @@ import numpy as np
 from einops import rearrange
 
 from simmim_jax.errors import UserError
-from simmim_jax.models.layers import Initializer, product
-from simmim_jax.models.pallas_attention import fused_attention, on_tpu
+from simmim_jax.models.layers import Initializer, on_cpu, on_tpu, product
+from simmim_jax.models.pallas_attention import fused_attention
 
 # XLA runs everywhere; "pallas" is our own kernel for TPUs.
 IMPLEMENTATIONS = ("xla", "pallas")
@@ -64,7 +64,7 @@ def attention(
         qkv += qkv_bias.astype(qkv.dtype)
     q, k, v = _split(qkv, batch, num_heads)
     logits = jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(_biased(logits, bias, mask)).astype(v.dtype)
+    weights = _softmax(_biased(logits, bias, mask)).astype(v.dtype)
     out = jnp.einsum("bhqk,bhkd->bhqd", weights, v)
     return rearrange(out, "b heads n d -> (b n) (heads d)")
 
@@ -94,11 +94,47 @@ def mean_weights(
     return jax.nn.softmax(_biased(logits, bias, mask)).mean(1)
 
 
+def _softmax(logits: jax.Array) -> jax.Array:
+    """Return the softmax of float32[b heads n n] over the last axis."""
+    if _is_small(logits) or not on_cpu():
+        return jax.nn.softmax(logits)
+    return _kept_softmax(logits)
+
+
+def _is_small(logits: jax.Array) -> bool:
+    """Whether there are many small samples, where memory is not scarce."""
+    return len(logits) >= 64 and logits.size < 2**20
+
+
+@jax.custom_vjp
+def _kept_softmax(logits: jax.Array) -> jax.Array:
+    """Return the softmax, which alone is kept for the gradient.
+
+    As an exponential, which XLA for CPUs computes once. The usual quotient it computes
+    again from exponentials and sums, and keeps these as well.
+    """
+    return jnp.exp(logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+
+
+def _kept_softmax_forward(logits):
+    weights = _kept_softmax(logits)
+    return weights, weights
+
+
+def _kept_softmax_backward(weights, gradient):
+    inner = weights * gradient
+    return (inner - weights * inner.sum(-1, keepdims=True),)
+
+
+_kept_softmax.defvjp(_kept_softmax_forward, _kept_softmax_backward)
+
+
 def _biased(logits, bias, mask):
     if bias is not None:
         logits = _add_bias(logits, bias)
     if mask is not None:
         windows = rearrange(logits, "(b w) heads q k -> b w heads q k", w=len(mask))
+        mask = jax.lax.stop_gradient(mask)
         logits = (windows + mask[:, None]).reshape(logits.shape)
     return logits
 
@@ -147,8 +183,7 @@ def _add_bias_forward(logits, bias):
 
 
 def _add_bias_backward(_, gradient):
-    # Many small samples: nothing to gain, and the bits of earlier releases.
-    if len(gradient) >= 64 and gradient.size < 2**20:
+    if _is_small(gradient):
         return gradient, gradient.sum(0)
     ones = jnp.ones(len(gradient), gradient.dtype)
     exact = jax.lax.Precision.HIGHEST

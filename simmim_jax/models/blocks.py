@@ -10,6 +10,7 @@ import numpy as np
 from einops import rearrange
 
 from simmim_jax.errors import UserError
+from simmim_jax.models.layers import on_cpu
 
 # What a block saves for its backward pass; the rest is recomputed.
 REMAT_POLICIES = {
@@ -66,7 +67,13 @@ def run_blocks(
     check(remat, scan)
 
     def run(block: nn.Module, x: jax.Array, scale: jax.Array | None) -> jax.Array:
-        return block(x, *args, scale)
+        sows = block.is_mutable_collection("intermediates")
+        if not on_cpu() or block.is_initializing() or sows:
+            return block(x, *args, scale)
+        arrays = {i: arg for i, arg in enumerate(args) if isinstance(arg, jax.Array)}
+        x, params, arrays = _in_order(x, block.variables["params"], arrays)
+        given = [arrays.get(i, arg) for i, arg in enumerate(args)]
+        return block.clone(parent=None).apply({"params": params}, x, *given, scale)
 
     rounds = len(blocks) // period
     if scan and rounds > 1 and not blocks[0].is_initializing():
@@ -79,6 +86,26 @@ def run_blocks(
     for i in range(in_loop, len(blocks)):
         x = run(blocks[i], x, None if scales is None else scales[i])
     return x
+
+
+@jax.custom_vjp
+def _in_order(x: jax.Array, *others: Any) -> tuple[Any, ...]:
+    """Return all as they are. The gradient of x will come after those of the others.
+
+    XLA for CPUs (jaxlib 0.10.2) leaves gradients of weights for last, and until then
+    keeps what those of all blocks are made of. It cannot know that 0 times a number is
+    0, which infinity makes it not.
+    """
+    return x, *others
+
+
+def _in_order_backward(_: None, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
+    x, *others = gradients
+    done = sum(leaf.ravel()[0] for leaf in jax.tree.leaves(others))
+    return x + (0 * done).astype(x.dtype), *others
+
+
+_in_order.defvjp(lambda *args: (args, None), _in_order_backward)
 
 
 def _scan(

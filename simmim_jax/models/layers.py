@@ -31,6 +31,24 @@ class Encoded(NamedTuple):
     stages: tuple[jax.Array, ...] = ()
 
 
+def on_tpu() -> bool:
+    """Return whether the traced program targets TPUs: by the mesh, or else locally.
+
+    The mesh counts first because `aot` compiles for TPUs on machines without any.
+    """
+    return _device_kind().startswith("TPU")
+
+
+def on_cpu() -> bool:
+    """Return whether the traced program targets CPUs, as `on_tpu`."""
+    return _device_kind() == "cpu"
+
+
+def _device_kind() -> str:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.device_kind if device else jax.devices()[0].device_kind
+
+
 def truncated_normal(std: float = 0.02, cut: float = 0.0) -> Initializer:
     """Return a normal initializer truncated at ±cut standard deviations; 0: nowhere.
 
@@ -101,11 +119,33 @@ _rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
 def gelu_product(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Return gelu(x) @ kernel as `product` does; x: float[n c]; kernel: float32[c d].
 
-    With rounded operands x alone is kept for the gradient, not gelu(x) as well.
+    On CPUs x alone is kept for the gradient, not gelu(x) as well.
     """
-    if x.dtype == dtype:
-        return product(gelu(x), kernel, dtype)
-    return _rounded_gelu_product(x, kernel)
+    if x.dtype != dtype:
+        return _rounded_gelu_product(x, kernel)
+    if on_cpu():
+        return _gelu_product(x, kernel.astype(dtype))
+    return gelu(x) @ kernel.astype(dtype)
+
+
+@jax.custom_vjp
+def _gelu_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return gelu(x) @ kernel
+
+
+def _gelu_product_forward(x, kernel):
+    return gelu(x) @ kernel, (x, kernel)
+
+
+def _gelu_product_backward(residuals, gradient):
+    x, kernel = residuals
+    again, slope = _gelu_again(x)
+    _, transposed = jax.vjp(jnp.matmul, again, kernel)
+    inner, dkernel = transposed(gradient)
+    return (slope * inner).astype(x.dtype), dkernel
+
+
+_gelu_product.defvjp(_gelu_product_forward, _gelu_product_backward)
 
 
 @jax.custom_vjp
@@ -120,10 +160,10 @@ def _rounded_gelu_product_forward(x, kernel):
 
 def _rounded_gelu_product_backward(residuals, gradient):
     x, kernel = residuals
+    again, slope = _gelu_again(x)
     gradient = gradient.astype(jnp.bfloat16)
-    dkernel = _wide_dot(_transposed(gelu(x)), gradient, (1, 0))
-    inner = _wide_dot(gradient, kernel, (1, 1))
-    return (*_gelu_backward(x.astype(jnp.float32), inner), dkernel)
+    dkernel = _wide_dot(_transposed(again), gradient, (1, 0))
+    return slope * _wide_dot(gradient, kernel, (1, 1)), dkernel
 
 
 _rounded_gelu_product.defvjp(
@@ -178,16 +218,22 @@ class Linear(nn.Module):
 def gelu(x: jax.Array) -> jax.Array:
     """Exact GELU, x Φ(x), by erf as in PyTorch; any shape.
 
-    Only x is saved for the gradient. Autodiff would save a second array of that size,
-    which costs more to write and read than recomputing Φ. `flax.linen.gelu` uses erfc,
-    which takes about twice as long on a CPU.
+    Only x is saved for the gradient. `flax.linen.gelu` uses erfc, which takes about
+    twice as long on a CPU.
     """
     wide = x.astype(jnp.float32)
-    return (wide * _normal_cdf(wide)).astype(x.dtype)
+    return (wide * (jax.lax.erf(wide * 0.5**0.5) / 2 + 0.5)).astype(x.dtype)
 
 
-def _normal_cdf(x: jax.Array) -> jax.Array:
-    return jax.lax.erf(x * 0.5**0.5) / 2 + 0.5
+def _gelu_again(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return gelu(x) in the type of x once more, and its derivative, float32.
+
+    By erf(-x): XLA would find erf(x) in the forward pass, and keep it until here.
+    """
+    wide = x.astype(jnp.float32)
+    cdf = 0.5 - jax.lax.erf(-wide * 0.5**0.5) / 2
+    pdf = jnp.exp(-jnp.square(wide) / 2) / (2 * jnp.pi) ** 0.5
+    return (wide * cdf).astype(x.dtype), cdf + wide * pdf
 
 
 def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -195,9 +241,7 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    wide = x.astype(jnp.float32)
-    pdf = jnp.exp(-jnp.square(wide) / 2) / (2 * jnp.pi) ** 0.5
-    return (((_normal_cdf(wide) + wide * pdf) * gradient).astype(x.dtype),)
+    return ((_gelu_again(x)[1] * gradient).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)

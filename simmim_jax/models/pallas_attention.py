@@ -37,6 +37,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from simmim_jax.errors import UserError
+from simmim_jax.models.layers import on_tpu
 
 LANES, SUBLANES = 128, 8
 MAX_TOKENS = 256
@@ -47,16 +48,6 @@ PROGRAM_ROWS = 256
 VMEM_BYTES = 64 * 2**20
 # Suffix of the kernel's name if samples are of several kinds, a separate program.
 _KINDS = "_kinds"
-
-
-def on_tpu() -> bool:
-    """Return whether the traced program targets TPUs: by the mesh, or else locally.
-
-    The mesh counts first because `aot` compiles for TPUs on machines without any.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    kind = device.device_kind if device else jax.devices()[0].device_kind
-    return kind.startswith("TPU")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,11 +19,12 @@ from simmim_jax.models.layers import (
     Linear,
     Mlp,
     PatchEmbed,
+    on_tpu,
     relative_offsets,
     replace_masked,
     truncated_normal,
 )
-from simmim_jax.models.pallas_attention import LANES, MAX_TOKENS, on_tpu
+from simmim_jax.models.pallas_attention import LANES, MAX_TOKENS
 from simmim_jax.models.windows import (
     band_mask,
     band_places,

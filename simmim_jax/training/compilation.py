@@ -21,7 +21,7 @@ from simmim_jax.training.steps import TrainState
 
 # The order of operations that needs least memory: a sixth of a step's temporary arrays
 # less for a ViT-B, a fifth for a Swin-B, and no slower.
-_CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # Activations are about 100 times as large as float32 pixels in our smallest models, 220
 # times in a ViT-B: smaller batches fit, and need not be traced to know it.
 _PER_PIXEL = 100
@@ -96,7 +96,7 @@ def plan(learner: Learner, mesh: Mesh) -> Plan:
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
             for name, x in learner.batch.items()
         },
-        compiler_options=_CPU_OPTIONS if mesh.devices[0, 0].platform == "cpu" else {},
+        compiler_options=CPU_OPTIONS if mesh.devices[0, 0].platform == "cpu" else {},
     )
 
 

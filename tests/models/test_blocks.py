@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from simmim_jax.models import pallas_attention
+from simmim_jax.models import blocks, pallas_attention
 from simmim_jax.models.blocks import drop_path, drop_path_scales
 from simmim_jax.models.swin import Swin
 from simmim_jax.models.swin_v2 import SwinV2
 from simmim_jax.models.vit import ViT
+from simmim_jax.training import compilation
 
 VIT = ViT((8, 8), embed_dim=16, depth=3, num_heads=2, drop_path_rate=0.5)
 # Two rounds of two blocks, and one more block.
@@ -118,6 +119,39 @@ def test_initial_parameters_match_unrolled_blocks(name):
         for fields in ({}, {"remat": "dots", "scan_layers": True})
     )
     jax.tree.map(np.testing.assert_array_equal, plain, looped)
+
+
+@pytest.mark.parametrize("activations", [None, jnp.float32])
+def test_gradients_in_order_are_the_same_in_less_memory(activations, monkeypatch):
+    encoder = ViT(
+        (4, 4),
+        embed_dim=64,
+        depth=6,
+        num_heads=2,
+        dtype=jnp.bfloat16 if activations else jnp.float32,
+        activation_dtype=activations,
+    )
+    params = jax.jit(encoder.init)(jax.random.key(0), IMAGES)["params"]
+
+    def compiled():
+        function = jax.grad(functools.partial(loss, encoder=encoder))
+        return (
+            jax.jit(lambda params: function(params))
+            .lower(params)
+            .compile(compilation.CPU_OPTIONS)
+        )
+
+    ordered = compiled()
+    monkeypatch.setattr(blocks, "on_cpu", lambda: False)
+    free = compiled()
+    for one, other in zip(
+        *(jax.tree.leaves(c(params)) for c in (ordered, free)), strict=True
+    ):
+        scale = np.abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * scale)
+    used, more = (c.memory_analysis().temp_size_in_bytes for c in (ordered, free))
+    # jaxlib 0.10.2: 0.66 in float32, 0.54 with bfloat16 products.
+    assert used < 0.8 * more
 
 
 def test_activations_keep_their_dtype():
