@@ -119,33 +119,16 @@ _rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
 def gelu_product(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Return gelu(x) @ kernel as `product` does; x: float[n c]; kernel: float32[c d].
 
-    On CPUs x alone is kept for the gradient, not gelu(x) as well.
+    On CPUs x alone is kept for the gradient, and GELU is computed again.
     """
     if x.dtype != dtype:
         return _rounded_gelu_product(x, kernel)
-    if on_cpu():
-        return _gelu_product(x, kernel.astype(dtype))
-    return gelu(x) @ kernel.astype(dtype)
+    compute = jax.checkpoint(_gelu_product) if on_cpu() else _gelu_product
+    return compute(x, kernel.astype(dtype))
 
 
-@jax.custom_vjp
 def _gelu_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return gelu(x) @ kernel
-
-
-def _gelu_product_forward(x, kernel):
-    return gelu(x) @ kernel, (x, kernel)
-
-
-def _gelu_product_backward(residuals, gradient):
-    x, kernel = residuals
-    again, slope = _gelu_again(x)
-    _, transposed = jax.vjp(jnp.matmul, again, kernel)
-    inner, dkernel = transposed(gradient)
-    return (slope * inner).astype(x.dtype), dkernel
-
-
-_gelu_product.defvjp(_gelu_product_forward, _gelu_product_backward)
 
 
 @jax.custom_vjp
@@ -160,10 +143,12 @@ def _rounded_gelu_product_forward(x, kernel):
 
 def _rounded_gelu_product_backward(residuals, gradient):
     x, kernel = residuals
-    again, slope = _gelu_again(x)
+    # Without a barrier XLA would find erf(x) in the forward pass, and keep it.
+    x = jax.lax.optimization_barrier(x)
     gradient = gradient.astype(jnp.bfloat16)
-    dkernel = _wide_dot(_transposed(again), gradient, (1, 0))
-    return slope * _wide_dot(gradient, kernel, (1, 1)), dkernel
+    dkernel = _wide_dot(_transposed(gelu(x)), gradient, (1, 0))
+    inner = _wide_dot(gradient, kernel, (1, 1))
+    return (*_gelu_backward(x.astype(jnp.float32), inner), dkernel)
 
 
 _rounded_gelu_product.defvjp(
@@ -218,22 +203,16 @@ class Linear(nn.Module):
 def gelu(x: jax.Array) -> jax.Array:
     """Exact GELU, x Φ(x), by erf as in PyTorch; any shape.
 
-    Only x is saved for the gradient. `flax.linen.gelu` uses erfc, which takes about
-    twice as long on a CPU.
+    Only x is saved for the gradient. Autodiff would save a second array of that size,
+    which costs more to write and read than recomputing Φ. `flax.linen.gelu` uses erfc,
+    which takes about twice as long on a CPU.
     """
     wide = x.astype(jnp.float32)
-    return (wide * (jax.lax.erf(wide * 0.5**0.5) / 2 + 0.5)).astype(x.dtype)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
-def _gelu_again(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return gelu(x) in the type of x once more, and its derivative, float32.
-
-    By erf(-x): XLA would find erf(x) in the forward pass, and keep it until here.
-    """
-    wide = x.astype(jnp.float32)
-    cdf = 0.5 - jax.lax.erf(-wide * 0.5**0.5) / 2
-    pdf = jnp.exp(-jnp.square(wide) / 2) / (2 * jnp.pi) ** 0.5
-    return (wide * cdf).astype(x.dtype), cdf + wide * pdf
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return jax.lax.erf(x * 0.5**0.5) / 2 + 0.5
 
 
 def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -241,7 +220,9 @@ def _gelu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    return ((_gelu_again(x)[1] * gradient).astype(x.dtype),)
+    wide = x.astype(jnp.float32)
+    pdf = jnp.exp(-jnp.square(wide) / 2) / (2 * jnp.pi) ** 0.5
+    return (((_normal_cdf(wide) + wide * pdf) * gradient).astype(x.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
