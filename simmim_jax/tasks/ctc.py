@@ -93,22 +93,22 @@ def _backward(residuals, gradient):
     """Return the gradient of log_probs: the posterior of each class in each frame."""
     ratios, is_frame, classes, may_skip, log_probs = residuals
 
+    # In the loop below it would take a CPU ten times as long.
+    skip = jnp.where(may_skip, -_shifted(ratios, -1), -jnp.inf) - ratios
+    total = _log_sum(0.0, -ratios, skip)
+    moves = [jnp.exp(odds - total)[1:] for odds in (0.0, -ratios, skip)]
+
     def after(posterior, frame):
         """From the posterior of the states to that a frame later."""
-        ratio, is_frame = frame
-        skip = jnp.where(may_skip, -_shifted(ratio, -1), -jnp.inf) - ratio
-        total = _log_sum(0.0, -ratio, skip)
-        later = sum(
-            _shifted(posterior * jnp.exp(odds - total), step)
-            for step, odds in enumerate((0.0, -ratio, skip))
-        )
+        *moves, is_frame = frame
+        later = sum(_shifted(posterior * move, step) for step, move in enumerate(moves))
         later = jnp.where(is_frame[:, None], later, posterior)
         return later, later
 
     # A path begins in one of the first two states.
     begin = jnp.zeros_like(ratios[0]).at[:, 0].set(jax.nn.sigmoid(ratios[0, :, 0]))
     begin += _shifted(jnp.zeros_like(begin).at[:, 0].set(1 - begin[:, 0]), 1)
-    _, later = jax.lax.scan(after, begin, (ratios[1:], is_frame[1:]))
+    _, later = jax.lax.scan(after, begin, (*moves, is_frame[1:]))
     posterior = jnp.concatenate([begin[None], later]) * is_frame[:, :, None]
     of_class = jax.nn.one_hot(classes, log_probs.shape[2])
     summed = jnp.einsum("tbs,bsk->btk", posterior, of_class, precision="highest")
