@@ -531,6 +531,13 @@ class ViT:
         "Fixed absolute positions (MAE's sines and cosines), added to the tokens, for "
         "any number of them.",
     )
+    conv_pos_width: int = field(
+        0,
+        "Width of a depthwise convolution of the tokens, whose output is added to "
+        "them: positions for any number of tokens (CPVT); 0: none.",
+        unit="tokens",
+        low=0,
+    )
     layer_scale: float = field(
         0.1, "Initial value of LayerScale; 0: no LayerScale.", low=0
     )

@@ -80,6 +80,41 @@ def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
     return np.concatenate(waves, axis=1).astype(np.float32)
 
 
+class ConvPositions(nn.Module):
+    """Depthwise convolution of the tokens, then GELU, for grids of any size.
+
+    Conditional positional encodings (CPVT, Chu et al. 2021), with the GELU of wav2vec
+    2.0: a token is known by its neighbours.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, valid: jax.Array | None) -> jax.Array:
+        """Return what is added to tokens, float[b h w d].
+
+        valid: bool[b h w], False = padding, which counts as zeros; None: all are valid.
+        """
+        _, height, width, dim = tokens.shape
+        rows = 1 if height == 1 else self.width
+        init = nn.initializers.normal((rows * self.width) ** -0.5)
+        kernel = self.param("kernel", init, (rows, self.width, dim))
+        kernel = kernel.astype(tokens.dtype)
+        if valid is not None:
+            tokens = jnp.where(valid[..., None], tokens, 0)
+        above, before = rows // 2, self.width // 2
+        margins = [(0, 0), (above, above), (before, before), (0, 0)]
+        padded = jnp.pad(tokens, margins)
+        # CPUs have no fast depthwise convolution.
+        return nn.gelu(
+            sum(
+                padded[:, y : y + height, x : x + width] * kernel[y, x]
+                for y in range(rows)
+                for x in range(self.width)
+            )
+        )
+
+
 class SharedRelativePositionBias(nn.Module):
     """Bias table shared by all blocks."""
 
@@ -230,6 +265,7 @@ class ViT(nn.Module):
     qkv_bias: bool = True
     use_abs_pos_emb: bool = False
     use_sincos_pos_emb: bool = False  # fixed, for grids of any size
+    conv_pos_width: int = 0  # of a convolution that adds positions; 0: none
     use_rel_pos_bias: bool = False  # one table per block
     use_shared_rel_pos_bias: bool = True  # one table for all blocks
     layer_scale: float = 0.1  # initial value; 0 disables LayerScale
@@ -255,7 +291,13 @@ class ViT(nn.Module):
         0 for embeddings, i+1 for block i, depth+1 for the rest, which shares the head's
         rate (official `get_vit_layer`).
         """
-        if path[0] in ("cls_token", "pos_embed", "mask_token", "patch_embed"):
+        if path[0] in (
+            "cls_token",
+            "pos_embed",
+            "conv_pos",
+            "mask_token",
+            "patch_embed",
+        ):
             return 0
         if path[0].startswith("blocks_"):
             return int(path[0].removeprefix("blocks_")) + 1
@@ -298,6 +340,10 @@ class ViT(nn.Module):
         if mask is not None:
             mask_token = self.param("mask_token", kernel_init, token_shape)
             patches = replace_masked(patches, mask, mask_token)
+        if self.conv_pos_width:
+            patches += ConvPositions(self.conv_pos_width, name="conv_pos")(
+                patches, valid
+            )
         tokens = rearrange(patches, "b h w d -> b (h w) d")
         cls_token = self.param("cls_token", kernel_init, token_shape)
         cls_token = jnp.broadcast_to(

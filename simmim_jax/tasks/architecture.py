@@ -26,6 +26,7 @@ _TAKEN = (
     "pad_after_shift",
     "use_abs_pos_emb",
     "use_sincos_pos_emb",
+    "conv_pos_width",
     "layer_scale",
     "norm_eps",
 )

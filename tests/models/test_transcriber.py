@@ -10,8 +10,8 @@ from simmim_jax.models import build_transcriber
 FRAMES = np.array([40, 22, 8])
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(scope="module", params=[0, 5])
+def model(request):
     return build_transcriber(
         name="vit",
         num_classes=5,
@@ -21,6 +21,7 @@ def model():
         depth=2,
         num_heads=2,
         use_sincos_pos_emb=True,
+        conv_pos_width=request.param,
         use_shared_rel_pos_bias=False,
     )
 

@@ -10,7 +10,12 @@ import pytest
 
 from simmim_jax.errors import UserError
 from simmim_jax.models.attention import attention
-from simmim_jax.models.vit import ViT, relative_position_index, sincos_positions
+from simmim_jax.models.vit import (
+    ConvPositions,
+    ViT,
+    relative_position_index,
+    sincos_positions,
+)
 
 TINY = ViT(patch_size=(4, 4), embed_dim=32, depth=2, num_heads=4)
 # Embeddings only: the output is what would enter the first block.
@@ -545,6 +550,36 @@ def test_a_wider_grid_continues_the_positions_of_a_narrow_one():
 def test_sincos_positions_need_a_width_that_divides():
     with pytest.raises(UserError, match="multiple of 4"):
         sincos_positions(1, 4, 6)
+
+
+@pytest.mark.parametrize("size", [(1, 9), (4, 6)])
+def test_convolved_positions_are_a_depthwise_convolution(size):
+    positions = ConvPositions(3)
+    tokens = jax.random.normal(jax.random.key(0), (2, *size, 5))
+    params = positions.init(jax.random.key(1), tokens, None)
+    kernel = params["params"]["kernel"]
+    assert kernel.shape == (1 if size[0] == 1 else 3, 3, 5)
+    expected = jax.lax.conv_general_dilated(
+        tokens,
+        kernel[:, :, None],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=5,
+    )
+    found = positions.apply(params, tokens, None)
+    np.testing.assert_allclose(found, jax.nn.gelu(expected), atol=1e-6)
+
+
+def test_masked_patches_do_not_leak_through_convolved_positions():
+    model = ViT(patch_size=(4, 4), embed_dim=16, depth=1, num_heads=2, conv_pos_width=3)
+    images = jax.random.normal(jax.random.key(0), (1, 4, 32, 1))
+    mask = jnp.zeros((1, 1, 8), bool).at[:, :, 3].set(True)
+    params = model.init(jax.random.key(1), images, mask)
+    changed = images.at[:, :, 12:16].set(7.0)
+    np.testing.assert_array_equal(
+        model.apply(params, images, mask).grid, model.apply(params, changed, mask).grid
+    )
 
 
 def test_the_kernel_for_tpus_refuses_padding():
