@@ -4,8 +4,8 @@
     simmim train --config=transcribe --config.init_from=runs/sounds --workdir=runs/text
     simmim predict runs/text talk.wav
 
-":pretrain" pre-trains a ViT with 0.8M parameters on windows of 2.56 s without text; a
-patch has all bands of two frames, 20 ms. Without an argument whole utterances with
+":pretrain" pre-trains a ViT with 0.8M parameters on windows of 8 s without text; a
+patch has all bands of four frames, 40 ms. Without an argument whole utterances with
 their transcripts fine-tune it, or a fresh one without config.init_from. The data set is
 16 minutes of Russian, one speaker (bundled; festvox-ru, licence MIT-Festival), which is
 enough to try it and too little to learn a language: name yours with
@@ -29,22 +29,24 @@ def get_config(arg: str = "") -> ConfigDict:
     config = common.comparison(
         dataset="bundled:speech",
         eval_split="validation",
-        image_size=(80, 256),
-        patch_size=(80, 2),
+        image_size=(80, 800),
+        patch_size=(80, 4),
     ).pretrain
+    config.dtype = "auto"
     config.data.view = "speech"
     config.data.channels = 1
     config.data.flip = False
-    config.data.batch_size = 32
+    config.data.batch_size = 16
     config.model.use_abs_pos_emb = False
     config.model.use_shared_rel_pos_bias = False
     config.model.use_sincos_pos_emb = True
+    config.model.conv_pos_width = 15
     config.mask.unit_size = (80, 16)
-    config.optim.lr = 16e-3  # 1e-3 at this batch size
-    config.optim.min_lr = 8e-5
-    config.optim.warmup = "2000 examples"
-    config.duration = "30000 examples"
-    config.eval_every = "5024 examples"  # six times
+    config.optim.lr = 64e-3  # 2e-3 at this batch size
+    config.optim.min_lr = 32e-5
+    config.optim.warmup = "3000 examples"
+    config.duration = "60000 examples"
+    config.eval_every = "10000 examples"  # six times
     if part != "pretrain":
         config = _transcribe(config)
     if smoke:
@@ -60,8 +62,9 @@ def _transcribe(pretraining: ConfigDict) -> ConfigDict:
     """Speech to text with the encoder of a pre-training."""
     config = schema.config_dict(schema.Transcribe())
     config.model = pretraining.model
-    config.dtype = "float32"
+    config.dtype = "auto"
     config.data.dataset = "bundled:speech"
+    config.data.image_size = (80, 1800)
     config.data.batch_size = 8
     config.optim.lr = 64e-3  # 1e-3 at this batch size
     config.optim.min_lr = 0.0
