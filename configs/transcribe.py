@@ -73,7 +73,7 @@ def _transcribe(pretraining: ConfigDict) -> ConfigDict:
     config.optim.schedule = "plain"
     config.optim.decay_groups = "intended"
     config.optim.b2 = 0.95
-    config.optim.layer_decay = 0.75
+    config.optim.layer_decay = 1.0
     config.duration = "16000 examples"
     config.log_every = "10 steps"
     config.eval_every = "200 steps"
