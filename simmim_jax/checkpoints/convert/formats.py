@@ -14,6 +14,8 @@ from simmim_jax.checkpoints.convert.overrides import Overrides
 from simmim_jax.errors import ExistsError, NotFoundError, UserError
 
 FORMATS = ("simmim_jax", "official", "huggingface", "timm")
+# Fields of a ViT with positions that no other library has.
+_POSITIONS = ("use_sincos_pos_emb", "conv_pos_width")
 # Entry of config.json that only this library has -> reader of its folders.
 _FOLDERS = {"model_type": huggingface.read, "architecture": timm.read}
 
@@ -62,6 +64,12 @@ def write(model: Model, path: Path, to: str, source: Path) -> list[str]:
     if (path.suffix in files.SUFFIXES) != (to == "official") and to != "timm":
         expected = f"a file ({files.SUFFIX_LIST})" if to == "official" else "a folder"
         raise UserError(f"target '{path}' with --to={to}: expected {expected}.")
+    for name in _POSITIONS:
+        if to != "simmim_jax" and model.model.get(name):
+            raise UserError(
+                f"config.model.{name}={model.model[name]!r}: --to={to} has no such "
+                "positions. Expected a model without them, or --to=simmim_jax."
+            )
     if to == "timm":
         return timm.write(model, path)
     if to == "simmim_jax":

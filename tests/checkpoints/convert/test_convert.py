@@ -219,6 +219,19 @@ def test_what_official_files_cannot_hold_is_said(tmp_path, capsys):
         assert ("config.mask.kind='block' in units of" in notes) == (name == "other")
 
 
+@pytest.mark.parametrize("to", ["official", "huggingface", "timm"])
+@pytest.mark.parametrize(
+    "positions", [{"use_sincos_pos_emb": True}, {"conv_pos_width": 3}]
+)
+def test_positions_that_others_lack_raise(positions, to, tmp_path):
+    make(tmp_path / "ours", PLAIN_VIT | positions)
+    target = tmp_path / ("x.safetensors" if to == "official" else "x")
+    said = error_message(tmp_path / "ours", target, f"--to={to}")
+    assert f"config.model.{next(iter(positions))}=" in said
+    assert "no such positions" in said
+    convert(tmp_path / "ours", tmp_path / "copy", "--to=simmim_jax")
+
+
 def test_averages_are_left_out_and_reported(tmp_path, capsys):
     torch = pytest.importorskip("torch")
     params = make(tmp_path / "ours", PLAIN_VIT)
