@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from simmim_jax.cli import arguments
@@ -43,12 +43,13 @@ def measure(
     _, model = classify.learner(values.assume(config), 1, len(held_out.class_names))
     params = jax.jit(run.learner.init)(jax.random.key(0))
     shape = (data.batch_size, *data.image_size, data.channels)
-    images = sharding.to_devices({"image": jnp.zeros(shape)}, run.mesh)["image"]
-    forward = jax.jit(lambda params: model.apply({"params": params}, images))
+    noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    images = sharding.to_devices({"image": noise}, run.mesh)["image"]
+    forward = jax.jit(lambda params, images: model.apply({"params": params}, images))
 
     def forward_passes() -> None:
         for _ in range(-(-len(held_out) // data.batch_size)):
-            forward(params).block_until_ready()
+            forward(params, images).block_until_ready()
 
     def seconds(work: Callable[[], object]) -> float:
         start = time.perf_counter()

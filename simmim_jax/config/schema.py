@@ -533,8 +533,8 @@ class ViT:
     )
     conv_pos_width: int = field(
         0,
-        "Width of a depthwise convolution of the tokens, whose output is added to "
-        "them: positions for any number of tokens (CPVT); 0: none.",
+        "Width of a depthwise convolution of the tokens, odd, whose output is added to "
+        "them: positions for any number of tokens, after CPVT; 0: none.",
         unit="tokens",
         low=0,
     )

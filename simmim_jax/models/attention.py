@@ -113,7 +113,8 @@ def _kept_softmax(logits: jax.Array) -> jax.Array:
     As an exponential, which XLA for CPUs computes once. The usual quotient it computes
     again from exponentials and sums, and keeps these as well.
     """
-    return jnp.exp(logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+    shifted = logits - logits.max(-1, keepdims=True)
+    return jnp.exp(shifted - jnp.log(jnp.exp(shifted).sum(-1, keepdims=True)))
 
 
 def _kept_softmax_forward(logits):
@@ -134,6 +135,7 @@ def _biased(logits, bias, mask):
         logits = _add_bias(logits, bias)
     if mask is not None:
         windows = rearrange(logits, "(b w) heads q k -> b w heads q k", w=len(mask))
+        # blocks.py passes it where gradients are taken; it needs none.
         mask = jax.lax.stop_gradient(mask)
         logits = (windows + mask[:, None]).reshape(logits.shape)
     return logits

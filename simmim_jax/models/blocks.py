@@ -70,10 +70,15 @@ def run_blocks(
         sows = block.is_mutable_collection("intermediates")
         if not on_cpu() or block.is_initializing() or sows:
             return block(x, *args, scale)
-        arrays = {i: arg for i, arg in enumerate(args) if isinstance(arg, jax.Array)}
+        arrays = {
+            i: arg
+            for i, arg in enumerate(args)
+            if isinstance(arg, jax.Array) and jnp.issubdtype(arg.dtype, jnp.floating)
+        }
         x, params, arrays = _in_order(x, block.variables["params"], arrays)
-        given = [arrays.get(i, arg) for i, arg in enumerate(args)]
-        return block.clone(parent=None).apply({"params": params}, x, *given, scale)
+        ordered = [arrays.get(i, arg) for i, arg in enumerate(args)]
+        # With its name, which profiles show.
+        return block.clone(parent=None).apply({"params": params}, x, *ordered, scale)
 
     rounds = len(blocks) // period
     if scan and rounds > 1 and not blocks[0].is_initializing():
@@ -93,15 +98,17 @@ def _in_order(x: jax.Array, *others: Any) -> tuple[Any, ...]:
     """Return all as they are. The gradient of x will come after those of the others.
 
     XLA for CPUs (jaxlib 0.10.2) leaves gradients of weights for last, and until then
-    keeps what those of all blocks are made of. It cannot know that 0 times a number is
-    0, which infinity makes it not.
+    keeps what those of all blocks are made of. It does not drop `0 * done`, since
+    `done` may not be finite; the gradient of x is then not finite either. Gradients of
+    the others are computed even where that of x alone is wanted.
     """
     return x, *others
 
 
 def _in_order_backward(_: None, gradients: tuple[Any, ...]) -> tuple[Any, ...]:
     x, *others = gradients
-    done = sum(leaf.ravel()[0] for leaf in jax.tree.leaves(others))
+    firsts = (leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(others))
+    done = sum(firsts, jnp.float32(0))
     return x + (0 * done).astype(x.dtype), *others
 
 

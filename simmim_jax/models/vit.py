@@ -22,6 +22,7 @@ from simmim_jax.models.layers import (
     Linear,
     Mlp,
     PatchEmbed,
+    gelu,
     relative_offsets,
     replace_masked,
     scaled,
@@ -81,38 +82,43 @@ def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
 
 
 class ConvPositions(nn.Module):
-    """Depthwise convolution of the tokens, then GELU, for grids of any size.
+    """Depthwise convolution of the tokens, then GELU: neighbours tell the position.
 
-    Conditional positional encodings (CPVT, Chu et al. 2021), with the GELU of wav2vec
-    2.0: a token is known by its neighbours.
+    After the conditional positional encodings of CPVT (Chu et al. 2021), which come
+    after the first block and have no GELU. For grids of any width, and any height but
+    1 where they were learned with 1.
     """
 
-    width: int
+    width: int  # odd
 
     @nn.compact
     def __call__(self, tokens: jax.Array, valid: jax.Array | None) -> jax.Array:
         """Return what is added to tokens, float[b h w d].
 
         valid: bool[b h w], False = padding, which counts as zeros; None: all are valid.
+        raises: UserError for an even width, which has no middle.
         """
+        if self.width % 2 == 0:
+            raise UserError(
+                f"config.model.conv_pos_width={self.width}: expected an odd number, or "
+                "0 for none."
+            )
         _, height, width, dim = tokens.shape
         rows = 1 if height == 1 else self.width
         init = nn.initializers.normal((rows * self.width) ** -0.5)
         kernel = self.param("kernel", init, (rows, self.width, dim))
-        kernel = kernel.astype(tokens.dtype)
         if valid is not None:
             tokens = jnp.where(valid[..., None], tokens, 0)
         above, before = rows // 2, self.width // 2
         margins = [(0, 0), (above, above), (before, before), (0, 0)]
-        padded = jnp.pad(tokens, margins)
-        # CPUs have no fast depthwise convolution.
-        return nn.gelu(
-            sum(
-                padded[:, y : y + height, x : x + width] * kernel[y, x]
-                for y in range(rows)
-                for x in range(self.width)
-            )
+        padded = jnp.pad(tokens.astype(jnp.float32), margins)
+        # XLA has no fast depthwise convolution for CPUs.
+        mixed = sum(
+            padded[:, y : y + height, x : x + width] * kernel[y, x]
+            for y in range(rows)
+            for x in range(self.width)
         )
+        return gelu(mixed).astype(tokens.dtype)
 
 
 class SharedRelativePositionBias(nn.Module):

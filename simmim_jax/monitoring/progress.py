@@ -83,9 +83,9 @@ def watch(
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[T]:
-    """Yield `count` items, and print how many are done every 10 s.
+    """Yield `count` items, and print how many were handed out every 10 s.
 
-    For a part of a run that may be short: above the bar if there is one.
+    For a part of a run that may be short.
     """
     begin = shown = clock()
     for done, item in enumerate(items):

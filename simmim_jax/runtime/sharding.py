@@ -85,9 +85,9 @@ def gathered(params: Any, mesh: Mesh) -> Any:
 
 
 def on_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
-    """Tell Pallas kernels the mesh while a function is traced.
+    """Tell a function the mesh while it is traced: its kind of device, and its axes.
 
-    XLA partitions all other operations by itself.
+    Pallas kernels need the axes; XLA partitions all other operations by itself.
     """
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 

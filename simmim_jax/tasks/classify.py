@@ -42,7 +42,7 @@ from simmim_jax.tasks.optimizer import notices, optimizer
 from simmim_jax.tasks.resumed import changes_of
 from simmim_jax.tasks.views import eval_view, train_view
 from simmim_jax.training import steps
-from simmim_jax.training.inputs import results_of_pass, watched
+from simmim_jax.training.inputs import results_of_pass, with_progress
 from simmim_jax.training.run import Evaluate, Learner, Run
 
 # Names of classes in a notice.
@@ -338,7 +338,7 @@ def evaluation(
         return jax.tree.map(jnp.sum, sums)
 
     def labelled(batches: EvalBatches) -> Iterator[dict[str, np.ndarray]]:
-        for batch in watched(batches):
+        for batch in with_progress(batches):
             if (batch["label"][batch["weight"] > 0] < 0).any():
                 raise UserError(
                     f"config.data.eval_split={data.eval_split!r} has images without "

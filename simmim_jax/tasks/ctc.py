@@ -93,7 +93,8 @@ def _backward(residuals, gradient):
     """Return the gradient of log_probs: the posterior of each class in each frame."""
     ratios, is_frame, classes, may_skip, log_probs = residuals
 
-    # In the loop below it would take a CPU ten times as long.
+    # In the loop below the gradient of 8 texts of 200 labels over 300 tokens would take
+    # a CPU 89 ms in place of 17. Here it needs three more arrays as large as `ratios`.
     skip = jnp.where(may_skip, -_shifted(ratios, -1), -jnp.inf) - ratios
     total = _log_sum(0.0, -ratios, skip)
     moves = [jnp.exp(odds - total)[1:] for odds in (0.0, -ratios, skip)]

@@ -24,7 +24,7 @@ from simmim_jax.tasks.pretrain_probe import probe
 from simmim_jax.tasks.pretrain_step import pretrain_loss, pretrain_prepare
 from simmim_jax.tasks.resumed import changes_of
 from simmim_jax.training import steps
-from simmim_jax.training.inputs import results_of_pass, watched
+from simmim_jax.training.inputs import results_of_pass, with_progress
 from simmim_jax.training.run import Evaluate, Learner, Run
 
 
@@ -244,7 +244,7 @@ def evaluation(
     def evaluate(params: Any, step: int) -> dict[str, float]:
         results = results_of_pass(
             lambda batch, index: batch_sums(params, batch, jnp.int32(index)),
-            watched(batches),
+            with_progress(batches),
             mesh,
         )
         if config.pictures:

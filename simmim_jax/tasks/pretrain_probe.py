@@ -17,7 +17,7 @@ from simmim_jax.tasks import inputs
 from simmim_jax.tasks.encoder import Encoder
 from simmim_jax.tasks.probe import effective_rank, knn_accuracy
 from simmim_jax.training import steps
-from simmim_jax.training.inputs import results_of_pass, watched
+from simmim_jax.training.inputs import results_of_pass, with_progress
 from simmim_jax.training.run import Evaluate
 
 
@@ -46,7 +46,7 @@ def probe(
 
     def embedded(params: Any, batches: EvalBatches) -> tuple[np.ndarray, np.ndarray]:
         results = results_of_pass(
-            lambda batch, _: embed(params, batch), watched(batches), mesh
+            lambda batch, _: embed(params, batch), with_progress(batches), mesh
         )
         vectors, labels, weight = map(np.concatenate, zip(*results, strict=True))
         return vectors[weight > 0], labels[weight > 0]

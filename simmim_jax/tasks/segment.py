@@ -39,7 +39,7 @@ from simmim_jax.tasks.segment_step import (
 )
 from simmim_jax.tasks.views import decoding_of, eval_view, mean_pixel, window_view
 from simmim_jax.training import steps
-from simmim_jax.training.inputs import results_of_pass, watched
+from simmim_jax.training.inputs import results_of_pass, with_progress
 from simmim_jax.training.run import Evaluate, Learner, Run
 
 T = TypeVar("T")
@@ -374,7 +374,7 @@ def evaluation(
 
     def evaluate(params: Any, step: int) -> dict[str, float]:
         results = results_of_pass(
-            lambda batch, _: sums_of(params, batch), watched(batches), mesh
+            lambda batch, _: sums_of(params, batch), with_progress(batches), mesh
         )
         sums = {
             name: np.sum([result[name] for result in results], 0, dtype=dtype)

@@ -19,7 +19,7 @@ from simmim_jax.runtime import sharding
 from simmim_jax.tasks import target_scores, values
 from simmim_jax.tasks.calibration import probabilities_of
 from simmim_jax.training import steps
-from simmim_jax.training.inputs import results_of_pass, watched
+from simmim_jax.training.inputs import results_of_pass, with_progress
 from simmim_jax.training.run import Evaluate
 
 _EXPECTED = {
@@ -170,7 +170,7 @@ def evaluation(
     def evaluate(params: Any, step: int) -> dict[str, float]:
         del step
         results = results_of_pass(
-            lambda batch, _: outputs(params, batch), watched(batches), mesh
+            lambda batch, _: outputs(params, batch), with_progress(batches), mesh
         )
         found = {
             name: np.concatenate([each[name] for each in results])

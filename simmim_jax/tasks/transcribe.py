@@ -37,7 +37,7 @@ from simmim_jax.tasks.transcribe_step import (
 )
 from simmim_jax.tasks.utterances import Utterances
 from simmim_jax.training import steps
-from simmim_jax.training.inputs import watched
+from simmim_jax.training.inputs import with_progress
 from simmim_jax.training.run import Evaluate, Learner, Run
 
 # Lengths that batches are padded to: this many parts of the longest.
@@ -246,7 +246,7 @@ def evaluation(
 
     def transcripts(params: Any) -> Iterator[tuple[str, str, float]]:
         """Yield reference, hypothesis and loss of every utterance that can be read."""
-        for index, batch in enumerate(watched(passes)):
+        for index, batch in enumerate(with_progress(passes)):
             first = index * data.batch_size
             longest = bucket(int(heard.frames[first]), data.image_size[1], patch)
             batch["image"] = batch["image"][:, :, :longest]

@@ -20,7 +20,8 @@ from simmim_jax.training.run import Learner
 from simmim_jax.training.steps import TrainState
 
 # The order of operations that needs least memory: a sixth of a step's temporary arrays
-# less for a ViT-B, a fifth for a Swin-B, and no slower.
+# less for a ViT-B, a fifth for a Swin-B, and no slower (before models/blocks.py had an
+# order of its own, which needs this one).
 CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 # Activations are about 100 times as large as float32 pixels in our smallest models, 220
 # times in a ViT-B: smaller batches fit, and need not be traced to know it.
@@ -147,7 +148,8 @@ def check_memory(learner: Learner, params: Any, memory: int) -> None:
 def activations(learner: Learner, params: Any) -> float:
     """Return the size of what the backward pass keeps of a micro-batch [bytes].
 
-    XLA needs more: 53 GB for 50 in a small ViT, 377 for 269 in a ViT-B.
+    XLA needs more: 53 GB for 50 in a small ViT, 377 for 269 in a ViT-B, before GELU was
+    computed again on CPUs.
     """
     key = jax.random.key(learner.seed)
     batch = jax.eval_shape(learner.prepare, dict(learner.batch), key)

@@ -32,7 +32,7 @@ def batches_on_devices(
         yield ahead.popleft()
 
 
-def watched(batches: EvalBatches) -> Iterable[dict[str, np.ndarray]]:
+def with_progress(batches: EvalBatches) -> Iterable[dict[str, np.ndarray]]:
     """Return the batches of an evaluation, whose progress the first process prints."""
     if jax.process_index():
         return batches

@@ -54,6 +54,22 @@ def test_the_tpu_formulation_gives_the_same_result(with_bias, masks, monkeypatch
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_the_softmax_that_is_kept_is_that_of_jax(offset):
+    rng = np.random.default_rng(0)
+    logits, dout = (jnp.float32(rng.normal(size=(3, 2, 5, 7))) for _ in "12")
+    logits = (3 * logits + offset).at[:, :, :, 5].set(-jnp.inf)
+    assert not attention._is_small(logits)
+    found, expected = (
+        (out, *pull(dout))
+        for out, pull in (
+            jax.vjp(softmax, logits) for softmax in (attention._softmax, jax.nn.softmax)
+        )
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-7)
+
+
 CASES = {
     name: case
     for name, case in official_cases.load("forward").items()

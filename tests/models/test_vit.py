@@ -568,7 +568,13 @@ def test_convolved_positions_are_a_depthwise_convolution(size):
         feature_group_count=5,
     )
     found = positions.apply(params, tokens, None)
-    np.testing.assert_allclose(found, jax.nn.gelu(expected), atol=1e-6)
+    expected = jax.nn.gelu(expected, approximate=False)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_convolved_positions_need_a_middle():
+    with pytest.raises(UserError, match="conv_pos_width=4: expected an odd number"):
+        ConvPositions(4).init(jax.random.key(0), jnp.zeros((1, 2, 3, 5)), None)
 
 
 def test_masked_patches_do_not_leak_through_convolved_positions():

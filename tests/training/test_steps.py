@@ -57,7 +57,10 @@ def compiled(loss, tx, *, prepare=None, seed=0, **options):
 
 @pytest.fixture
 def as_for_users():
-    """Compile with all optimisations, see tests/conftest.py."""
+    """Compile with optimisations, but for fusion emitters, see tests/conftest.py.
+
+    Without them XLA rounds sums in another way where their terms are used once more.
+    """
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
     jax.config.update(name, False)
@@ -181,8 +184,8 @@ def test_average_starts_at_the_initial_parameters(batch, params):
         assert (average != p).any()
 
 
-def test_average_does_not_change_the_parameters(batch, params, as_for_users):
-    tx = optax.adam(1e-2)
+def test_average_does_not_change_the_parameters(batch, params, one_step, as_for_users):
+    tx = one_step[0]
     plain, _ = compiled(pretrain_loss(MODEL), tx)(start(params, tx), batch)
     averaging = compiled(pretrain_loss(MODEL), tx, ema_decay=0.9)
     state, _ = averaging(dataclasses.replace(start(params, tx), ema=params), batch)

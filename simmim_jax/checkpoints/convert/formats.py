@@ -14,7 +14,7 @@ from simmim_jax.checkpoints.convert.overrides import Overrides
 from simmim_jax.errors import ExistsError, NotFoundError, UserError
 
 FORMATS = ("simmim_jax", "official", "huggingface", "timm")
-# Fields of a ViT with positions that no other library has.
+# Fields of a ViT with positions that no other format stores.
 _POSITIONS = ("use_sincos_pos_emb", "conv_pos_width")
 # Entry of config.json that only this library has -> reader of its folders.
 _FOLDERS = {"model_type": huggingface.read, "architecture": timm.read}

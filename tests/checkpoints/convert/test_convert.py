@@ -223,12 +223,12 @@ def test_what_official_files_cannot_hold_is_said(tmp_path, capsys):
 @pytest.mark.parametrize(
     "positions", [{"use_sincos_pos_emb": True}, {"conv_pos_width": 3}]
 )
-def test_positions_that_others_lack_raise(positions, to, tmp_path):
+def test_positions_that_other_formats_do_not_store_raise(positions, to, tmp_path):
     make(tmp_path / "ours", PLAIN_VIT | positions)
     target = tmp_path / ("x.safetensors" if to == "official" else "x")
-    said = error_message(tmp_path / "ours", target, f"--to={to}")
-    assert f"config.model.{next(iter(positions))}=" in said
-    assert "no such positions" in said
+    message = error_message(tmp_path / "ours", target, f"--to={to}")
+    assert f"config.model.{next(iter(positions))}=" in message
+    assert "no such positions" in message
     convert(tmp_path / "ours", tmp_path / "copy", "--to=simmim_jax")
 
 
