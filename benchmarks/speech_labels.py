@@ -6,8 +6,8 @@
 99.5 minutes of Russian read by one man; every fifth sentence is held out. For each
 seed, pre-trains on all other sounds without text, then learns from 10, 30 and all 80
 minutes of transcripts, from scratch and from the pre-trained encoder, with the same
-fine-tuning. With all of them a BiLSTM of two layers learns, too, from the same features,
-by the same SpecAugment, optimiser, learning rate and CTC loss, for as long as the ViT
+fine-tuning. From all of them a BiLSTM of two layers learns as well, with the same
+features, SpecAugment, optimiser, learning rate and CTC loss, for as long as the ViT
 from scratch did; nothing was tuned for it. Ten held-out transcripts follow the table.
 
     apt-get download fillets-ng-data fillets-ng-data-cs

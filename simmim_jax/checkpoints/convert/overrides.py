@@ -104,7 +104,7 @@ def _is_like(value: Any, default: Any) -> bool:
     if isinstance(default, float):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and math.isfinite(value) and value >= 0
-    return _is_count(value, low=1)
+    return _is_count(value, low=min(default, 1))
 
 
 def _is_count(value: Any, low: int) -> bool:

@@ -313,7 +313,7 @@ def test_fields_that_shapes_do_not_determine_are_required(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "complaint"),
     [
-        ("--model.head=2", "--model.head: expected one of attention, depth, drop"),
+        ("--model.head=2", "--model.head: expected one of attention, conv_pos"),
         ("--data.size=2", "--data.size: expected one of eval_center, eval_crop, eval"),
         ("--data.image_size=2", r"data.image_size=2: expected a height and a width"),
         ("--data.image_size=(33, 32)", r"\(33, 32\): expected multiples of the patch"),
