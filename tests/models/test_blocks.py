@@ -133,13 +133,16 @@ def test_gradients_in_order_are_the_same_in_less_memory(activations, monkeypatch
     )
     params = jax.jit(encoder.init)(jax.random.key(0), IMAGES)["params"]
 
+    target = np.random.default_rng(1).normal(size=(6, 8, 12, 64)).astype(np.float32)
+
+    def distance(params):
+        grid = encoder.apply({"params": params}, IMAGES, None, True).grid
+        return jnp.square(grid - target).mean()
+
     def compiled():
-        function = jax.grad(functools.partial(loss, encoder=encoder))
-        return (
-            jax.jit(lambda params: function(params))
-            .lower(params)
-            .compile(compilation.CPU_OPTIONS)
-        )
+        # A lambda, since JAX would not trace `distance` again.
+        lowered = jax.jit(jax.grad(lambda params: distance(params))).lower(params)
+        return lowered.compile(compilation.CPU_OPTIONS)
 
     ordered = compiled()
     monkeypatch.setattr(blocks, "on_cpu", lambda: False)
@@ -147,8 +150,8 @@ def test_gradients_in_order_are_the_same_in_less_memory(activations, monkeypatch
     for one, other in zip(
         *(jax.tree.leaves(c(params)) for c in (ordered, free)), strict=True
     ):
-        scale = np.abs(other).max()
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * scale)
+        tolerance = (2e-3 if activations else 1e-4) * np.abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
     used, more = (c.memory_analysis().temp_size_in_bytes for c in (ordered, free))
     # jaxlib 0.10.2: 0.65 in float32, 0.53 with bfloat16 products.
     assert used < 0.8 * more
