@@ -102,8 +102,12 @@ def _softmax(logits: jax.Array) -> jax.Array:
 
 
 def _is_small(logits: jax.Array) -> bool:
-    """Whether there are many small samples, where memory is not scarce."""
-    return len(logits) >= 64 and logits.size < 2**20
+    """Whether there are many small samples, where memory is not scarce.
+
+    Exports, for any number of samples, count as such.
+    """
+    samples = logits.shape[0]
+    return not isinstance(samples, int) or (samples >= 64 and logits.size < 2**20)
 
 
 @jax.custom_vjp

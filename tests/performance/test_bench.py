@@ -79,6 +79,7 @@ def test_comparison_measures_pre_training(tmp_path):
         "--config=configs/quickstart.py",
         "--config.mode=bench",
         "--config.pretrain.bench.steps=2",
+        "--config.pretrain.dtype=float32",
         f"--workdir={tmp_path}",
     )
     assert "pretrain, vit, float32: 128 images of 28x28 a step" in output
