@@ -9,6 +9,7 @@ on the device already. They take turns; times and ratio are medians.
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +29,8 @@ def fine_tuning(name: str) -> schema.Finetune:
     """Return the config of that name, or the fine-tuning of a comparison."""
     fields: ConfigDict = arguments.load(name, [])[1]
     config = schema.parse(fields.get("finetune", fields))
-    assert isinstance(config, schema.Finetune), f"{name} fine-tunes no classifier."
+    if not isinstance(config, schema.Finetune):
+        sys.exit(f"{name} fine-tunes no classifier: name a config that does.")
     return config
 
 

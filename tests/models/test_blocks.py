@@ -132,7 +132,6 @@ def test_gradients_in_order_are_the_same_in_less_memory(activations, monkeypatch
         activation_dtype=activations,
     )
     params = jax.jit(encoder.init)(jax.random.key(0), IMAGES)["params"]
-
     target = np.random.default_rng(1).normal(size=(6, 8, 12, 64)).astype(np.float32)
 
     def distance(params):
