@@ -97,9 +97,21 @@ def _rounded_product_forward(x, kernel):
 def _rounded_product_backward(residuals, gradient):
     x, kernel = residuals
     gradient = gradient.astype(jnp.bfloat16)
-    # XLA has no bfloat16 kernel for CPUs that contracts the rows of both operands.
-    dkernel = _wide_dot(_transposed(x), gradient, (1, 0))
-    return _wide_dot(gradient, kernel, (1, 1)), dkernel
+    return _wide_dot(gradient, kernel, (1, 1)), _kernel_gradient(x, gradient)
+
+
+def _kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Return xᵀ gradient, float32[c d], of bfloat16[n c] and [n d].
+
+    XLA has no bfloat16 kernel for CPUs that contracts the rows of both, so it gets a
+    transposed copy: of the gradient if that is smaller, with the result's transposition
+    in float32, which costs about as much as that of 4 c d numbers of an operand.
+    """
+    rows, width = x.shape
+    features = gradient.shape[1]
+    if rows * width > rows * features + 4 * width * features:
+        return _wide_dot(_transposed(gradient), x, (1, 0)).T
+    return _wide_dot(_transposed(x), gradient, (1, 0))
 
 
 def _transposed(x: jax.Array) -> jax.Array:
@@ -146,7 +158,7 @@ def _rounded_gelu_product_backward(residuals, gradient):
     # Without a barrier XLA would find erf(x) in the forward pass, and keep it.
     x = jax.lax.optimization_barrier(x)
     gradient = gradient.astype(jnp.bfloat16)
-    dkernel = _wide_dot(_transposed(gelu(x)), gradient, (1, 0))
+    dkernel = _kernel_gradient(gelu(x), gradient)
     inner = _wide_dot(gradient, kernel, (1, 1))
     return (*_gelu_backward(x.astype(jnp.float32), inner), dkernel)
 

@@ -42,8 +42,11 @@ def test_patches_far_from_zero_are_normalised_exactly():
     assert np.abs(cancelled - expected).max() > 0.1  # what Flax does by default
 
 
-# One row and odd numbers: half of the rows is transposed at a time.
-@pytest.mark.parametrize(("rows", "width", "features"), [(1, 8, 3), (7, 5, 16)])
+# One row and odd numbers: half of the rows is transposed at a time. With the last sizes
+# the gradient's are, not those of x.
+@pytest.mark.parametrize(
+    ("rows", "width", "features"), [(1, 8, 3), (7, 5, 16), (21, 16, 3)]
+)
 def test_products_of_rounded_operands_have_float32_sums(rows, width, features):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, rows, width)), rng.normal(size=(width, features))
