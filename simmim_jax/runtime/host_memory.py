@@ -27,10 +27,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 # Parameters of mallopt, as numbered in glibc's <malloc.h>.
-_M_ARENA_MAX, _M_MMAP_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -4, -3, -1
-# One heap for all threads and all sizes, whose end is never trimmed.
-_RUN = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
-# glibc's defaults; threads go on sharing the heap.
+_M_MMAP_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -4, -3, -1
+# The main thread's heap, where steps are called, serves all sizes, and its end is never
+# trimmed. XLA's other threads keep arenas of their own for their scratch memory: they
+# would wait for each other in the holes that a compilation leaves in the heap.
+_RUN = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}
+# glibc's.
 _DEFAULTS = {_M_MMAP_MAX: 2**16, _M_TRIM_THRESHOLD: 2**17}
 # Keep up to 64 MB a thread.
 _IMAGES = {_M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}
@@ -45,7 +47,8 @@ _keeps_all = False
 def kept() -> Iterator[None]:
     """Keep freed memory while a run trains on one CPU device.
 
-    Enter it before JAX initialises devices. The loop calls `make_room` once its state
+    Enter it before JAX initialises devices, and run steps in the main thread: glibc
+    maps large arrays of other threads anew. The loop calls `make_room` once its state
     and program exist, and `give_back_gaps` when it has run other programs; both are
     functions, not methods of a result, because malloc's settings are the process's.
     Half of the machine's memory is reserved as address space, in pages of 2 MB where

@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[2]
 glibc = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="settings of glibc's malloc"
 )
-# Prints page faults of a thread, for all images and for the fourth large array, and the
-# process's peak memory before and after [KB].
+# Prints page faults for all images, which a thread decodes, and for the fourth large
+# array of the main thread, as of steps, and the process's peak memory before and after
+# [KB].
 FAULTS = """
 import contextlib, resource, sys, threading
 from pathlib import Path
@@ -45,14 +46,16 @@ def allocate(sizes):
         block[::4096] = bytes(len(block[::4096]))
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
-def work():
-    for sizes in 100 * [4 * [1_000_000]] + 4 * [[200_000_000]]:
-        allocate(sizes)
+def decode():
+    for _ in range(100):
+        allocate(4 * [1_000_000])
 
 before, faults = peak(), []
-thread = threading.Thread(target=work)
+thread = threading.Thread(target=decode)
 thread.start()
 thread.join()
+for _ in range(4):
+    allocate([200_000_000])
 print(sum(faults[:100]), faults[-1], before, peak())
 """
 
