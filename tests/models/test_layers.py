@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from simmim_jax.models.layers import PatchEmbed, gelu, product
+from simmim_jax.models.layers import PatchEmbed, gelu, gelu_product, product
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -42,8 +42,8 @@ def test_patches_far_from_zero_are_normalised_exactly():
     assert np.abs(cancelled - expected).max() > 0.1  # what Flax does by default
 
 
-# One row and odd numbers: half of the rows is transposed at a time. With the last sizes
-# the gradient's are, not those of x.
+# One row and odd numbers: half of the rows is transposed at a time. In the last case it
+# is the gradient that is transposed, not x.
 @pytest.mark.parametrize(
     ("rows", "width", "features"), [(1, 8, 3), (7, 5, 16), (21, 16, 3)]
 )
@@ -69,8 +69,9 @@ def test_products_of_rounded_operands_have_float32_sums(rows, width, features):
         np.testing.assert_allclose(ours, exact, rtol=0, atol=2e-6)
 
 
-def test_a_transposed_product_runs():
-    x, kernel = jnp.ones((6, 4)), jnp.ones((4, 3))
+@pytest.mark.parametrize(("rows", "width"), [(6, 4), (42, 16)])
+def test_a_transposed_product_runs(rows, width):
+    x, kernel = jnp.ones((rows, width)), jnp.ones((width, 3))
 
     def run(x, kernel):
         product_of = functools.partial(product, dtype=jnp.dtype("bfloat16"))
@@ -78,4 +79,24 @@ def test_a_transposed_product_runs():
         return out.T, *(gradient.T for gradient in pullback(out))
 
     shapes = [gradient.shape for gradient in jax.jit(run)(x, kernel)]
-    assert shapes == [(3, 6), (4, 6), (3, 4)]
+    assert shapes == [(3, rows), (width, rows), (3, width)]
+
+
+# As above: x is transposed, then the gradient.
+@pytest.mark.parametrize(("rows", "width"), [(7, 5), (42, 16)])
+def test_gradients_of_a_rounded_product_of_gelu_are_close_to_float32(rows, width):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(rows, width)), rng.normal(size=(width, 3))
+    gradient = rng.normal(size=(rows, 3))
+    x, kernel, gradient = (jnp.asarray(a, jnp.float32) for a in (x, kernel, gradient))
+
+    def run(dtype):
+        product_of = functools.partial(gelu_product, dtype=jnp.dtype(dtype))
+        out, pullback = jax.vjp(product_of, x, kernel)
+        return out, *pullback(gradient)
+
+    found, exact = (jax.jit(run, static_argnums=0)(t) for t in ("bfloat16", "float32"))
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.dtype == jnp.float32
+        scale = np.abs(theirs).max()
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.02 * scale)

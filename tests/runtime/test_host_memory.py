@@ -19,8 +19,8 @@ glibc = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="settings of glibc's malloc"
 )
 # Prints page faults for all images, which a thread decodes, and for the fourth large
-# array of the main thread, as of steps, and the process's peak memory before and after
-# [KB].
+# array of the main thread, where steps are run, and the process's peak memory before
+# and after [KB].
 FAULTS = """
 import contextlib, resource, sys, threading
 from pathlib import Path
@@ -60,6 +60,29 @@ print(sum(faults[:100]), faults[-1], before, peak())
 """
 
 
+# Prints how many of three blocks lie in the main thread's heap: its own, two threads'.
+ARENAS = """
+import ctypes, threading
+from simmim_jax.runtime import host_memory
+
+def allocate():
+    blocks.append(libc.malloc(100_000))
+    together.wait()
+
+with host_memory.kept():
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+    blocks, together = [libc.malloc(100_000)], threading.Barrier(2)
+    threads = [threading.Thread(target=allocate) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    end = libc.sbrk(0)
+    print(sum(block < end for block in blocks))
+"""
+
+
 def run(program, *args, **env):
     kept = {n: v for n, v in os.environ.items() if not n.startswith(("MALLOC_", "GLI"))}
     output = subprocess.check_output(
@@ -91,6 +114,11 @@ def test_all_freed_memory_is_kept_and_no_more_is_used(names):
     assert large < 20
     assert before < 200_000  # JAX is imported
     assert peak < before + 300_000
+
+
+@glibc
+def test_threads_do_not_share_the_heap_of_steps():
+    assert run(ARENAS) == [1]
 
 
 @glibc
