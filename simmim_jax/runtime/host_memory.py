@@ -52,10 +52,9 @@ def kept() -> Iterator[None]:
     maps what other threads allocate above 64 MB anew. The loop calls `make_room` once
     its state and program exist, and `give_back_gaps` when it has run other programs;
     both are functions, not methods of a result, because malloc's settings are the
-    process's.
-    Half of the machine's memory is reserved as address space, in pages of 2 MB where
-    possible. Does nothing if the run has several processes, JAX may find other devices,
-    or the environment configures malloc.
+    process's. Half of the machine's memory is reserved as address space, in pages of
+    2 MB where possible. Does nothing if the run has several processes, JAX may find
+    other devices, or the environment configures malloc.
     """
     global _keeps_all
     import jax  # not in worker processes, which import this module
